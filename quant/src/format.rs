@@ -1,0 +1,181 @@
+//! The list of weight formats. A format is a line in [`FORMATS`] and a file in `format/`.
+//!
+//! Block layouts are those of ggml (`ggml-common.h`); names, ids and sizes are the ones that GGUF files carry.
+
+mod float;
+mod legacy;
+
+/// Weights in one slab: the stretch of a row that kernels unpack at once, and the length of a k-quant super-block.
+pub const SLAB: usize = 256;
+
+macro_rules! formats {
+    ($($variant:ident $name:literal $id:literal $len:literal $bytes:literal $dequant:path, $codes:expr;)*) => {
+        /// How the weights of a matrix are stored.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+        #[allow(non_camel_case_types)]
+        pub enum Format { $(#[doc = $name] $variant),* }
+
+        /// Every format, in the order of [`Format`]'s variants.
+        pub const FORMATS: &[Spec] = &[$(Spec {
+            format: Format::$variant, name: $name, id: $id, block_len: $len, block_bytes: $bytes, dequant: $dequant, codes: $codes,
+        }),*];
+    };
+}
+
+/// What there is to know about a format.
+pub struct Spec {
+    /// The format.
+    pub format: Format,
+    /// ggml's name, as llama.cpp prints it.
+    pub name: &'static str,
+    /// The type id in a GGUF file (`enum ggml_type`).
+    pub id: u32,
+    /// Weights in a block.
+    pub block_len: usize,
+    /// Bytes of a block.
+    pub block_bytes: usize,
+    /// Whole blocks to f32, bit for bit as ggml's `dequantize_row_*`.
+    pub dequant: fn(&[u8], &mut [f32]),
+    /// The integer form; `None` for floats.
+    pub codes: Option<CodeSpec>,
+}
+
+/// How a format's blocks become [`Codes`].
+pub struct CodeSpec {
+    /// Weights that share a scale: 16 or 32.
+    pub group: usize,
+    /// What is subtracted from a code.
+    pub offset: i32,
+    /// Whether `min` is used; where it is, `offset` is 0.
+    pub has_min: bool,
+    /// Unpacks whole blocks, at most [`SLAB`] weights of them. Groups past the last block are left as they were.
+    pub unpack: fn(&[u8], &mut Codes),
+}
+
+/// A slab of a row in integer form: `w[i] = scale[i / group] * (q[i] - offset) - min[i / group]`.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Codes {
+    /// The codes, in the order of the weights.
+    pub q: [u8; SLAB],
+    /// A scale for each group; 8 of them for groups of 32, 16 for groups of 16.
+    pub scale: [f32; 16],
+    /// A minimum for each group, where the format has one.
+    pub min: [f32; 16],
+}
+
+impl Codes {
+    /// No weights: every scale and minimum is zero.
+    pub const ZERO: Codes = Codes { q: [0; SLAB], scale: [0.0; 16], min: [0.0; 16] };
+}
+
+const fn sym(group: usize, offset: i32, unpack: fn(&[u8], &mut Codes)) -> Option<CodeSpec> {
+    Some(CodeSpec { group, offset, has_min: false, unpack })
+}
+const fn min(group: usize, unpack: fn(&[u8], &mut Codes)) -> Option<CodeSpec> {
+    Some(CodeSpec { group, offset: 0, has_min: true, unpack })
+}
+
+formats! {
+    // variant  name    id  len bytes  dequant              codes
+    F32      "f32"      0    1    4  float::f32,            None;
+    F16      "f16"      1    1    2  float::f16,            None;
+    BF16     "bf16"    30    1    2  float::bf16,           None;
+    Q4_0     "q4_0"     2   32   18  legacy::q4_0::dequant, sym(32, 8, legacy::q4_0::unpack);
+    Q4_1     "q4_1"     3   32   20  legacy::q4_1::dequant, min(32, legacy::q4_1::unpack);
+    Q8_0     "q8_0"     8   32   34  legacy::q8_0::dequant, sym(32, 128, legacy::q8_0::unpack);
+}
+
+impl Format {
+    /// Number of formats.
+    pub const COUNT: usize = FORMATS.len();
+
+    /// The line of [`FORMATS`] that describes this format.
+    pub fn spec(self) -> &'static Spec {
+        &FORMATS[self as usize]
+    }
+
+    /// ggml's name, e.g. `q4_K`.
+    pub fn name(self) -> &'static str {
+        self.spec().name
+    }
+
+    /// The format with GGUF type id `id`, if oxcart computes with it.
+    pub fn from_id(id: u32) -> Option<Format> {
+        FORMATS.iter().find(|s| s.id == id).map(|s| s.format)
+    }
+
+    /// Bytes of a row of `cols` weights, or `None` where `cols` is not whole blocks or the count overflows.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        let s = self.spec();
+        if cols % s.block_len != 0 { None } else { (cols / s.block_len).checked_mul(s.block_bytes) }
+    }
+
+    /// Bits per weight.
+    pub fn bits_per_weight(self) -> f64 {
+        let s = self.spec();
+        (s.block_bytes * 8) as f64 / s.block_len as f64
+    }
+
+    /// Dequantizes whole blocks to f32, as ggml does.
+    ///
+    /// Panics where `blocks` and `out` do not describe the same number of weights.
+    pub fn dequant(self, blocks: &[u8], out: &mut [f32]) {
+        assert_eq!(
+            self.row_bytes(out.len()),
+            Some(blocks.len()),
+            "{}: blocks and weights differ in number",
+            self.name()
+        );
+        (self.spec().dequant)(blocks, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_follows_the_enum() {
+        for (i, s) in FORMATS.iter().enumerate() {
+            assert_eq!(s.format as usize, i, "{}", s.name);
+            assert!(SLAB % s.block_len == 0, "{}: a slab must hold whole blocks", s.name);
+            if let Some(c) = &s.codes {
+                assert!(c.group == 16 || c.group == 32, "{}", s.name);
+                assert!(!c.has_min || c.offset == 0, "{}", s.name);
+            }
+        }
+    }
+
+    /// `unpack` and `dequant` describe the same weights, on random blocks.
+    #[test]
+    fn codes_equal_dequantized_weights() {
+        let mut state = 0x9E37_79B9_7F4A_7C15u64;
+        for s in FORMATS {
+            let Some(c) = &s.codes else { continue };
+            for round in 0..200 {
+                let n = SLAB / s.block_len;
+                let mut bytes = vec![0u8; n * s.block_bytes];
+                for b in &mut bytes {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    *b = (state >> 56) as u8;
+                }
+                let (mut w, mut codes) = ([0.0f32; SLAB], Codes::ZERO);
+                (s.dequant)(&bytes, &mut w);
+                (c.unpack)(&bytes, &mut codes);
+                for i in 0..SLAB {
+                    let g = i / c.group;
+                    let x = codes.scale[g] * (codes.q[i] as i32 - c.offset) as f32 - codes.min[g];
+                    // Random bits make random f16 scales, huge and NaN ones among them.
+                    let bound = 1e-6 * (codes.scale[g].abs() * 256.0 + codes.min[g].abs());
+                    assert!(
+                        !bound.is_finite() || (x - w[i]).abs() <= bound,
+                        "{} round {round} weight {i}: {x} {}",
+                        s.name,
+                        w[i]
+                    );
+                }
+            }
+        }
+    }
+}

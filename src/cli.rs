@@ -1,0 +1,53 @@
+//! The command line. A verb is a line in [`Verb`] and a file in `cli/`: its flags (`Args`) and what it does (`run`).
+//!
+//! Results go to stdout, talk to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.
+
+mod inspect;
+mod list;
+mod pull;
+mod tokenize;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "oxcart", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Show what a GGUF holds: metadata, tensors, types, bits per weight, memory needed
+    Inspect(inspect::Args),
+    /// Show the token ids of a text
+    Tokenize(tokenize::Args),
+    /// Fetch a model of the catalogue
+    Pull(pull::Args),
+    /// List the models of the catalogue and which of them are here
+    List(list::Args),
+}
+
+/// Runs the program on the process's arguments.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Inspect(a) => inspect::run(a),
+        Verb::Tokenize(a) => tokenize::run(a),
+        Verb::Pull(a) => pull::run(a),
+        Verb::List(a) => list::run(a),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("oxcart: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether the reader of stdout went away (`oxcart list | head -1`): no failure of ours.
+fn is_broken_pipe(e: &anyhow::Error) -> bool {
+    e.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+}

@@ -1,0 +1,28 @@
+//! oxcart: a CPU engine for large language models in GGUF.
+//!
+//! ```text
+//! bytes -> gguf -> weights -> model (decoder) -> logits -> sample -> tokenizer -> text
+//!                    └── quant: formats, kernels, matmul ──┘
+//! ```
+//!
+//! Imports point left only: [`model`] never sees text, [`tokenizer`] never sees a matrix, the crate `oxcart-quant` never
+//! sees a file. Only [`generate`] joins session, sampler and tokenizer. The verbs in [`cli`] are leaves.
+//!
+//! * [`mmap`], [`gguf`]: files as mapped bytes, metadata and tensor views;
+//! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
+//! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
+//! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
+//! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
+//! * [`cli`]: one file a verb.
+#![deny(unsafe_code)]
+
+pub mod catalog;
+pub mod chat;
+pub mod cli;
+pub mod engine;
+pub mod generate;
+pub mod gguf;
+pub mod mmap;
+pub mod model;
+pub mod sample;
+pub mod tokenizer;

@@ -1,0 +1,7 @@
+//! The program: words from the command line to a verb, an error chain to one line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    oxcart::cli::main()
+}
