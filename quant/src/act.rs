@@ -1,1 +1,169 @@
-//! Stub.
+//! Encodings of activations: what a column of x looks like to a kernel.
+//!
+//! Integer weights meet bytes with one f32 scale for every 32 values. llama.cpp's Q8_K spends one scale on 256 values; on
+//! activations with outliers (every real model's) its rounding noise is 2.6 % where this one's is 1.0 %.
+//! No encoded value is ever -128, so that AVX2's `maddubs` cannot saturate where the other factor stays below 129.
+//!
+//! Blocks lie slab-major, `[slab][column]`: all columns of the 256 positions that a weight slab meets are neighbours.
+
+use crate::format::SLAB;
+use crate::kernels::Kernels;
+use crate::panel::Shared;
+
+/// An encoding of activations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Act {
+    /// [`Q8Block`]s.
+    Q8,
+    /// [`F32Block`]s: the values themselves.
+    F32,
+}
+
+/// 256 activations as bytes: `x[i] = d[i / 32] * q[i]`.
+#[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+pub struct Q8Block {
+    /// The values, in -127..=127.
+    pub q: [i8; SLAB],
+    /// The scale of each 32.
+    pub d: [f32; 8],
+    /// The sum of each 16 of `q`.
+    pub sums: [i16; 16],
+}
+
+/// 256 activations as they are.
+#[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+pub struct F32Block(pub [f32; SLAB]);
+
+/// The encoded columns that a matrix is multiplied by: a view of `n` columns of an [`ActBuf`].
+#[derive(Clone, Copy)]
+pub struct Acts<'a> {
+    q8: &'a [Q8Block],
+    f32: &'a [F32Block],
+    stride: usize, // columns of the whole buffer
+    at: usize,     // first column of the view
+    n: usize,
+}
+
+impl<'a> Acts<'a> {
+    /// Number of columns.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The columns `at..at + n` of this view.
+    pub fn columns(&self, at: usize, n: usize) -> Acts<'a> {
+        assert!(at + n <= self.n);
+        Acts { at: self.at + at, n, ..*self }
+    }
+
+    /// The columns' blocks of slab `s`.
+    pub(crate) fn q8(&self, s: usize) -> &'a [Q8Block] {
+        &self.q8[s * self.stride + self.at..][..self.n]
+    }
+
+    /// The columns' blocks of slab `s`.
+    pub(crate) fn f32(&self, s: usize) -> &'a [F32Block] {
+        &self.f32[s * self.stride + self.at..][..self.n]
+    }
+}
+
+/// Which encodings a set of matrices wants of their common input.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Wants {
+    /// Some matrix eats [`Act::Q8`].
+    pub q8: bool,
+    /// Some matrix eats [`Act::F32`].
+    pub f32: bool,
+}
+
+impl Wants {
+    /// What these encodings ask for together.
+    pub fn of(acts: impl IntoIterator<Item = Act>) -> Wants {
+        let mut w = Wants::default();
+        for a in acts {
+            match a {
+                Act::Q8 => w.q8 = true,
+                Act::F32 => w.f32 = true,
+            }
+        }
+        w
+    }
+}
+
+/// A buffer for the encoded columns of one matrix input, shared by the workers of a team.
+pub struct ActBuf {
+    q8: Shared<Q8Block>,
+    f32: Shared<F32Block>,
+    slabs: usize,
+}
+
+impl ActBuf {
+    /// Room for `cols` columns of `k` values.
+    pub fn new(k: usize, cols: usize) -> std::io::Result<ActBuf> {
+        let slabs = k.div_ceil(SLAB);
+        // Both encodings have their room; pages of the one that no matrix wants are never touched.
+        Ok(ActBuf { q8: Shared::new(slabs * cols)?, f32: Shared::new(slabs * cols)?, slabs })
+    }
+
+    /// Encodes `x` as column `col` of `stride`; what lies past its end in the last slab becomes zero.
+    ///
+    /// # Safety
+    /// In this phase, column `col` belongs to the caller alone.
+    #[allow(unsafe_code)]
+    pub unsafe fn encode(&self, kernels: &Kernels, wants: Wants, stride: usize, col: usize, x: &[f32]) {
+        assert!(col < stride && x.len().div_ceil(SLAB) <= self.slabs);
+        for (s, part) in x.chunks(SLAB).enumerate() {
+            let at = s * stride + col;
+            if wants.q8 {
+                // SAFETY: the caller's promise: this column is his.
+                kernels.ops.encode_q8(part, &mut unsafe { self.q8.write(at..at + 1) }[0]);
+            }
+            if wants.f32 {
+                // SAFETY: as above.
+                let b = &mut unsafe { self.f32.write(at..at + 1) }[0];
+                b.0[..part.len()].copy_from_slice(part);
+                b.0[part.len()..].fill(0.0);
+            }
+        }
+    }
+
+    /// Copies column `from` of another buffer (of `from_stride` columns) to column `col`.
+    ///
+    /// # Safety
+    /// In this phase, column `col` belongs to the caller alone, and nobody writes to the other buffer.
+    #[allow(unsafe_code)]
+    pub unsafe fn gather(
+        &self,
+        wants: Wants,
+        stride: usize,
+        col: usize,
+        other: &ActBuf,
+        from_stride: usize,
+        from: usize,
+    ) {
+        for s in 0..other.slabs.min(self.slabs) {
+            let (to, from) = (s * stride + col, s * from_stride + from);
+            if wants.q8 {
+                // SAFETY: the caller's promise.
+                unsafe { self.q8.write(to..to + 1)[0] = other.q8.read(from..from + 1)[0] };
+            }
+            if wants.f32 {
+                // SAFETY: the caller's promise.
+                unsafe { self.f32.write(to..to + 1)[0] = other.f32.read(from..from + 1)[0] };
+            }
+        }
+    }
+
+    /// The first `n` columns, of which the buffer holds `stride`.
+    ///
+    /// # Safety
+    /// Nobody encodes into them while the view lives.
+    #[allow(unsafe_code)]
+    pub unsafe fn view(&self, k: usize, stride: usize, n: usize) -> Acts<'_> {
+        let blocks = k.div_ceil(SLAB) * stride;
+        // SAFETY: the caller's promise.
+        unsafe { Acts { q8: self.q8.read(0..blocks), f32: self.f32.read(0..blocks), stride, at: 0, n } }
+    }
+}

@@ -1,1 +1,422 @@
-//! Stub.
+//! Attention over a KV cache: `softmax(q K^T * scale) V`, online (Milakov and Gimelshein, 2018; Dao et al., 2022), for all
+//! query rows that share a KV head at once, so that every byte of the cache is read once for them.
+//!
+//! How the cache of one KV head lies in memory, chosen so that both products run over whole vectors without a shuffle:
+//!
+//! ```text
+//! K   blocks of 16 positions, transposed: [position / 16][dimension][16]      a vector = 16 positions' scores
+//! V   [position][dimension]                                                   a vector = 16 dimensions' outputs
+//! ```
+//!
+//! A call covers a range of positions and leaves an unnormalised partial result: the maximum score m, the sum s of
+//! exp(score - m) and o = sum of exp(score - m) * v. Partial results of fixed ranges are merged in order of position
+//! ([`merge`]): the outcome does not depend on who computed what.
+
+use crate::f32ops::Ops;
+use crate::isa::Isa;
+use crate::lanes::{L, Lanes};
+use half::{bf16, f16};
+
+/// Positions in a K block.
+pub const BLOCK: usize = 16;
+/// Positions whose scores are computed before their values are read.
+const CHUNK: usize = 128;
+/// Query rows computed together.
+const ROWS: usize = 8;
+
+/// How the cache stores keys and values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvType {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Bytes with an f16 scale for every 32 dimensions.
+    Q8_0,
+}
+
+impl KvType {
+    /// Every type.
+    pub const ALL: [KvType; 3] = [KvType::F16, KvType::Bf16, KvType::Q8_0];
+
+    /// The name by which it is chosen.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F16 => "f16",
+            KvType::Bf16 => "bf16",
+            KvType::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Bytes of the key (or the value) of one position of one head. A K block is 16 times that.
+    pub fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            KvType::F16 | KvType::Bf16 => head_dim * 2,
+            KvType::Q8_0 => head_dim + head_dim.div_ceil(32) * 2,
+        }
+    }
+
+    /// Stores the key of the position `lane` of a K block.
+    pub fn store_k(self, key: &[f32], lane: usize, block: &mut [u8]) {
+        assert!(lane < BLOCK && block.len() == BLOCK * self.row_bytes(key.len()));
+        match self {
+            KvType::F16 | KvType::Bf16 => {
+                for (b, &x) in block.as_chunks_mut::<{ 2 * BLOCK }>().0.iter_mut().zip(key) {
+                    b[2 * lane..2 * lane + 2].copy_from_slice(&self.half(x));
+                }
+            }
+            KvType::Q8_0 => {
+                let (codes, scales) = block.split_at_mut(key.len() * BLOCK);
+                for (g, x) in key.chunks(32).enumerate() {
+                    let d = scale(x);
+                    scales[(g * BLOCK + lane) * 2..][..2].copy_from_slice(&d.to_le_bytes());
+                    for (i, &v) in x.iter().enumerate() {
+                        codes[(g * 32 + i) * BLOCK + lane] = quantize(v, d) as u8;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stores the value of one position.
+    pub fn store_v(self, value: &[f32], row: &mut [u8]) {
+        assert_eq!(row.len(), self.row_bytes(value.len()));
+        match self {
+            KvType::F16 | KvType::Bf16 => {
+                for (b, &x) in row.as_chunks_mut::<2>().0.iter_mut().zip(value) {
+                    *b = self.half(x);
+                }
+            }
+            KvType::Q8_0 => {
+                let (codes, scales) = row.split_at_mut(value.len());
+                for (g, x) in value.chunks(32).enumerate() {
+                    let d = scale(x);
+                    scales[g * 2..][..2].copy_from_slice(&d.to_le_bytes());
+                    for (i, &v) in x.iter().enumerate() {
+                        codes[g * 32 + i] = quantize(v, d) as u8;
+                    }
+                }
+            }
+        }
+    }
+
+    fn half(self, x: f32) -> [u8; 2] {
+        if self == KvType::F16 { f16::from_f32(x).to_le_bytes() } else { bf16::from_f32(x).to_le_bytes() }
+    }
+}
+
+fn scale(x: &[f32]) -> f16 {
+    f16::from_f32(x.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0)
+}
+
+fn quantize(x: f32, d: f16) -> i8 {
+    let d = d.to_f32();
+    if d > 0.0 { (x / d).round_ties_even() as i8 } else { 0 }
+}
+
+/// The rows that share a KV head: `rows * head_dim` queries, with how many positions each may see.
+pub struct Queries<'a> {
+    /// (rows, head_dim), already rotated.
+    pub q: &'a [f32],
+    /// For each row, the positions `0..limit` are visible.
+    pub limits: &'a [usize],
+    /// What scores are multiplied by, `1 / sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+/// The cache of one KV head of one sequence.
+#[derive(Clone, Copy)]
+pub struct Cache<'a> {
+    /// How keys are stored.
+    pub k_type: KvType,
+    /// How values are stored.
+    pub v_type: KvType,
+    /// K blocks.
+    pub k: &'a [u8],
+    /// V rows.
+    pub v: &'a [u8],
+}
+
+/// Where a partial result goes, for each row: `m`, `s` and `o` (rows, head_dim).
+pub struct Partial<'a> {
+    /// Maximum scores.
+    pub m: &'a mut [f32],
+    /// Sums of exp(score - m).
+    pub s: &'a mut [f32],
+    /// Sums of exp(score - m) * v.
+    pub o: &'a mut [f32],
+}
+
+type Run = unsafe fn(&Ops, &Queries<'_>, &Cache<'_>, std::ops::Range<usize>, &mut Partial<'_>, &mut Vec<f32>);
+
+/// The kernels of one instruction set. Holding one is the proof that the machine has it.
+pub struct Attention {
+    isa: Isa,
+    run: Run,
+}
+
+impl Attention {
+    pub(crate) fn for_isa(isa: Isa) -> &'static Attention {
+        assert!(isa.is_supported());
+        match isa {
+            Isa::Scalar => &Attention { isa: Isa::Scalar, run: scalar },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &Attention { isa: Isa::Avx2, run: avx2 },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &Attention { isa: Isa::Avx512, run: avx512 },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => &Attention { isa: Isa::Scalar, run: scalar },
+        }
+    }
+
+    /// Attends to the positions of `range` (its start a multiple of 16), as far as each row may see them.
+    #[allow(unsafe_code)]
+    pub fn run(
+        &self,
+        q: &Queries<'_>,
+        cache: &Cache<'_>,
+        range: std::ops::Range<usize>,
+        out: &mut Partial<'_>,
+        scratch: &mut Vec<f32>,
+    ) {
+        let rows = q.limits.len();
+        let hd = q.q.len() / rows.max(1);
+        assert!(hd % L == 0 && q.q.len() == rows * hd && out.o.len() == q.q.len());
+        assert!(out.m.len() == rows && out.s.len() == rows && range.start % BLOCK == 0);
+        // SAFETY: an `Attention` for a rung is handed out only where the rung is supported.
+        unsafe { (self.run)(Ops::for_isa(self.isa), q, cache, range, out, scratch) }
+    }
+}
+
+fn scalar(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: std::ops::Range<usize>, o: &mut Partial<'_>, s: &mut Vec<f32>) {
+    attend::<crate::lanes::Scalar>(ops, q, c, r, o, s);
+}
+#[cfg(target_arch = "x86_64")]
+crate::isa::avx2! {
+    fn avx2(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: std::ops::Range<usize>, o: &mut Partial<'_>, s: &mut Vec<f32>) {
+        attend::<crate::lanes::Avx2>(ops, q, c, r, o, s);
+    }
+}
+#[cfg(target_arch = "x86_64")]
+crate::isa::avx512! {
+    fn avx512(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: std::ops::Range<usize>, o: &mut Partial<'_>, s: &mut Vec<f32>) {
+        attend::<crate::lanes::Avx512>(ops, q, c, r, o, s);
+    }
+}
+
+/// Vector `i` of a K block: dimension `i` of its 16 positions.
+#[inline(always)]
+fn load_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, i: usize) -> V {
+    match kind {
+        KvType::F16 => V::load_f16(&u16s(block, i)),
+        KvType::Bf16 => V::load_bf16(&u16s(block, i)),
+        KvType::Q8_0 => i8s::<V>(block, i).mul(V::load_f16(&u16s(&block[hd * BLOCK..], i / 32))),
+    }
+}
+
+/// Dimensions `16 i .. 16 i + 16` of a V row.
+#[inline(always)]
+fn load_v<V: Lanes>(kind: KvType, row: &[u8], hd: usize, i: usize) -> V {
+    match kind {
+        KvType::F16 => V::load_f16(&u16s(row, i)),
+        KvType::Bf16 => V::load_bf16(&u16s(row, i)),
+        KvType::Q8_0 => {
+            let at = hd + i / 2 * 2;
+            i8s::<V>(row, i).mul(V::splat(f16::from_le_bytes([row[at], row[at + 1]]).to_f32_const()))
+        }
+    }
+}
+
+#[inline(always)]
+fn u16s(b: &[u8], i: usize) -> [u16; L] {
+    let b: &[u8; 2 * L] = b[i * 2 * L..][..2 * L].try_into().expect("of that length");
+    std::array::from_fn(|j| u16::from_le_bytes([b[2 * j], b[2 * j + 1]]))
+}
+
+#[inline(always)]
+fn i8s<V: Lanes>(b: &[u8], i: usize) -> V {
+    let b: &[u8; L] = b[i * L..][..L].try_into().expect("of that length");
+    V::load_i8(&b.map(|x| x as i8))
+}
+
+#[inline(always)]
+fn attend<V: Lanes>(
+    ops: &Ops,
+    q: &Queries<'_>,
+    cache: &Cache<'_>,
+    range: std::ops::Range<usize>,
+    out: &mut Partial<'_>,
+    scratch: &mut Vec<f32>,
+) {
+    let rows = q.limits.len();
+    let hd = q.q.len() / rows.max(1);
+    out.m.fill(f32::NEG_INFINITY);
+    out.s.fill(0.0);
+    out.o.fill(0.0);
+    scratch.resize(rows * CHUNK + hd * L, 0.0);
+    let (scores, key) = scratch.split_at_mut(rows * CHUNK);
+    let scores = scores.as_chunks_mut::<CHUNK>().0;
+    let key = key.as_chunks_mut::<L>().0;
+    let seen = q.limits.iter().copied().max().unwrap_or(0).min(range.end);
+    for p0 in (range.start..seen).step_by(CHUNK) {
+        let p1 = seen.min(p0 + CHUNK);
+        let blocks = (p1 - p0).div_ceil(BLOCK);
+        for b in 0..blocks {
+            let size = BLOCK * cache.k_type.row_bytes(hd);
+            let block = &cache.k[(p0 / BLOCK + b) * size..][..size];
+            for (i, k) in key.iter_mut().enumerate() {
+                load_k::<V>(cache.k_type, block, hd, i).store(k);
+            }
+            for r0 in (0..rows).step_by(ROWS) {
+                let row = |i: usize| &q.q[(r0 + i).min(rows - 1) * hd..][..hd];
+                let qs: [&[f32]; ROWS] = std::array::from_fn(row);
+                let mut acc = [V::splat(0.0); ROWS];
+                for (d, k) in key.iter().enumerate() {
+                    let k = V::load(k);
+                    for i in 0..ROWS {
+                        acc[i] = k.fma(V::splat(qs[i][d]), acc[i]);
+                    }
+                }
+                for (i, a) in acc.into_iter().enumerate().take(rows - r0) {
+                    let to = &mut scores[r0 + i].as_chunks_mut::<L>().0[b];
+                    a.mul(V::splat(q.scale)).store(to);
+                }
+            }
+        }
+        for r in 0..rows {
+            let n = q.limits[r].clamp(p0, p1) - p0;
+            let p = &mut scores[r];
+            p[n..].fill(0.0);
+            if n == 0 {
+                continue;
+            }
+            let m = out.m[r].max(ops.max(&p[..n]));
+            let fade = if out.m[r] == m { 1.0 } else { (out.m[r] - m).exp() };
+            out.s[r] = out.s[r] * fade + ops.exp_sum(&mut p[..n], m);
+            out.m[r] = m;
+            if fade != 1.0 {
+                out.o[r * hd..][..hd].iter_mut().for_each(|o| *o *= fade);
+            }
+        }
+        // Four rows by up to four vectors of dimensions stay in registers over the chunk's positions.
+        let row_bytes = cache.v_type.row_bytes(hd);
+        let values = &cache.v[p0 * row_bytes..p1 * row_bytes];
+        for r0 in (0..rows).step_by(4) {
+            let p: [&[f32; CHUNK]; 4] = std::array::from_fn(|i| &scores[(r0 + i).min(rows - 1)]);
+            for d0 in (0..hd / L).step_by(4) {
+                let wide = (hd / L - d0).min(4);
+                let mut acc = [[V::splat(0.0); 4]; 4];
+                for (i, row) in values.chunks_exact(row_bytes).enumerate() {
+                    let v: [V; 4] = std::array::from_fn(|j| load_v(cache.v_type, row, hd, d0 + j.min(wide - 1)));
+                    for r in 0..4 {
+                        let w = V::splat(p[r][i]);
+                        for j in 0..4 {
+                            acc[r][j] = v[j].fma(w, acc[r][j]);
+                        }
+                    }
+                }
+                for r in 0..4.min(rows - r0) {
+                    let o = out.o[(r0 + r) * hd..][..hd].as_chunks_mut::<L>().0;
+                    for j in 0..wide {
+                        V::load(&o[d0 + j]).add(acc[r][j]).store(&mut o[d0 + j]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Merges one row's partial results, in order of position, to the attention output.
+pub fn merge<'a>(ops: &Ops, parts: impl Iterator<Item = (f32, f32, &'a [f32])> + Clone, out: &mut [f32]) {
+    let m = parts.clone().map(|p| p.0).fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    out.fill(0.0);
+    for (pm, ps, po) in parts {
+        // A range of which the row sees nothing has m = -inf and s = 0: it weighs nothing.
+        let w = if pm == m { 1.0 } else { (pm - m).exp() };
+        sum += ps * w;
+        ops.axpy(out, w, po);
+    }
+    let inverse = if sum > 0.0 { 1.0 / sum } else { sum };
+    out.iter_mut().for_each(|o| *o *= inverse);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(n: usize, seed: u32) -> Vec<f32> {
+        let mut s = seed;
+        (0..n)
+            .map(|_| {
+                s = s.wrapping_mul(1664525).wrapping_add(1013904223);
+                (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    /// Every ISA, cache type, head size and number of rows against f64 arithmetic on what the cache holds.
+    #[test]
+    fn attention_equals_its_definition() {
+        let mut failures = Vec::new();
+        let mut covered = Vec::new();
+        for isa in Isa::ALL.into_iter().filter(|i| i.is_supported()) {
+            covered.push(isa.name());
+            let (ops, attention) = (Ops::for_isa(isa), Attention::for_isa(isa));
+            for (hd, rows, n) in
+                [(64usize, 1usize, 1usize), (64, 3, 15), (128, 8, 16), (80, 9, 17), (128, 17, 300), (16, 32, 129)]
+            {
+                for kind in KvType::ALL {
+                    if kind == KvType::Q8_0 && hd % 32 != 0 {
+                        continue;
+                    }
+                    let cap: usize = n + 40;
+                    let rb = kind.row_bytes(hd);
+                    let (mut k, mut v) = (vec![0; cap.div_ceil(16) * 16 * rb], vec![0; cap * rb]);
+                    let (keys, values) = (noise(n * hd, 7), noise(n * hd, 8));
+                    for p in 0..n {
+                        let block = &mut k[p / 16 * 16 * rb..][..16 * rb];
+                        kind.store_k(&keys[p * hd..][..hd], p % 16, block);
+                        kind.store_v(&values[p * hd..][..hd], &mut v[p * rb..][..rb]);
+                    }
+                    let q = noise(rows * hd, 9);
+                    let limits: Vec<usize> = (0..rows).map(|r| n - (r * 5) % n).collect();
+                    let queries = Queries { q: &q, limits: &limits, scale: 0.3 };
+                    let cache = Cache { k_type: kind, v_type: kind, k: &k, v: &v };
+                    let split = (n / 2).next_multiple_of(16);
+                    let mut parts = Vec::new();
+                    for range in [0..split, split..n] {
+                        let mut p = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows * hd]);
+                        let mut out = Partial { m: &mut p.0, s: &mut p.1, o: &mut p.2 };
+                        attention.run(&queries, &cache, range, &mut out, &mut Vec::new());
+                        parts.push(p);
+                    }
+                    let tolerance = if kind == KvType::F16 { 2e-3 } else { 2e-2 };
+                    for r in 0..rows {
+                        let mut got = vec![0.0; hd];
+                        merge(ops, parts.iter().map(|p| (p.0[r], p.1[r], &p.2[r * hd..][..hd])), &mut got);
+                        let score = |p: usize| {
+                            (0..hd).map(|d| q[r * hd + d] as f64 * keys[p * hd + d] as f64).sum::<f64>() * 0.3
+                        };
+                        let w: Vec<f64> = (0..limits[r]).map(|p| score(p).exp()).collect();
+                        let total: f64 = w.iter().sum();
+                        for d in 0..hd {
+                            let want = (0..limits[r]).map(|p| w[p] * values[p * hd + d] as f64).sum::<f64>() / total;
+                            if (got[d] as f64 - want).abs() > tolerance {
+                                failures
+                                    .push(format!("{isa} {kind:?} hd {hd} n {n} row {r} dim {d}: {} {want}", got[d]));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        println!("covered: {}", covered.join(" "));
+        assert!(
+            failures.is_empty(),
+            "{} failures, the first: {:#?}",
+            failures.len(),
+            &failures[..failures.len().min(3)]
+        );
+    }
+}

@@ -1,1 +1,401 @@
-//! Stub.
+//! What happens between the matrices: norm, activation function, rotation, encoding, softmax.
+//!
+//! Plain loops over slices, written once and compiled once for every rung of the ladder ([`Ops::for_isa`]); the compiler
+//! turns them into the rung's vectors. Sums run over 16 partial sums in a fixed order, so that results do not depend on
+//! threads.
+#![allow(unsafe_code)]
+
+use crate::act::Q8Block;
+use crate::format::SLAB;
+use crate::isa::Isa;
+
+/// The operations, compiled for one instruction set. Holding one is the proof that the machine has it.
+pub struct Ops {
+    rmsnorm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    encode_q8: unsafe fn(&[f32], &mut Q8Block),
+    silu_mul: unsafe fn(&mut [f32], &[f32]),
+    add: unsafe fn(&mut [f32], &[f32]),
+    axpy: unsafe fn(&mut [f32], f32, &[f32]),
+    exp_sum: unsafe fn(&mut [f32], f32) -> f32,
+    max: unsafe fn(&[f32]) -> f32,
+    rope_halves: unsafe fn(&mut [f32], &[f32], &[f32]),
+    rope_pairs: unsafe fn(&mut [f32], &[f32], &[f32]),
+}
+
+// SAFETY (each block): an `Ops` for a rung is handed out only where the rung is supported (`for_isa`).
+impl Ops {
+    pub(crate) fn for_isa(isa: Isa) -> &'static Ops {
+        assert!(isa.is_supported());
+        match isa {
+            Isa::Scalar => &SCALAR,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &AVX512,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => &SCALAR,
+        }
+    }
+
+    /// RMSNorm (Zhang and Sennrich, 2019): `out = x / sqrt(mean(x^2) + eps) * weight`. All of one length.
+    pub fn rmsnorm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len());
+        // SAFETY: see the impl.
+        unsafe { (self.rmsnorm)(x, weight, eps, out) }
+    }
+
+    /// Encodes up to 256 values to bytes, `d = amax / 127` for each 32, rounded to nearest even; the rest becomes zero.
+    /// NaN becomes 0 in the bytes and stays in `d`, so that it is not lost.
+    pub fn encode_q8(&self, x: &[f32], block: &mut Q8Block) {
+        assert!(x.len() <= SLAB);
+        if x.len() == SLAB {
+            // SAFETY: see the impl.
+            unsafe { (self.encode_q8)(x, block) }
+        } else {
+            let mut whole = [0.0; SLAB];
+            whole[..x.len()].copy_from_slice(x);
+            // SAFETY: see the impl.
+            unsafe { (self.encode_q8)(&whole, block) }
+        }
+    }
+
+    /// SwiGLU's activation (Shazeer, 2020): `gate = silu(gate) * up`.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: see the impl.
+        unsafe { (self.silu_mul)(gate, up) }
+    }
+
+    /// `x += y`.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: see the impl.
+        unsafe { (self.add)(x, y) }
+    }
+
+    /// `x += a * y`.
+    pub fn axpy(&self, x: &mut [f32], a: f32, y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: see the impl.
+        unsafe { (self.axpy)(x, a, y) }
+    }
+
+    /// `x = exp(x - max)`; returns the sum. Within 3 ulp of exp for arguments down to -87, 0 below.
+    pub fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
+        // SAFETY: see the impl.
+        unsafe { (self.exp_sum)(x, max) }
+    }
+
+    /// The largest value, negative infinity for none. NaN is passed over.
+    pub fn max(&self, x: &[f32]) -> f32 {
+        // SAFETY: see the impl.
+        unsafe { (self.max)(x) }
+    }
+
+    /// Rotary embedding (Su et al., 2021) of one head with the pairs `(i, i + half)` (GPT-NeoX's order; qwen2).
+    /// `cos` and `sin` have `half` elements; what lies past `2 * half` in `x` stays.
+    pub fn rope_halves(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(cos.len() == sin.len() && x.len() >= 2 * cos.len());
+        // SAFETY: see the impl.
+        unsafe { (self.rope_halves)(x, cos, sin) }
+    }
+
+    /// The same with the pairs `(2i, 2i + 1)` (GGUF's llama).
+    pub fn rope_pairs(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(cos.len() == sin.len() && x.len() >= 2 * cos.len());
+        // SAFETY: see the impl.
+        unsafe { (self.rope_pairs)(x, cos, sin) }
+    }
+}
+
+macro_rules! ops {
+    ($table:ident, $module:ident, $stamp:path) => {
+        mod $module {
+            use super::{Ops, Q8Block, body};
+            use $stamp as stamp;
+            stamp! {
+                fn rmsnorm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) { body::rmsnorm(x, weight, eps, out) }
+                fn encode_q8(x: &[f32], block: &mut Q8Block) { body::encode_q8(x, block) }
+                fn silu_mul(gate: &mut [f32], up: &[f32]) { body::silu_mul(gate, up) }
+                fn add(x: &mut [f32], y: &[f32]) { body::add(x, y) }
+                fn axpy(x: &mut [f32], a: f32, y: &[f32]) { body::axpy(x, a, y) }
+                fn exp_sum(x: &mut [f32], max: f32) -> f32 { body::exp_sum(x, max) }
+                fn max(x: &[f32]) -> f32 { body::max(x) }
+                fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_halves(x, cos, sin) }
+                fn rope_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_pairs(x, cos, sin) }
+            }
+            pub(super) static TABLE: Ops =
+                Ops { rmsnorm, encode_q8, silu_mul, add, axpy, exp_sum, max, rope_halves, rope_pairs };
+        }
+        use $module::TABLE as $table;
+    };
+}
+
+macro_rules! plain {
+    ($($item:item)*) => { $($item)* };
+}
+use plain;
+
+ops!(SCALAR, scalar, super::plain);
+#[cfg(target_arch = "x86_64")]
+ops!(AVX2, avx2, crate::isa::avx2);
+#[cfg(target_arch = "x86_64")]
+ops!(AVX512, avx512, crate::isa::avx512);
+
+/// exp for one lane. Range reduction `x = n ln 2 + r`, `|r| <= ln 2 / 2`, with ln 2 in two parts (Cody and Waite), then a
+/// polynomial of degree 6 (the Taylor terms; their remainder is below half an ulp on that interval) and a shift of the
+/// exponent. Below -87 the result is 0.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const LN2_HI: f32 = 0.693_359_4; // 355/512: n * LN2_HI is exact
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let y = x.clamp(-87.5, 88.0);
+    let n = (y * std::f32::consts::LOG2_E).round_ties_even();
+    let r = (y - n * LN2_HI) - n * LN2_LO;
+    let mut p = 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    // SAFETY: the clamp keeps n within -127..=127; NaN converts to 0 with the saturating cast, which is slower, so the
+    // unchecked one is guarded by the select below.
+    let e = if y == y { unsafe { n.to_int_unchecked::<i32>() } } else { 0 };
+    let v = p * f32::from_bits(((e + 127) as u32) << 23);
+    if x < -87.0 { 0.0 } else { v }
+}
+
+mod body {
+    use super::*;
+
+    /// Sums `f(i)` over 16 partial sums.
+    #[inline(always)]
+    fn lanes_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+        let mut acc = [0.0f32; 16];
+        let (blocks, rest) = x.as_chunks::<16>();
+        for b in blocks {
+            for i in 0..16 {
+                acc[i] += f(b[i]);
+            }
+        }
+        for (a, &v) in acc.iter_mut().zip(rest) {
+            *a += f(v);
+        }
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                acc[i] += acc[i + half];
+            }
+        }
+        acc[0]
+    }
+
+    #[inline(always)]
+    pub fn rmsnorm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let mean = lanes_sum(x, |v| v * v) / x.len() as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {
+            *o = v * scale * w;
+        }
+    }
+
+    #[inline(always)]
+    pub fn encode_q8(x: &[f32], block: &mut Q8Block) {
+        let groups = x.as_chunks::<32>().0;
+        let q = block.q.as_chunks_mut::<32>().0;
+        let sums = block.sums.as_chunks_mut::<2>().0;
+        for g in 0..8 {
+            // The magnitude bits of f32 are ordered as integers: this maximum vectorises, and NaN wins it.
+            let amax = f32::from_bits(groups[g].iter().map(|v| v.to_bits() & 0x7FFF_FFFF).fold(0, u32::max));
+            let d = amax / 127.0;
+            let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+            block.d[g] = d;
+            let mut s = [0i32; 2];
+            for h in 0..2 {
+                for i in 16 * h..16 * h + 16 {
+                    let v = (groups[g][i] * inverse).round_ties_even().clamp(-127.0, 127.0);
+                    let v = if v == v { v } else { 0.0 };
+                    // SAFETY: clamped to -127..=127, NaN replaced.
+                    let v = unsafe { v.to_int_unchecked::<i32>() };
+                    q[g][i] = v as i8;
+                    s[h] += v;
+                }
+            }
+            sums[g] = [s[0] as i16, s[1] as i16];
+        }
+    }
+
+    #[inline(always)]
+    pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
+        }
+    }
+
+    #[inline(always)]
+    pub fn add(x: &mut [f32], y: &[f32]) {
+        for (a, &b) in x.iter_mut().zip(y) {
+            *a += b;
+        }
+    }
+
+    #[inline(always)]
+    pub fn axpy(x: &mut [f32], a: f32, y: &[f32]) {
+        for (v, &b) in x.iter_mut().zip(y) {
+            *v += a * b;
+        }
+    }
+
+    #[inline(always)]
+    pub fn exp_sum(x: &mut [f32], max: f32) -> f32 {
+        for v in x.iter_mut() {
+            *v = exp(*v - max);
+        }
+        lanes_sum(x, |v| v)
+    }
+
+    #[inline(always)]
+    pub fn max(x: &[f32]) -> f32 {
+        let mut acc = [f32::NEG_INFINITY; 16];
+        let (blocks, rest) = x.as_chunks::<16>();
+        for b in blocks {
+            for i in 0..16 {
+                acc[i] = if b[i] > acc[i] { b[i] } else { acc[i] };
+            }
+        }
+        rest.iter().chain(&acc).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+    }
+
+    #[inline(always)]
+    pub fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let (a, rest) = x.split_at_mut(cos.len());
+        let b = &mut rest[..cos.len()];
+        for i in 0..cos.len() {
+            let (u, v) = (a[i], b[i]);
+            a[i] = u * cos[i] - v * sin[i];
+            b[i] = u * sin[i] + v * cos[i];
+        }
+    }
+
+    #[inline(always)]
+    pub fn rope_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for ((p, &c), &s) in x.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+            *p = [p[0] * c - p[1] * s, p[0] * s + p[1] * c];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn each() -> impl Iterator<Item = (Isa, &'static Ops)> {
+        Isa::ALL.into_iter().filter(|i| i.is_supported()).map(|i| (i, Ops::for_isa(i)))
+    }
+
+    fn noise(n: usize, scale: f32) -> Vec<f32> {
+        let mut s = 1u32;
+        (0..n)
+            .map(|_| {
+                s = s.wrapping_mul(1664525).wrapping_add(1013904223);
+                (s >> 8) as f32 / (1 << 23) as f32 * scale - scale
+            })
+            .collect()
+    }
+
+    #[test]
+    fn exp_is_within_three_ulp() {
+        for (isa, ops) in each() {
+            let x: Vec<f32> = (0..200_000).map(|i| i as f32 * -87.0 / 200_000.0).collect();
+            let mut y = x.clone();
+            ops.exp_sum(&mut y, 0.0);
+            let worst = x
+                .iter()
+                .zip(&y)
+                .map(|(&x, &y)| {
+                    let want = (x as f64).exp();
+                    (y as f64 - want).abs()
+                        / (want as f32)
+                            .to_bits()
+                            .wrapping_add(1)
+                            .pipe(|b| f32::from_bits(b) as f64 - want as f32 as f64)
+                })
+                .fold(0.0, f64::max);
+            assert!(worst < 3.0, "{isa}: {worst} ulp");
+            let mut edge = [f32::NEG_INFINITY, -1e30, -88.0, 0.0];
+            assert_eq!(ops.exp_sum(&mut edge, 0.0), 1.0, "{isa}");
+        }
+    }
+
+    trait Pipe: Sized {
+        fn pipe<R>(self, f: impl FnOnce(Self) -> R) -> R {
+            f(self)
+        }
+    }
+    impl Pipe for u32 {}
+
+    #[test]
+    fn encoding_rounds_to_nearest_and_keeps_its_sums() {
+        for (isa, ops) in each() {
+            for n in [1, 31, 32, 100, 255, 256] {
+                let mut x = noise(n, 3.0);
+                x[n / 2] = 50.0; // an outlier coarsens its own 32 and no others
+                let mut b = bytemuck::Zeroable::zeroed();
+                ops.encode_q8(&x, &mut b);
+                for (i, &v) in x.iter().enumerate() {
+                    let d = b.d[i / 32];
+                    assert!((v - d * b.q[i] as f32).abs() <= d * 0.5001, "{isa} n {n} at {i}");
+                }
+                assert!(b.q[n..].iter().all(|&q| q == 0), "{isa} n {n}: the rest is zero");
+                for g in 0..16 {
+                    let want: i32 = b.q[16 * g..16 * g + 16].iter().map(|&q| q as i32).sum();
+                    assert_eq!(b.sums[g] as i32, want, "{isa} n {n} group {g}");
+                }
+            }
+            let mut b = bytemuck::Zeroable::zeroed();
+            ops.encode_q8(&[f32::NAN; 256], &mut b);
+            assert!(b.d[0].is_nan() && b.q.iter().all(|&q| q == 0), "{isa}: NaN stays visible");
+        }
+    }
+
+    #[test]
+    fn every_isa_agrees_with_f64() {
+        for (isa, ops) in each() {
+            for n in [1, 15, 16, 17, 64, 100, 576, 8192] {
+                let (x, w) = (noise(n, 2.0), noise(n, 1.0));
+                let mut got = vec![0.0; n];
+                ops.rmsnorm(&x, &w, 1e-6, &mut got);
+                let ms = x.iter().map(|&v| (v as f64).powi(2)).sum::<f64>() / n as f64 + 1e-6;
+                for i in 0..n {
+                    let want = x[i] as f64 / ms.sqrt() * w[i] as f64;
+                    assert!((got[i] as f64 - want).abs() <= 1e-5 * want.abs() + 1e-9, "{isa} rmsnorm {n} at {i}");
+                }
+                let mut got = x.clone();
+                ops.silu_mul(&mut got, &w);
+                for i in 0..n {
+                    let want = x[i] as f64 / (1.0 + (-x[i] as f64).exp()) * w[i] as f64;
+                    assert!((got[i] as f64 - want).abs() <= 1e-6 * want.abs() + 1e-9, "{isa} silu {n} at {i}");
+                }
+                assert_eq!(ops.max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{isa} max {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_keeps_length_and_pairs() {
+        for (isa, ops) in each() {
+            let x = noise(70, 1.0);
+            let (cos, sin): (Vec<f32>, Vec<f32>) = (0..32).map(|i| ((i as f32).cos(), (i as f32).sin())).unzip();
+            let (mut halves, mut pairs) = (x.clone(), x.clone());
+            ops.rope_halves(&mut halves, &cos, &sin);
+            ops.rope_pairs(&mut pairs, &cos, &sin);
+            for i in 0..32 {
+                let turn = |a: f32, b: f32| [a * cos[i] - b * sin[i], a * sin[i] + b * cos[i]];
+                let close = |a: [f32; 2], b: [f32; 2]| (a[0] - b[0]).abs() < 1e-6 && (a[1] - b[1]).abs() < 1e-6;
+                assert!(close([halves[i], halves[i + 32]], turn(x[i], x[i + 32])), "{isa} halves {i}");
+                assert!(close([pairs[2 * i], pairs[2 * i + 1]], turn(x[2 * i], x[2 * i + 1])), "{isa} pairs {i}");
+            }
+            assert_eq!(halves[64..], x[64..], "{isa}: what is not rotated stays");
+        }
+    }
+}

@@ -42,11 +42,14 @@ mod avx2;
 #[allow(unsafe_code)] // intrinsics
 mod avx512;
 pub mod f32ops;
+mod float_matrix;
 pub mod format;
 pub mod isa;
 pub mod kernels;
+mod lanes;
 pub mod panel;
 mod scalar;
 pub mod team;
 
+pub use act::{Act, ActBuf, Acts, Wants};
 pub use format::{Codes, Format};

@@ -1,1 +1,206 @@
-//! Stub.
+//! The pointers: everything that workers share without locks goes through the three types of this file.
+//!
+//! A forward pass is a sequence of phases; in a phase the tasks write disjoint parts of a buffer, between phases stands a
+//! barrier ([`crate::Worker::sync`]). Rust cannot see that, so [`Shared`] hands out slices through `unsafe` methods whose
+//! contract is that sentence, and the code of a phase says in one line why it keeps it.
+#![allow(unsafe_code)]
+
+use crate::format::Format;
+use bytemuck::Zeroable;
+use memmap2::MmapMut;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A zeroed buffer that the workers of a team read and write in turns.
+///
+/// Memory comes from the kernel as untouched zero pages: what is never written costs nothing, so a KV cache for 32768
+/// positions can be made at once and grows as it is filled. Aligned to a page; backed by huge pages from 2 MiB on where
+/// the system allows.
+pub struct Shared<T> {
+    // Kept for its Drop: unmaps. `ptr` points into it.
+    _map: MmapMut,
+    ptr: *mut T,
+    len: usize,
+}
+
+// SAFETY: the buffer is plain memory of a `T` that may itself move between threads; who may touch which part when is the
+// contract of the unsafe methods below.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above; `&Shared` gives access only through the unsafe methods.
+unsafe impl<T: Send + Sync> Sync for Shared<T> {}
+
+impl<T: Zeroable + Copy> Shared<T> {
+    /// A buffer of `len` zeroed elements. Fails where the address space or the system's limit does not hold it.
+    pub fn new(len: usize) -> std::io::Result<Shared<T>> {
+        let bytes = len.checked_mul(size_of::<T>()).filter(|&b| b <= isize::MAX as usize).ok_or_else(|| {
+            std::io::Error::new(std::io::ErrorKind::OutOfMemory, "buffer larger than the address space")
+        })?;
+        let mut map = MmapMut::map_anon(bytes.max(1))?;
+        #[cfg(target_os = "linux")]
+        if bytes >= 2 << 20 {
+            // Without huge pages it works all the same.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        let ptr = map.as_mut_ptr().cast::<T>();
+        assert!(ptr.is_aligned(), "a page is aligned for every type used here");
+        Ok(Shared { _map: map, ptr, len })
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Everything, for the one who holds the buffer alone.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: `ptr..ptr + len` is mapped, aligned and holds valid (zeroed or written) `T`; `&mut self` excludes others.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.len) }
+    }
+
+    /// A part, for reading.
+    ///
+    /// # Safety
+    /// Nobody writes to it while the slice lives: its writers stand before the last barrier or after the next one.
+    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds by the check; validity as in `as_mut_slice`; aliasing by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(range.start), range.len()) }
+    }
+
+    /// A part, for writing.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes it while the slice lives: in this phase the part belongs to the calling task alone.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: as in `read`.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
+    }
+}
+
+impl Shared<f32> {
+    /// The outputs of a panel: rows `rows` of the columns `0..cols` of a matrix stored column after column, `stride` apart.
+    ///
+    /// # Safety
+    /// As for [`Shared::write`], for those elements.
+    pub unsafe fn out(&self, start: usize, stride: usize, rows: Range<usize>, cols: usize) -> Out<'_> {
+        assert!(rows.start <= rows.end && (rows.end <= stride || cols <= 1));
+        let last = cols.checked_sub(1).map_or(0, |c| start + c * stride + rows.end);
+        assert!(last <= self.len, "outputs up to {last} of {}", self.len);
+        // SAFETY: in bounds by the checks.
+        Out { ptr: unsafe { self.ptr.add(start + rows.start) }, stride, rows: rows.len(), cols, _life: PhantomData }
+    }
+}
+
+/// Consecutive rows of a weight matrix.
+#[derive(Clone, Copy)]
+pub struct Panel<'a> {
+    pub(crate) format: Format,
+    pub(crate) data: &'a [u8], // (rows, row_bytes)
+    pub(crate) row_bytes: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl<'a> Panel<'a> {
+    /// The blocks of one row.
+    pub(crate) fn row(&self, r: usize) -> &'a [u8] {
+        &self.data[r * self.row_bytes..(r + 1) * self.row_bytes]
+    }
+
+    /// The blocks of slab `s` of a row: 256 weights, in the last slab perhaps fewer.
+    pub(crate) fn slab(&self, r: usize, s: usize) -> &'a [u8] {
+        let spec = self.format.spec();
+        let per_slab = crate::format::SLAB / spec.block_len * spec.block_bytes;
+        let row = self.row(r);
+        &row[s * per_slab..row.len().min((s + 1) * per_slab)]
+    }
+
+    /// Slabs in a row, a last partial one counted.
+    pub(crate) fn slabs(&self) -> usize {
+        self.cols.div_ceil(crate::format::SLAB)
+    }
+}
+
+/// Where a kernel writes: element (row, column) at `column * stride + row`.
+pub struct Out<'a> {
+    ptr: *mut f32,
+    stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    _life: PhantomData<&'a mut f32>,
+}
+
+impl<'a> Out<'a> {
+    /// Outputs in a slice that the caller owns: `cols` columns of `stride` elements, the first `rows` of each written.
+    pub fn new(slice: &'a mut [f32], stride: usize, rows: usize, cols: usize) -> Out<'a> {
+        assert!(rows <= stride && (cols == 0 || (cols - 1) * stride + rows <= slice.len()));
+        Out { ptr: slice.as_mut_ptr(), stride, rows, cols, _life: PhantomData }
+    }
+
+    /// The rows `at..at + n` of column `col`.
+    pub(crate) fn column(&mut self, col: usize, at: usize, n: usize) -> &mut [f32] {
+        assert!(col < self.cols && at + n <= self.rows);
+        // SAFETY: in bounds by the check and the constructor's; ours alone by `&mut self` and the constructor's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(col * self.stride + at), n) }
+    }
+}
+
+/// What a worker's kernels need beside their operands. One for each worker, made once.
+#[derive(Default)]
+pub struct Scratch {
+    /// f32 accumulators and tiles, sized on demand.
+    pub(crate) floats: Aligned,
+    /// Interleaved codes of the rows at hand.
+    pub(crate) tile: Aligned,
+    /// What is derived from the activations of a slab: sums or corrections.
+    pub(crate) sums: Aligned,
+}
+
+/// Memory aligned to a cache line that only grows.
+#[derive(Default)]
+pub(crate) struct Aligned(Vec<Line>);
+
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Aligned {
+    /// Room for `n` elements; their values are what the last user left.
+    pub(crate) fn take<T: bytemuck::Pod>(&mut self, n: usize) -> &mut [T] {
+        let lines = (n * size_of::<T>()).div_ceil(64);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0; 64]));
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.0[..lines])[..n]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_is_zeroed_and_bounded() {
+        let mut s = Shared::<f32>::new(1000).unwrap();
+        assert!(s.as_mut_slice().iter().all(|&x| x == 0.0));
+        // SAFETY: one thread, one slice at a time.
+        unsafe { s.write(10..20) }.fill(1.0);
+        assert_eq!(s.as_mut_slice().iter().sum::<f32>(), 10.0);
+        assert!(Shared::<f32>::new(usize::MAX / 2).is_err());
+    }
+
+    #[test]
+    fn out_addresses_columns() {
+        let mut v = vec![0.0; 12];
+        let mut o = Out::new(&mut v, 4, 3, 3);
+        o.column(2, 1, 2).copy_from_slice(&[5.0, 6.0]);
+        assert_eq!(v[9..11], [5.0, 6.0]);
+    }
+}

@@ -1,0 +1,178 @@
+//! Every kernel of every rung against f64 arithmetic on dequantized weights and decoded activations. Both sides read the
+//! same encoding, so what differs is the order of f32 sums alone.
+#![allow(unsafe_code)]
+
+use super::*;
+use crate::act::{ActBuf, Wants};
+use crate::format::SLAB;
+
+pub(crate) struct Noise(pub u64);
+
+impl Noise {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 32
+    }
+
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 8) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// Random blocks whose weights are of moderate size: bits are drawn until they are.
+pub(crate) fn blocks(format: Format, rows: usize, cols: usize, noise: &mut Noise) -> Vec<u8> {
+    let s = format.spec();
+    let mut data = vec![0u8; rows * format.row_bytes(cols).unwrap()];
+    let mut w = vec![0.0f32; s.block_len];
+    for b in data.chunks_exact_mut(s.block_bytes) {
+        loop {
+            b.iter_mut().for_each(|b| *b = noise.bits() as u8);
+            (s.dequant)(b, &mut w);
+            let max = w.iter().fold(0.0f32, |m, &x| if x.is_nan() { f32::INFINITY } else { m.max(x.abs()) });
+            if (1e-2..1e2).contains(&max) {
+                break;
+            }
+        }
+    }
+    data
+}
+
+/// Outputs of one call, (columns, rows).
+fn product(k: &Kernels, m: &Matrix<'_>, x: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let buf = ActBuf::new(m.cols(), x.len()).unwrap();
+    let wants = Wants::of([k.kernel(m.format()).act]);
+    for (c, v) in x.iter().enumerate() {
+        // SAFETY: one thread.
+        unsafe { buf.encode(k, wants, x.len(), c, v) };
+    }
+    let mut out = vec![f32::NAN; x.len() * m.rows()];
+    // SAFETY: one thread.
+    let acts = unsafe { buf.view(m.cols(), x.len(), x.len()) };
+    let mut to = Out::new(&mut out, m.rows(), m.rows(), x.len());
+    k.matmul(m.panel(0..m.rows()), acts, &mut to, &mut Scratch::default());
+    out.chunks(m.rows()).map(<[f32]>::to_vec).collect()
+}
+
+/// What `x` is after encoding, and the product that f64 makes of it: the value and the sum of magnitudes.
+fn reference(k: &Kernels, m: &Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
+    let x: Vec<f64> = match k.kernel(m.format()).act {
+        Act::F32 => x.iter().map(|&v| v as f64).collect(),
+        Act::Q8 => x
+            .chunks(SLAB)
+            .flat_map(|part| {
+                let mut b = bytemuck::Zeroable::zeroed();
+                k.ops.encode_q8(part, &mut b);
+                (0..part.len()).map(|i| b.d[i / 32] as f64 * b.q[i] as f64).collect::<Vec<_>>()
+            })
+            .collect(),
+    };
+    let mut w = vec![0.0f32; m.cols()];
+    (0..m.rows())
+        .map(|r| {
+            m.dequant_row(r, &mut w);
+            // Codes with an offset sum terms as large as the block's largest weight, whatever the weight itself.
+            let terms = w.chunks(32).zip(x.chunks(32)).map(|(w, x)| {
+                let max = w.iter().fold(0.0f32, |m, v| m.max(v.abs())) as f64;
+                x.iter().map(|x| max * x.abs()).sum::<f64>()
+            });
+            (w.iter().zip(&x).map(|(&w, &x)| w as f64 * x).sum(), terms.sum())
+        })
+        .collect()
+}
+
+#[test]
+fn every_kernel_computes_the_product() {
+    let mut failures = Vec::new();
+    let mut covered = Vec::new();
+    let mut noise = Noise(1);
+    for isa in Isa::ALL {
+        let Some(k) = Kernels::for_isa(isa) else {
+            println!("not on this machine: {isa}");
+            continue;
+        };
+        for spec in FORMATS {
+            // Just under, at and over the tiles of every kernel; a slab, part of one, several.
+            let cases: &[(usize, usize, &[usize])] = &[
+                (1, 256, &[1, 2]),
+                (3, 512, &[1, 3, 4]),
+                (15, 256, &[7, 16]),
+                (16, 768, &[1, 2, 3, 6]),
+                (33, 256, &[1, 5, 12, 13]),
+                (64, 512, &[8, 17]),
+                (5, 64, &[1, 2, 3, 9]),
+                (35, 576, &[1, 3, 7]),
+            ];
+            for &(rows, cols, ns) in cases {
+                if spec.format.row_bytes(cols).is_none() {
+                    continue;
+                }
+                let data = blocks(spec.format, rows, cols, &mut noise);
+                let m = Matrix::new(spec.format, rows, cols, &data).unwrap();
+                for &n in ns {
+                    let x: Vec<Vec<f32>> = (0..n)
+                        .map(|c| (0..cols).map(|i| noise.unit() * if i % 97 == c { 30.0 } else { 1.0 }).collect())
+                        .collect();
+                    let got = product(k, &m, &x);
+                    for (c, x) in x.iter().enumerate() {
+                        for (r, (want, size)) in reference(k, &m, x).into_iter().enumerate() {
+                            let error = (got[c][r] as f64 - want).abs();
+                            if !(error <= 3e-6 * size + 1e-9) {
+                                failures.push(format!(
+                                    "{} rows {rows} cols {cols} n {n}: row {r} column {c} is {} instead of {want}, error {:.1e} of its terms",
+                                    k.name(spec.format, n), got[c][r], error / size
+                                ));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        covered.push(isa.name());
+    }
+    println!("covered: {}", covered.join(" "));
+    assert!(failures.is_empty(), "{} failures, the first: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+    assert_eq!(covered.len(), Isa::ALL.iter().filter(|i| i.is_supported()).count());
+}
+
+/// Codes and activations at the ends of their ranges: nothing saturates, nothing overflows.
+#[test]
+fn extremes_do_not_saturate() {
+    for isa in Isa::ALL {
+        let Some(k) = Kernels::for_isa(isa) else { continue };
+        for spec in FORMATS.iter().filter(|s| s.codes.is_some()) {
+            for byte in [0x00, 0x7F, 0x80, 0xFF] {
+                let (rows, cols) = (17, 256);
+                let mut data = blocks(spec.format, rows, cols, &mut Noise(5));
+                // All but the bytes that may hold a scale: those that change the largest weight's magnitude by much.
+                for b in data.chunks_exact_mut(spec.block_bytes) {
+                    let mut w = vec![0.0f32; spec.block_len];
+                    for i in 0..b.len() {
+                        let old = std::mem::replace(&mut b[i], byte);
+                        (spec.dequant)(b, &mut w);
+                        let max =
+                            w.iter().fold(0.0f32, |m, &x| if x.is_nan() { f32::INFINITY } else { m.max(x.abs()) });
+                        if !(1e-3..1e3).contains(&max) {
+                            b[i] = old;
+                        }
+                    }
+                }
+                let m = Matrix::new(spec.format, rows, cols, &data).unwrap();
+                for sign in [1.0, -1.0] {
+                    let x = vec![vec![sign; cols]; 7];
+                    for n in [1, 3, 7] {
+                        let got = product(k, &m, &x[..n]);
+                        for (r, (want, size)) in reference(k, &m, &x[0]).into_iter().enumerate() {
+                            let error = (got[n - 1][r] as f64 - want).abs();
+                            assert!(
+                                error <= 3e-6 * size + 1e-9,
+                                "{} byte {byte:#x}: {} {want}",
+                                k.name(spec.format, n),
+                                got[n - 1][r]
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

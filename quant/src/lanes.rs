@@ -1,0 +1,217 @@
+//! Sixteen f32 lanes: the one generic vector type, for code that is lane-wise on every machine.
+//!
+//! Integer dot products differ between instruction sets in algorithm and are written per set; float code (attention, f32
+//! matrices) differs only in the names of its instructions and is written once over [`Lanes`]. Every method is
+//! `inline(always)` and the bodies that use them are too, so that all of it ends up inside a function that was compiled
+//! with the features of its rung; nothing here may be called from elsewhere.
+#![allow(unsafe_code)]
+
+use half::f16;
+
+/// Lanes in a vector.
+pub(crate) const L: usize = 16;
+
+/// Sixteen f32 values.
+pub(crate) trait Lanes: Copy {
+    fn splat(x: f32) -> Self;
+    fn load(x: &[f32; L]) -> Self;
+    /// From IEEE half precision.
+    fn load_f16(x: &[u16; L]) -> Self;
+    /// From the upper halves of f32 (bfloat16).
+    fn load_bf16(x: &[u16; L]) -> Self;
+    /// From signed bytes.
+    fn load_i8(x: &[i8; L]) -> Self;
+    fn store(self, to: &mut [f32; L]);
+    /// `self * b + c`, rounded once where the machine can.
+    fn fma(self, b: Self, c: Self) -> Self;
+    fn add(self, b: Self) -> Self;
+    fn mul(self, b: Self) -> Self;
+
+    /// The sum of the lanes, in a fixed order.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut a = [0.0; L];
+        self.store(&mut a);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                a[i] += a[i + half];
+            }
+        }
+        a[0]
+    }
+}
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar([f32; L]);
+
+impl Lanes for Scalar {
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Scalar([x; L])
+    }
+    #[inline(always)]
+    fn load(x: &[f32; L]) -> Self {
+        Scalar(*x)
+    }
+    #[inline(always)]
+    fn load_f16(x: &[u16; L]) -> Self {
+        Scalar(x.map(|b| f16::from_bits(b).to_f32_const()))
+    }
+    #[inline(always)]
+    fn load_bf16(x: &[u16; L]) -> Self {
+        Scalar(x.map(|b| f32::from_bits((b as u32) << 16)))
+    }
+    #[inline(always)]
+    fn load_i8(x: &[i8; L]) -> Self {
+        Scalar(x.map(f32::from))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; L]) {
+        *to = self.0;
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        Scalar(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+    }
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        Scalar(std::array::from_fn(|i| self.0[i] + b.0[i]))
+    }
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        Scalar(std::array::from_fn(|i| self.0[i] * b.0[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{L, Lanes};
+    use std::arch::x86_64::*;
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(__m512);
+
+    // SAFETY (all blocks below): the loads and stores are of whole arrays, unaligned forms; the instructions exist because
+    // the methods are inlined only into functions compiled for the rung, which the dispatch calls only where it is detected.
+    impl Lanes for Avx512 {
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_set1_ps(x) })
+        }
+        #[inline(always)]
+        fn load(x: &[f32; L]) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_loadu_ps(x.as_ptr()) })
+        }
+        #[inline(always)]
+        fn load_f16(x: &[u16; L]) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) })
+        }
+        #[inline(always)]
+        fn load_bf16(x: &[u16; L]) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe {
+                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())), 16))
+            })
+        }
+        #[inline(always)]
+        fn load_i8(x: &[i8; L]) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) })
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; L]) {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+        }
+        #[inline(always)]
+        fn fma(self, b: Self, c: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+        }
+        #[inline(always)]
+        fn add(self, b: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_add_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn mul(self, b: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_mul_ps(self.0, b.0) })
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2(__m256, __m256);
+
+    // SAFETY (all blocks below): as for `Avx512`.
+    impl Lanes for Avx2 {
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            // SAFETY: as above.
+            let v = unsafe { _mm256_set1_ps(x) };
+            Avx2(v, v)
+        }
+        #[inline(always)]
+        fn load(x: &[f32; L]) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) }
+        }
+        #[inline(always)]
+        fn load_f16(x: &[u16; L]) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let p = x.as_ptr();
+                Avx2(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())))
+            }
+        }
+        #[inline(always)]
+        fn load_bf16(x: &[u16; L]) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let half = |p: *const u16| {
+                    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16))
+                };
+                Avx2(half(x.as_ptr()), half(x.as_ptr().add(8)))
+            }
+        }
+        #[inline(always)]
+        fn load_i8(x: &[i8; L]) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let x = _mm_loadu_si128(x.as_ptr().cast());
+                let half = |x| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+                Avx2(half(x), half(_mm_unpackhi_epi64(x, x)))
+            }
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; L]) {
+            // SAFETY: as above.
+            unsafe {
+                _mm256_storeu_ps(to.as_mut_ptr(), self.0);
+                _mm256_storeu_ps(to.as_mut_ptr().add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        fn fma(self, b: Self, c: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
+        }
+        #[inline(always)]
+        fn add(self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn mul(self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
+        }
+    }
+}
