@@ -22,7 +22,7 @@
 
 use crate::act::{Act, Acts, Q8Block};
 use crate::float_matrix;
-use crate::format::{CodeSpec, Codes, Format, SLAB};
+use crate::format::{CodeSpec, Codes, Format, SLAB, iq4};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
@@ -280,6 +280,49 @@ avx512! {
     fn q4_1(b: &[u8]) -> Slab {
         let q = |j: usize| block_nibbles(at(b, 40 * j + 4), at(b, 40 * j + 24));
         let scale = min_scales(eight_f16(b, 20, 0), eight_f16(b, 20, 2));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// `block_nibbles` with the fifth bits, which lie in the order of the weights.
+    fn five_bits(b: &[u8], stride: usize, high: usize) -> __m512i {
+        let low = block_nibbles(at(b, high + 4), at(b, stride + high + 4));
+        let bits = word(b, high) as u64 | (word(b, stride + high) as u64) << 32;
+        _mm512_mask_add_epi8(low, bits, low, _mm512_set1_epi8(16))
+    }
+
+    fn q5_0(b: &[u8]) -> Slab {
+        let q = |j: usize| five_bits(&b[44 * j..], 22, 2);
+        Slab { q: [q(0), q(1), q(2), q(3)], scale: scales(eight_f16(b, 22, 0)), min: _mm512_setzero_ps() }
+    }
+
+    fn q5_1(b: &[u8]) -> Slab {
+        let q = |j: usize| five_bits(&b[48 * j..], 24, 4);
+        let scale = min_scales(eight_f16(b, 24, 0), eight_f16(b, 24, 2));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// The codes (offset 128) of indices into IQ4's values.
+    fn iq4_codes(index: __m512i) -> __m512i {
+        let values = _mm512_broadcast_i32x4(load128(&iq4::VALUES.map(|v| v as u8 ^ 0x80)));
+        _mm512_shuffle_epi8(values, index)
+    }
+
+    fn iq4_nl(b: &[u8]) -> Slab {
+        let q = |j: usize| iq4_codes(block_nibbles(at(b, 36 * j + 2), at(b, 36 * j + 20)));
+        let scale = scales(eight_f16(b, 18, 0));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    fn iq4_xs(b: &[u8]) -> Slab {
+        let q = |j: usize| iq4_codes(block_nibbles(at(b, 8 + 32 * j), at(b, 24 + 32 * j)));
+        let low = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 4) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 2)) as i32);
+        let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+        let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+        let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
+        let s = _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
+        let d = _mm512_castps512_ps256(f16_all(at(b, 0)));
+        let scale = scales(_mm256_mul_ps(_mm256_cvtepi32_ps(s), d));
         Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
     }
 
@@ -618,7 +661,16 @@ slabs! {
     // format unpacker group has_min
     Q4_0 q4_0 32 false gemv_q4_0 store_q4_0;
     Q4_1 q4_1 32 true gemv_q4_1 store_q4_1;
+    Q5_0 q5_0 32 false gemv_q5_0 store_q5_0;
+    Q5_1 q5_1 32 true gemv_q5_1 store_q5_1;
     Q8_0 q8_0 32 false gemv_q8_0 store_q8_0;
+    Q2_K q2_k 16 true gemv_q2_k store_q2_k;
+    Q3_K q3_k 16 false gemv_q3_k store_q3_k;
+    Q4_K q4_k 32 true gemv_q4_k store_q4_k;
+    Q5_K q5_k 32 true gemv_q5_k store_q5_k;
+    Q6_K q6_k 16 false gemv_q6_k store_q6_k;
+    IQ4_NL iq4_nl 32 false gemv_iq4_nl store_iq4_nl;
+    IQ4_XS iq4_xs 32 false gemv_iq4_xs store_iq4_xs;
 }
 
 avx512! {

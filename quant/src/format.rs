@@ -3,6 +3,8 @@
 //! Block layouts are those of ggml (`ggml-common.h`); names, ids and sizes are the ones that GGUF files carry.
 
 mod float;
+pub(crate) mod iq4;
+mod kquant;
 mod legacy;
 
 /// Weights in one slab: the stretch of a row that kernels unpack at once, and the length of a k-quant super-block.
@@ -69,6 +71,16 @@ impl Codes {
     pub const ZERO: Codes = Codes { q: [0; SLAB], scale: [0.0; 16], min: [0.0; 16] };
 }
 
+/// The f16 at a byte of a block, in f32.
+fn f16_at(b: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes(part(b, at)).to_f32()
+}
+
+/// `N` bytes of a block.
+fn part<const N: usize>(b: &[u8], at: usize) -> [u8; N] {
+    b[at..at + N].try_into().expect("of that length")
+}
+
 const fn sym(group: usize, offset: i32, unpack: fn(&[u8], &mut Codes)) -> Option<CodeSpec> {
     Some(CodeSpec { group, offset, has_min: false, unpack })
 }
@@ -83,7 +95,16 @@ formats! {
     BF16     "bf16"    30    1    2  float::bf16,           None;
     Q4_0     "q4_0"     2   32   18  legacy::q4_0::dequant, sym(32, 8, legacy::q4_0::unpack);
     Q4_1     "q4_1"     3   32   20  legacy::q4_1::dequant, min(32, legacy::q4_1::unpack);
+    Q5_0     "q5_0"     6   32   22  legacy::q5_0::dequant, sym(32, 16, legacy::q5_0::unpack);
+    Q5_1     "q5_1"     7   32   24  legacy::q5_1::dequant, min(32, legacy::q5_1::unpack);
     Q8_0     "q8_0"     8   32   34  legacy::q8_0::dequant, sym(32, 128, legacy::q8_0::unpack);
+    Q2_K     "q2_K"    10  256   84  kquant::q2::dequant,   min(16, kquant::q2::unpack);
+    Q3_K     "q3_K"    11  256  110  kquant::q3::dequant,   sym(16, 4, kquant::q3::unpack);
+    Q4_K     "q4_K"    12  256  144  kquant::q4::dequant,   min(32, kquant::q4::unpack);
+    Q5_K     "q5_K"    13  256  176  kquant::q5::dequant,   min(32, kquant::q5::unpack);
+    Q6_K     "q6_K"    14  256  210  kquant::q6::dequant,   sym(16, 32, kquant::q6::unpack);
+    IQ4_NL   "iq4_nl"  20   32   18  iq4::nl::dequant,      sym(32, 128, iq4::nl::unpack);
+    IQ4_XS   "iq4_xs"  23  256  136  iq4::xs::dequant,      sym(32, 128, iq4::xs::unpack);
 }
 
 impl Format {
