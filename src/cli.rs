@@ -2,8 +2,10 @@
 //!
 //! Results go to stdout, talk to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.
 
+mod engine;
 mod inspect;
 mod list;
+mod perplexity;
 mod pull;
 mod tokenize;
 
@@ -19,6 +21,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::Args),
     /// Show what a GGUF holds: metadata, tensors, types, bits per weight, memory needed
     Inspect(inspect::Args),
     /// Show the token ids of a text
@@ -32,6 +36,7 @@ enum Verb {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Perplexity(a) => perplexity::run(a),
         Verb::Inspect(a) => inspect::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
         Verb::Pull(a) => pull::run(a),

@@ -1,1 +1,255 @@
-//! Stub, to be replaced by its owner.
+//! A loaded model, and a timeline through it.
+//!
+//! An [`Engine`] is what is loaded: file, weights, tokenizer, kernels and threads. It never changes and is shared. A
+//! [`Session`] is one mutable timeline: the KV cache of its sequences and the buffers of its forward passes. The price of
+//! a session is its cache; of an engine, the pages of the file that are in use.
+
+use crate::gguf::{Gguf, GgufError};
+use crate::model::decoder::{self, Local, Plan};
+use crate::model::{Batch, Buffers, KvCache, Model, ModelError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use oxcart_quant::attention::KvType;
+use oxcart_quant::{Kernels, Team};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// How a model is opened.
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// Workers.
+    pub threads: usize,
+    /// Kernels.
+    pub kernels: &'static Kernels,
+    /// `KEY=TYPE:VALUE`, over the file's metadata.
+    pub overrides: Vec<String>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions { threads: default_threads(), kernels: Kernels::best(), overrides: Vec::new() }
+    }
+}
+
+/// The processors that this process may use, as affinity and control groups leave them.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Why a model could not be opened or run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The model in it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Its tokenizer.
+    #[error("{}: {error}", file.display())]
+    Tokenizer {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        error: TokenizerError,
+    },
+    /// Memory or threads.
+    #[error("{what}: {error}")]
+    System {
+        /// What was asked for.
+        what: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A batch that does not continue its sequences.
+    #[error("batch: token {index}: {problem}")]
+    Batch {
+        /// Which token.
+        index: usize,
+        /// What was found and expected.
+        problem: String,
+    },
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
+    let what = what.into();
+    |error| EngineError::System { what, error }
+}
+
+/// A loaded model.
+pub struct Engine {
+    /// The file.
+    pub gguf: Gguf,
+    /// Configuration and weights.
+    pub model: Model,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// How it computes.
+    pub kernels: &'static Kernels,
+    team: Team,
+}
+
+impl Engine {
+    /// Opens a model file (any one part of a split one).
+    pub fn open(path: &Path, o: &EngineOptions) -> Result<Engine, EngineError> {
+        let mut gguf = Gguf::open(path)?;
+        for spec in &o.overrides {
+            gguf.override_kv(spec)?;
+        }
+        let model = Model::from_gguf(&gguf)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)
+            .map_err(|error| EngineError::Tokenizer { file: gguf.path().to_path_buf(), error })?;
+        let team = Team::new(o.threads).map_err(system("threads"))?;
+        Ok(Engine { gguf, model, tokenizer, kernels: o.kernels, team })
+    }
+
+    /// Number of workers.
+    pub fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// A timeline.
+    pub fn session(self: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineError> {
+        let c = &self.model.config;
+        let ubatch = o.ubatch.clamp(1, (o.context * o.sequences).max(1));
+        let cache = KvCache::new(c, o.sequences, o.context, o.k_type, o.v_type)
+            .map_err(system(format!("KV cache of {} sequences of {} tokens", o.sequences, o.context)))?;
+        let buffers = Buffers::new(c, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"))?;
+        Ok(Session {
+            lengths: vec![0; o.sequences],
+            locals: (0..self.threads()).map(|_| Mutex::default()).collect(),
+            context: o.context,
+            engine: self.clone(),
+            cache,
+            buffers,
+        })
+    }
+}
+
+/// How much a session remembers, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Positions of a sequence.
+    pub context: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Tokens of a forward pass, at most; longer batches are divided.
+    pub ubatch: usize,
+    /// How keys are stored.
+    pub k_type: KvType,
+    /// How values are stored.
+    pub v_type: KvType,
+}
+
+impl Default for SessionOptions {
+    fn default() -> SessionOptions {
+        SessionOptions { context: 4096, sequences: 1, ubatch: 512, k_type: KvType::F16, v_type: KvType::F16 }
+    }
+}
+
+/// One mutable timeline: sequences of tokens and what the model remembers of them.
+pub struct Session {
+    engine: Arc<Engine>,
+    cache: KvCache,
+    buffers: Buffers,
+    locals: Vec<Mutex<Local>>,
+    lengths: Vec<usize>, // valid positions of each sequence
+    context: usize,
+}
+
+impl Session {
+    /// The model.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Positions that a sequence may have.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Positions that a sequence has.
+    pub fn len(&self, seq: usize) -> usize {
+        self.lengths[seq]
+    }
+
+    /// Whether a sequence is empty.
+    pub fn is_empty(&self, seq: usize) -> bool {
+        self.lengths[seq] == 0
+    }
+
+    /// Forgets all positions of a sequence from `len` on.
+    pub fn truncate(&mut self, seq: usize, len: usize) {
+        self.lengths[seq] = self.lengths[seq].min(len);
+    }
+
+    /// Bytes of the KV cache when it is full.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.n_bytes()
+    }
+
+    /// Tokens of the largest forward pass.
+    pub fn ubatch(&self) -> usize {
+        self.buffers.max_batch()
+    }
+
+    /// Feeds a batch. `sink` receives the logits of every token that wants them, with its number among those that do; it
+    /// is called by several workers at once, in no order. The tokens of each sequence must continue it.
+    pub fn forward_each(&mut self, batch: &Batch, sink: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<(), EngineError> {
+        self.check(batch)?;
+        let mut done = 0;
+        for start in (0..batch.len()).step_by(self.ubatch()) {
+            let part = batch.part(start..batch.len().min(start + self.ubatch()));
+            let plan = Plan::new(&self.engine.model, &part);
+            let (e, cache, buffers, locals) = (&self.engine, &self.cache, &self.buffers, &self.locals);
+            e.team.run(|w| {
+                let mut local = locals[w.index()].lock().unwrap_or_else(|e| e.into_inner());
+                let sink = |i: usize, logits: &[f32]| sink(done + i, logits);
+                decoder::forward(w, e.kernels, &e.model, &plan, cache, buffers, &mut local, &sink);
+            });
+            done += part.logits.iter().filter(|&&l| l).count();
+            for (&seq, &pos) in part.seq.iter().zip(&part.pos) {
+                self.lengths[seq as usize] = pos as usize + 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Feeds a batch and returns the logits of the last token that wants them.
+    pub fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        let last = batch.logits.iter().filter(|&&l| l).count().checked_sub(1);
+        let logits = Mutex::new(Vec::new());
+        self.forward_each(batch, &|i, row| {
+            if Some(i) == last {
+                *logits.lock().unwrap_or_else(|e| e.into_inner()) = row.to_vec();
+            }
+        })?;
+        Ok(logits.into_inner().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), EngineError> {
+        let mut next = self.lengths.clone();
+        let n = batch.len();
+        if batch.pos.len() != n || batch.seq.len() != n || batch.logits.len() != n {
+            return Err(EngineError::Batch { index: n, problem: "fields differ in length".into() });
+        }
+        for i in 0..n {
+            let (token, pos, seq) = (batch.tokens[i], batch.pos[i] as usize, batch.seq[i] as usize);
+            let bad = |problem: String| Err(EngineError::Batch { index: i, problem });
+            if token as usize >= self.engine.model.config.n_vocab {
+                return bad(format!("id {token}, expected below {}", self.engine.model.config.n_vocab));
+            }
+            let Some(want) = next.get_mut(seq) else {
+                return bad(format!("sequence {seq} of {}", self.lengths.len()));
+            };
+            if pos != *want {
+                return bad(format!("position {pos} of sequence {seq}, expected {want}"));
+            }
+            if pos >= self.context {
+                return bad(format!("position {pos}, past a context of {}", self.context));
+            }
+            *want += 1;
+        }
+        Ok(())
+    }
+}

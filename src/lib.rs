@@ -24,5 +24,6 @@ pub mod generate;
 pub mod gguf;
 pub mod mmap;
 pub mod model;
+pub mod perplexity;
 pub mod sample;
 pub mod tokenizer;

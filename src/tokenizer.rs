@@ -1,1 +1,226 @@
-//! Stub, to be replaced by its owner.
+//! Text to tokens and back, from a GGUF's own metadata.
+//!
+//! The crate tokenizers merges and splits; this module builds it from `tokenizer.ggml.*` and does what llama.cpp does
+//! around it: special tokens are cut out of the text first, pieces between them are encoded, invalid UTF-8 is let through
+//! byte by byte, BOS and EOS are added where the file says so.
+
+mod build;
+mod decoder;
+
+pub use decoder::TextDecoder;
+
+use crate::gguf::{Gguf, GgufError};
+use aho_corasick::AhoCorasick;
+use std::collections::HashMap;
+
+/// A tokenizer that cannot be built, or a text that cannot be encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A key of the wrong type.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A key that is missing or says what cannot be.
+    #[error("{key}: {problem}")]
+    Unfit {
+        /// The key.
+        key: String,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// The text could not be encoded.
+    #[error("encoding: {0}")]
+    Encode(String),
+}
+
+/// What a token is (`tokenizer.ggml.token_type`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+/// How the text between special tokens is encoded.
+enum Scheme {
+    /// Byte-level BPE behind a pre-tokenizer.
+    Bytes,
+    /// SentencePiece's BPE: spaces as U+2581, bytes where no piece fits.
+    SentencePiece {
+        /// Whether text at the start and after a special token gets a space before it.
+        space_prefix: bool,
+        /// The token of each byte.
+        bytes: Box<[u32; 256]>,
+    },
+}
+
+/// Encodes and decodes.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    scheme: Scheme,
+    pieces: Pieces,
+    kinds: Vec<Kind>,
+    ids: HashMap<Box<str>, u32>, // of special and user-defined tokens
+    special: Option<Special>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    eot: Option<u32>,
+    add_bos: bool,
+    add_eos: bool,
+    eog: Vec<u32>,
+    notes: Vec<String>,
+}
+
+/// The bytes of all tokens, one after another.
+struct Pieces {
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+}
+
+impl Pieces {
+    fn get(&self, id: u32) -> &[u8] {
+        let Some(&end) = self.ends.get(id as usize) else { return &[] };
+        let start = if id == 0 { 0 } else { self.ends[id as usize - 1] };
+        &self.bytes[start as usize..end as usize]
+    }
+}
+
+/// Finds special tokens in a text.
+struct Special {
+    /// Those that are always cut out (user-defined), and all.
+    matchers: [Option<AhoCorasick>; 2],
+    ids: [Vec<u32>; 2],
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer of a file.
+    pub fn from_gguf(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
+        build::tokenizer(g)
+    }
+
+    /// The tokens of a text. `add_special` puts BOS and EOS around it where the model wants them; `parse_special` reads
+    /// control tokens written in the text as such (never for text that a stranger wrote).
+    pub fn encode(&self, text: &[u8], add_special: bool, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let mut out = Vec::with_capacity(text.len() / 3 + 2);
+        if add_special && self.add_bos {
+            out.extend(self.bos);
+        }
+        let mut at = 0;
+        let which = parse_special as usize;
+        if let Some(special) = &self.special
+            && let Some(matcher) = &special.matchers[which]
+        {
+            for m in matcher.find_iter(text) {
+                self.encode_plain(&text[at..m.start()], &mut out)?;
+                out.push(special.ids[which][m.pattern().as_usize()]);
+                at = m.end();
+            }
+        }
+        self.encode_plain(&text[at..], &mut out)?;
+        if add_special && self.add_eos {
+            out.extend(self.eos);
+        }
+        Ok(out)
+    }
+
+    /// Text without special tokens.
+    fn encode_plain(&self, text: &[u8], out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        match &self.scheme {
+            Scheme::Bytes => match std::str::from_utf8(text) {
+                Ok(text) => self.encode_str(text, out),
+                Err(_) => {
+                    // As llama.cpp: each byte that is in no character is one replacement character.
+                    let mut whole = String::with_capacity(text.len() + 16);
+                    for c in text.utf8_chunks() {
+                        whole.push_str(c.valid());
+                        whole.extend(c.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+                    }
+                    self.encode_str(&whole, out)
+                }
+            },
+            Scheme::SentencePiece { space_prefix, bytes } => {
+                let mut prefix = *space_prefix;
+                for c in text.utf8_chunks() {
+                    if !c.valid().is_empty() {
+                        let escaped = c.valid().replace(' ', "\u{2581}");
+                        self.encode_str(&if prefix { format!("\u{2581}{escaped}") } else { escaped }, out)?;
+                    }
+                    out.extend(c.invalid().iter().map(|&b| bytes[b as usize]));
+                    prefix = false;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn encode_str(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let e = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        out.extend_from_slice(e.get_ids());
+        Ok(())
+    }
+
+    /// The bytes of a token, of a control token its text; none where there is no such token.
+    pub fn piece(&self, id: u32) -> &[u8] {
+        self.pieces.get(id)
+    }
+
+    /// Tokens in the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The token that ends a turn.
+    pub fn eot(&self) -> Option<u32> {
+        self.eot
+    }
+
+    /// Whether texts begin with BOS.
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// Whether texts end with EOS.
+    pub fn add_eos(&self) -> bool {
+        self.add_eos
+    }
+
+    /// Whether generation ends at a token.
+    pub fn is_eog(&self, id: u32) -> bool {
+        self.eog.contains(&id)
+    }
+
+    /// Whether a token controls the model rather than being text.
+    pub fn is_control(&self, id: u32) -> bool {
+        matches!(self.kinds.get(id as usize), Some(Kind::Control | Kind::Unknown))
+    }
+
+    /// The special or user-defined token written so.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
+    }
+
+    /// What the person should know about this tokenizer, once.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Turns tokens to text as they come.
+    pub fn decoder(&self) -> TextDecoder<'_> {
+        TextDecoder::new(self)
+    }
+}

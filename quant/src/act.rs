@@ -113,19 +113,29 @@ impl ActBuf {
     /// In this phase, column `col` belongs to the caller alone.
     #[allow(unsafe_code)]
     pub unsafe fn encode(&self, kernels: &Kernels, wants: Wants, stride: usize, col: usize, x: &[f32]) {
-        assert!(col < stride && x.len().div_ceil(SLAB) <= self.slabs);
         for (s, part) in x.chunks(SLAB).enumerate() {
-            let at = s * stride + col;
-            if wants.q8 {
-                // SAFETY: the caller's promise: this column is his.
-                kernels.ops.encode_q8(part, &mut unsafe { self.q8.write(at..at + 1) }[0]);
-            }
-            if wants.f32 {
-                // SAFETY: as above.
-                let b = &mut unsafe { self.f32.write(at..at + 1) }[0];
-                b.0[..part.len()].copy_from_slice(part);
-                b.0[part.len()..].fill(0.0);
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.encode_slab(kernels, wants, stride, col, s, part) };
+        }
+    }
+
+    /// Encodes up to 256 values as slab `slab` of column `col`; the rest of the slab becomes zero.
+    ///
+    /// # Safety
+    /// In this phase, that slab of that column belongs to the caller alone.
+    #[allow(unsafe_code)]
+    pub unsafe fn encode_slab(&self, kernels: &Kernels, wants: Wants, stride: usize, col: usize, slab: usize, x: &[f32]) {
+        assert!(col < stride && slab < self.slabs);
+        let at = slab * stride + col;
+        if wants.q8 {
+            // SAFETY: the caller's promise.
+            kernels.ops.encode_q8(x, &mut unsafe { self.q8.write(at..at + 1) }[0]);
+        }
+        if wants.f32 {
+            // SAFETY: the caller's promise.
+            let b = &mut unsafe { self.f32.write(at..at + 1) }[0];
+            b.0[..x.len()].copy_from_slice(x);
+            b.0[x.len()..].fill(0.0);
         }
     }
 

@@ -16,6 +16,7 @@ pub struct Ops {
     silu_mul: unsafe fn(&mut [f32], &[f32]),
     add: unsafe fn(&mut [f32], &[f32]),
     axpy: unsafe fn(&mut [f32], f32, &[f32]),
+    dot: unsafe fn(&[f32], &[f32]) -> f32,
     exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     max: unsafe fn(&[f32]) -> f32,
     rope_halves: unsafe fn(&mut [f32], &[f32], &[f32]),
@@ -80,6 +81,13 @@ impl Ops {
         unsafe { (self.axpy)(x, a, y) }
     }
 
+    /// The sum of `x * y`.
+    pub fn dot(&self, x: &[f32], y: &[f32]) -> f32 {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: see the impl.
+        unsafe { (self.dot)(x, y) }
+    }
+
     /// `x = exp(x - max)`; returns the sum. Within 3 ulp of exp for arguments down to -87, 0 below.
     pub fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
         // SAFETY: see the impl.
@@ -119,13 +127,14 @@ macro_rules! ops {
                 fn silu_mul(gate: &mut [f32], up: &[f32]) { body::silu_mul(gate, up) }
                 fn add(x: &mut [f32], y: &[f32]) { body::add(x, y) }
                 fn axpy(x: &mut [f32], a: f32, y: &[f32]) { body::axpy(x, a, y) }
+                fn dot(x: &[f32], y: &[f32]) -> f32 { body::dot(x, y) }
                 fn exp_sum(x: &mut [f32], max: f32) -> f32 { body::exp_sum(x, max) }
                 fn max(x: &[f32]) -> f32 { body::max(x) }
                 fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_halves(x, cos, sin) }
                 fn rope_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_pairs(x, cos, sin) }
             }
             pub(super) static TABLE: Ops =
-                Ops { rmsnorm, encode_q8, silu_mul, add, axpy, exp_sum, max, rope_halves, rope_pairs };
+                Ops { rmsnorm, encode_q8, silu_mul, add, axpy, dot, exp_sum, max, rope_halves, rope_pairs };
         }
         use $module::TABLE as $table;
     };
@@ -244,6 +253,18 @@ mod body {
         for (v, &b) in x.iter_mut().zip(y) {
             *v += a * b;
         }
+    }
+
+    #[inline(always)]
+    pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+        let mut acc = [0.0f32; 16];
+        let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<16>(), y.as_chunks::<16>());
+        for (x, y) in xs.iter().zip(ys) {
+            for i in 0..16 {
+                acc[i] += x[i] * y[i];
+            }
+        }
+        lanes_sum(&acc, |v| v) + x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum::<f32>()
     }
 
     #[inline(always)]

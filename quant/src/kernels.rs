@@ -178,6 +178,12 @@ impl<'a> Matrix<'a> {
         self.row_bytes
     }
 
+    /// Some consecutive rows as a matrix, e.g. one expert of several.
+    pub fn rows_of(&self, rows: Range<usize>) -> Matrix<'a> {
+        let data = &self.data[rows.start * self.row_bytes..rows.end * self.row_bytes];
+        Matrix { rows: rows.len(), data, ..*self }
+    }
+
     /// Some consecutive rows.
     pub fn panel(&self, rows: Range<usize>) -> Panel<'a> {
         Panel {

@@ -53,3 +53,7 @@ pub mod team;
 
 pub use act::{Act, ActBuf, Acts, Wants};
 pub use format::{Codes, Format};
+pub use isa::Isa;
+pub use kernels::{Kernels, Matrix};
+pub use panel::{Out, Panel, Scratch, Shared};
+pub use team::{Team, Worker};

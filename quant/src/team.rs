@@ -27,6 +27,8 @@ const COUNTERS: usize = 16;
 pub struct Team {
     pool: Option<rayon::ThreadPool>, // none where one thread does it all
     threads: usize,
+    // Two regions at once on one pool would each hold threads that the other's barriers wait for.
+    busy: Mutex<()>,
 }
 
 impl Team {
@@ -43,7 +45,7 @@ impl Team {
                     .map_err(std::io::Error::other)?,
             ),
         };
-        Ok(Team { pool, threads })
+        Ok(Team { pool, threads, busy: Mutex::new(()) })
     }
 
     /// Number of workers.
@@ -51,10 +53,11 @@ impl Team {
         self.threads
     }
 
-    /// Runs `f` on every worker at once and returns when all have.
+    /// Runs `f` on every worker at once and returns when all have. Callers take turns.
     ///
     /// A panic in one worker ends the others at their next barrier and is then raised here.
     pub fn run(&self, f: impl Fn(&Worker<'_>) + Sync) {
+        let _alone = self.busy.lock().unwrap_or_else(|e| e.into_inner());
         let region = Region::new(self.threads);
         let body = |index: usize| {
             let w = Worker {

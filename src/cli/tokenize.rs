@@ -1,8 +1,76 @@
-//! Stub, to be replaced by its owner.
+//! `oxcart tokenize`: the token ids of a text.
 
+use crate::gguf::Gguf;
+use crate::tokenizer::Tokenizer;
+use anyhow::Context;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+/// Flags as llama-tokenize has them.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Model file; its vocabulary is enough
+    #[arg(short, long, value_name = "FILE")]
+    model: PathBuf,
+    /// The text itself
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    prompt: Option<String>,
+    /// A file with the text; without it and -p, stdin
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Print only the ids, as one list
+    #[arg(long, conflicts_with = "json")]
+    ids: bool,
+    /// Do not add BOS and EOS
+    #[arg(long)]
+    no_bos: bool,
+    /// Take control tokens written in the text as plain text
+    #[arg(long)]
+    no_parse_special: bool,
+    /// Print the number of tokens last
+    #[arg(long)]
+    show_count: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    override_kv: Vec<String>,
+}
 
-pub fn run(_: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+pub fn run(a: Args) -> anyhow::Result<()> {
+    let mut g = Gguf::open(&a.model)?;
+    for spec in &a.override_kv {
+        g.override_kv(spec)?;
+    }
+    let t = Tokenizer::from_gguf(&g).with_context(|| a.model.display().to_string())?;
+    t.notes().iter().for_each(|n| eprintln!("{n}"));
+    let text = match (&a.prompt, &a.file) {
+        (Some(p), _) => p.clone().into_bytes(),
+        (None, Some(f)) => std::fs::read(f).with_context(|| f.display().to_string())?,
+        (None, None) => {
+            let mut b = Vec::new();
+            std::io::stdin().read_to_end(&mut b).context("stdin")?;
+            b
+        }
+    };
+    let ids = t.encode(&text, !a.no_bos, !a.no_parse_special)?;
+    let piece = |id: u32| String::from_utf8_lossy(t.piece(id)).into_owned();
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    if a.json {
+        let tokens: Vec<_> = ids.iter().map(|&id| serde_json::json!({"id": id, "piece": piece(id)})).collect();
+        writeln!(out, "{}", serde_json::json!({"count": ids.len(), "tokens": tokens}))?;
+    } else if a.ids {
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        writeln!(out, "[{}]", ids.join(", "))?;
+    } else {
+        for &id in &ids {
+            writeln!(out, "{id:6} -> {:?}", piece(id))?;
+        }
+    }
+    if a.show_count && !a.json {
+        writeln!(out, "Total number of tokens: {}", ids.len())?;
+    }
+    out.flush()?;
+    Ok(())
 }

@@ -1,0 +1,91 @@
+//! The flags that every verb with a model has, and the opening of it.
+
+use crate::engine::{Engine, EngineOptions, SessionOptions, default_threads};
+use anyhow::{Context, bail};
+use oxcart_quant::attention::KvType;
+use oxcart_quant::{Isa, Kernels};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Which model, and how it computes.
+#[derive(clap::Args)]
+pub struct EngineArgs {
+    /// Model: a GGUF file (any part of a split one)
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Worker threads [default: all processors available]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Instruction set: scalar, avx2, avx512; or exact, all in f32 [default: the best this machine has]
+    #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
+    pub isa: Option<String>,
+    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
+    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    pub override_kv: Vec<String>,
+}
+
+/// The KV cache and the batches of a session.
+#[derive(clap::Args)]
+pub struct SessionArgs {
+    /// Tokens of a forward pass, at most
+    #[arg(long, visible_alias = "ub", value_name = "N", default_value_t = 512)]
+    pub ubatch_size: usize,
+    /// How the cache stores keys: f16, bf16, q8_0
+    #[arg(long, visible_alias = "ctk", value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    pub cache_type_k: KvType,
+    /// How the cache stores values: f16, bf16, q8_0
+    #[arg(long, visible_alias = "ctv", value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
+    pub cache_type_v: KvType,
+}
+
+fn kv_type(s: &str) -> Result<KvType, String> {
+    KvType::ALL.into_iter().find(|t| t.name() == s).ok_or_else(|| "expected f16, bf16 or q8_0".into())
+}
+
+/// The kernels that `--isa` names.
+pub fn kernels(isa: Option<&str>) -> anyhow::Result<&'static Kernels> {
+    match isa {
+        None => Ok(Kernels::best()),
+        Some("exact") => Ok(Kernels::exact()),
+        Some(name) => {
+            let isa: Isa = name.parse().context("--isa")?;
+            Kernels::for_isa(isa).with_context(|| format!("--isa {isa}"))
+        }
+    }
+}
+
+impl EngineArgs {
+    /// Opens the model and says on stderr what it is.
+    pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
+        let threads = self.threads.unwrap_or_else(default_threads);
+        if !(1..=4096).contains(&threads) {
+            bail!("--threads {threads}: expected 1 to 4096");
+        }
+        let o = EngineOptions { threads, kernels: kernels(self.isa.as_deref())?, overrides: self.override_kv.clone() };
+        let e = Engine::open(&self.model, &o)?;
+        e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
+        Ok(Arc::new(e))
+    }
+}
+
+/// One line of facts: name, types, size, instruction set, threads, context.
+pub fn facts(e: &Engine, context: usize) -> String {
+    let name = e.gguf.str("general.name").ok().flatten().unwrap_or(e.model.config.arch);
+    let gib = e.gguf.file_size() as f64 / (1u64 << 30) as f64;
+    let isa = if e.kernels.exact { "exact" } else { e.kernels.isa.name() };
+    let kind = e.model.weights.layers[0].ffn.up.format().name();
+    format!("{name} {kind} {gib:.2} GiB | {isa} | {} threads | ctx {context}", e.threads())
+}
+
+impl SessionArgs {
+    /// The options of a session of that many sequences of that many tokens.
+    pub fn options(&self, context: usize, sequences: usize) -> SessionOptions {
+        SessionOptions {
+            context,
+            sequences,
+            ubatch: self.ubatch_size,
+            k_type: self.cache_type_k,
+            v_type: self.cache_type_v,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The numbers of a model. Everything in which architectures differ is a field here.
+
+/// What a forward pass needs to know beside the weights.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// GGUF's name of the architecture.
+    pub arch: &'static str,
+    /// Layers.
+    pub n_layers: usize,
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; each serves `n_heads / n_kv_heads` query heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward layer (of each expert).
+    pub ffn_dim: usize,
+    /// Tokens.
+    pub n_vocab: usize,
+    /// Positions that the model was trained for.
+    pub n_context: usize,
+    /// What RMSNorm adds to the mean square.
+    pub norm_eps: f32,
+    /// How positions are told.
+    pub rope: Rope,
+    /// A mixture of experts, if it is one.
+    pub experts: Option<Experts>,
+    /// Whether queries, keys and values must have biases.
+    pub qkv_bias: bool,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// How many dimensions of a head are rotated.
+    pub dim: usize,
+    /// The base of the frequencies, `base^(-2i / dim)`.
+    pub base: f64,
+    /// Which dimensions turn together.
+    pub pairs: Pairs,
+    /// Positions are divided by this (linear scaling; 1 for none).
+    pub position_divisor: f64,
+}
+
+/// Which dimensions RoPE turns together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pairs {
+    /// `i` and `i + dim / 2`.
+    Halves,
+    /// `2 i` and `2 i + 1`.
+    Neighbours,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Experts {
+    /// In a layer.
+    pub count: usize,
+    /// For a token.
+    pub used: usize,
+}
+
+impl Config {
+    /// Width of all queries.
+    pub fn q_dim(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Width of all keys (or values).
+    pub fn kv_dim(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+}

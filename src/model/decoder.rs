@@ -1,0 +1,323 @@
+//! The forward pass, as one worker of a team runs it.
+//!
+//! ```text
+//! x = embedding of each token
+//! for each layer:                                        tasks                      what a task writes
+//!     a = encode(rmsnorm(x))                             tokens                     a's column
+//!     qkv = [Q K V] a                                    panels of rows             those rows of qkv
+//!     rotate q, k; cache k, v                            kv heads x runs            its heads of qkv and of the cache
+//!     partial attention                                  kv heads x tiles x ranges  its partial results
+//!     a = encode(merged attention)                       tokens x slabs             a's blocks
+//!     x += O a                                           panels of rows             those rows of x
+//!     a = encode(rmsnorm(x))                             tokens                     a's column
+//!     h = encode(silu(G a) * (U a))                      slabs of 256 rows          h's blocks
+//!     x += D h                                           panels of rows             those rows of x
+//! logits = output rmsnorm(x)                             panels of rows             those rows of the logits
+//! ```
+//!
+//! Between any two lines stands a barrier. Each output is summed by one task in a fixed order: results do not depend on the
+//! number of workers. Every `SAFETY` below rests on that table: in a phase, tasks write disjoint parts, and what they read
+//! was written before the last barrier.
+#![allow(unsafe_code)]
+
+use super::attention::{Run, Tile};
+use super::cache::KvCache;
+use super::config::Config;
+use super::matmul::Panels;
+use super::weights::{Layer, wants};
+use super::{Model, rope};
+use oxcart_quant::act::Wants;
+use oxcart_quant::{ActBuf, Kernels, Matrix, Out, Scratch, Shared, Worker};
+use std::io;
+use std::ops::Range;
+
+/// Rows of logits that are computed at once.
+pub const LOGITS_ROWS: usize = 64;
+
+/// Tokens to feed: each with its sequence and position, and whether its logits are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Positions in their sequences.
+    pub pos: Vec<u32>,
+    /// Sequences.
+    pub seq: Vec<u32>,
+    /// Whether the logits of the next token are wanted.
+    pub logits: Vec<bool>,
+}
+
+impl Batch {
+    /// Consecutive tokens of one sequence, with the logits of the last.
+    pub fn of(tokens: &[u32], pos: usize, seq: u32) -> Batch {
+        let mut b = Batch::default();
+        for (i, &t) in tokens.iter().enumerate() {
+            b.push(t, (pos + i) as u32, seq, i + 1 == tokens.len());
+        }
+        b
+    }
+
+    /// Adds a token.
+    pub fn push(&mut self, token: u32, pos: u32, seq: u32, logits: bool) {
+        self.tokens.push(token);
+        self.pos.push(pos);
+        self.seq.push(seq);
+        self.logits.push(logits);
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Some consecutive tokens.
+    pub fn part(&self, r: Range<usize>) -> Batch {
+        Batch {
+            tokens: self.tokens[r.clone()].to_vec(),
+            pos: self.pos[r.clone()].to_vec(),
+            seq: self.seq[r.clone()].to_vec(),
+            logits: self.logits[r].to_vec(),
+        }
+    }
+}
+
+/// What a forward pass writes to, shared by the workers.
+pub struct Buffers {
+    pub(super) x: Shared<f32>,   // (n, dim): the residual stream
+    pub(super) qkv: Shared<f32>, // (n, q_dim + 2 kv_dim)
+    pub(super) part_m: Shared<f32>, // (ranges, n, n_heads)
+    pub(super) part_s: Shared<f32>, // (ranges, n, n_heads)
+    pub(super) part_o: Shared<f32>, // (ranges, n, q_dim)
+    pub(super) angles: Shared<f32>, // (n, rope.dim)
+    pub(super) norm_acts: ActBuf, // (dim)
+    pub(super) attn_acts: ActBuf, // (q_dim)
+    pub(super) slot_acts: ActBuf, // (dim), a column for each token and expert
+    pub(super) ffn_acts: ActBuf,  // (ffn_dim), likewise
+    pub(super) chosen: Shared<u32>, // (n, experts used): expert ids
+    pub(super) shares: Shared<f32>, // (n, experts used): their weights
+    logits: Shared<f32>,         // (LOGITS_ROWS, n_vocab)
+    n: usize,
+}
+
+impl Buffers {
+    /// Room for batches of `n` tokens over caches of `capacity` positions.
+    pub fn new(c: &Config, n: usize, capacity: usize) -> io::Result<Buffers> {
+        let parts = n.max(super::attention::most_parts(capacity));
+        let used = c.experts.map_or(1, |e| e.used);
+        let slots = if c.experts.is_some() { n * used } else { 0 };
+        Ok(Buffers {
+            x: Shared::new(n * c.dim)?,
+            qkv: Shared::new(n * (c.q_dim() + 2 * c.kv_dim()))?,
+            part_m: Shared::new(parts * c.n_heads)?,
+            part_s: Shared::new(parts * c.n_heads)?,
+            part_o: Shared::new(parts * c.q_dim())?,
+            angles: Shared::new(n * c.rope.dim)?,
+            norm_acts: ActBuf::new(c.dim, n.max(LOGITS_ROWS))?,
+            attn_acts: ActBuf::new(c.q_dim(), n)?,
+            slot_acts: ActBuf::new(c.dim, slots)?,
+            ffn_acts: ActBuf::new(c.ffn_dim, slots.max(n))?,
+            chosen: Shared::new(n * used)?,
+            shares: Shared::new(n * used)?,
+            logits: Shared::new(LOGITS_ROWS * c.n_vocab)?,
+            n,
+        })
+    }
+
+    /// Tokens of the largest batch.
+    pub fn max_batch(&self) -> usize {
+        self.n
+    }
+}
+
+/// What one worker keeps for itself.
+#[derive(Default)]
+pub struct Local {
+    pub(super) scratch: Scratch,
+    pub(super) out: Vec<f32>,
+    pub(super) more: Vec<f32>,
+    pub(super) attention: Vec<f32>,
+}
+
+/// A batch, prepared: what is the same for every worker and every layer.
+pub struct Plan<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) runs: Vec<Run>,
+    pub(super) tiles: Vec<Tile>,
+    pub(super) ranges: usize,
+    pub(super) range_len: usize,
+    wanted: Vec<usize>,
+    frequencies: Vec<f64>,
+}
+
+impl<'a> Plan<'a> {
+    /// Prepares a batch, whose positions and tokens the caller has checked.
+    pub fn new(m: &Model, batch: &'a Batch) -> Plan<'a> {
+        let (range_len, ranges) = super::attention::ranges(batch);
+        Plan {
+            batch,
+            runs: super::attention::runs(batch),
+            tiles: super::attention::tiles(batch, m.config.n_heads / m.config.n_kv_heads),
+            ranges,
+            range_len,
+            wanted: (0..batch.len()).filter(|&i| batch.logits[i]).collect(),
+            frequencies: rope::frequencies(&m.config.rope, m.weights.rope_factors.as_deref()),
+        }
+    }
+}
+
+/// One worker's way through a forward pass.
+pub(super) struct Pass<'a, 't> {
+    pub w: &'a Worker<'t>,
+    pub k: &'static Kernels,
+    pub c: &'a Config,
+    pub plan: &'a Plan<'a>,
+    pub cache: &'a KvCache,
+    pub b: &'a Buffers,
+    pub local: &'a mut Local,
+}
+
+/// Runs a batch. `sink` receives the logits of each token that wants them, with its number among those that do; it is
+/// called by several workers at once.
+#[allow(clippy::too_many_arguments)]
+pub fn forward(
+    w: &Worker<'_>,
+    k: &'static Kernels,
+    m: &Model,
+    plan: &Plan<'_>,
+    cache: &KvCache,
+    b: &Buffers,
+    local: &mut Local,
+    sink: &(dyn Fn(usize, &[f32]) + Sync),
+) {
+    let mut p = Pass { w, k, c: &m.config, plan, cache, b, local };
+    p.embed(m);
+    for (i, layer) in m.weights.layers.iter().enumerate() {
+        p.layer(i, layer);
+    }
+    p.logits(m, sink);
+}
+
+impl Pass<'_, '_> {
+    /// Tokens of the batch.
+    pub fn n(&self) -> usize {
+        self.plan.batch.len()
+    }
+
+    fn embed(&mut self, m: &Model) {
+        let dim = self.c.dim;
+        self.w.split(self.n(), |t| {
+            // SAFETY: this task's token.
+            let x = unsafe { self.b.x.write(t * dim..(t + 1) * dim) };
+            m.weights.embedding.matrix().dequant_row(self.plan.batch.tokens[t] as usize, x);
+            let turn = self.c.rope.dim;
+            // SAFETY: this task's token.
+            let row = unsafe { self.b.angles.write(t * turn..(t + 1) * turn) };
+            rope::angles(&self.plan.frequencies, self.plan.batch.pos[t], row);
+        });
+        self.w.sync();
+    }
+
+    fn layer(&mut self, i: usize, l: &Layer) {
+        self.norm(&l.attn_norm, wants(self.k, [&l.q, &l.k, &l.v]));
+        self.qkv(l);
+        self.rotate_and_store(i, &l.qkv_bias);
+        self.attend(i);
+        self.merge(wants(self.k, [&l.o]));
+        let acts = &self.b.attn_acts;
+        self.add_product(l.o.matrix(), acts, self.c.q_dim());
+        self.feed_forward(l);
+    }
+
+    /// `norm_acts = encode(rmsnorm(x) * weight)`.
+    pub fn norm(&mut self, weight: &[f32], wants: Wants) {
+        let n = self.n();
+        let (w, out) = (self.w, &mut self.local.out);
+        out.resize(self.c.dim, 0.0);
+        w.split(n, |t| {
+            // SAFETY: x is not written in this phase; this task's column.
+            unsafe {
+                let x = self.b.x.read(t * self.c.dim..(t + 1) * self.c.dim);
+                self.k.ops.rmsnorm(x, weight, self.c.norm_eps, out);
+                self.b.norm_acts.encode(self.k, wants, n, t, out);
+            }
+        });
+        w.sync();
+    }
+
+    fn qkv(&mut self, l: &Layer) {
+        let (n, c) = (self.n(), self.c);
+        let panels = Panels::new(self.k, [l.q.matrix(), l.k.matrix(), l.v.matrix()], n, self.w.threads());
+        let starts = [0, c.q_dim(), c.q_dim() + c.kv_dim()];
+        let stride = c.q_dim() + 2 * c.kv_dim();
+        let scratch = &mut self.local.scratch;
+        self.w.split(panels.tasks(), |t| {
+            let (i, rows) = panels.task(t);
+            // SAFETY: acts are read only; the rows are this task's.
+            unsafe {
+                let acts = self.b.norm_acts.view(c.dim, n, n);
+                let at = starts[i];
+                let mut out = self.b.qkv.out(0, stride, at + rows.start..at + rows.end, n);
+                self.k.matmul(panels.matrix(i).panel(rows), acts, &mut out, scratch);
+            }
+        });
+        self.w.sync();
+    }
+
+    /// `x += matrix * acts`.
+    pub fn add_product(&mut self, matrix: Matrix<'_>, acts: &ActBuf, k: usize) {
+        let (n, dim) = (self.n(), self.c.dim);
+        let panels = Panels::new(self.k, [matrix], n, self.w.threads());
+        let Local { scratch, out, .. } = &mut *self.local;
+        self.w.split(panels.tasks(), |t| {
+            let (_, rows) = panels.task(t);
+            out.resize(out.len().max(n * rows.len()), 0.0);
+            // SAFETY: acts are read only; these rows of x are this task's.
+            unsafe {
+                let mut to = Out::new(out, rows.len(), rows.len(), n);
+                self.k.matmul(matrix.panel(rows.clone()), acts.view(k, n, n), &mut to, scratch);
+                for (t, y) in out.chunks_exact(rows.len()).take(n).enumerate() {
+                    self.k.ops.add(self.b.x.write(t * dim + rows.start..t * dim + rows.end), y);
+                }
+            }
+        });
+        self.w.sync();
+    }
+
+    fn logits(&mut self, m: &Model, sink: &(dyn Fn(usize, &[f32]) + Sync)) {
+        let (dim, vocab) = (self.c.dim, self.c.n_vocab);
+        let output = m.weights.output.matrix();
+        let wants = wants(self.k, [&m.weights.output]);
+        for (chunk, tokens) in self.plan.wanted.chunks(LOGITS_ROWS).enumerate() {
+            let n = tokens.len();
+            let Local { scratch, out, .. } = &mut *self.local;
+            out.resize(dim, 0.0);
+            self.w.split(n, |i| {
+                // SAFETY: x is not written in this phase; this task's column.
+                unsafe {
+                    let x = self.b.x.read(tokens[i] * dim..(tokens[i] + 1) * dim);
+                    self.k.ops.rmsnorm(x, &m.weights.output_norm, self.c.norm_eps, out);
+                    self.b.norm_acts.encode(self.k, wants, n, i, out);
+                }
+            });
+            self.w.sync();
+            let panels = Panels::new(self.k, [output], n, self.w.threads());
+            self.w.split(panels.tasks(), |t| {
+                let (_, rows) = panels.task(t);
+                // SAFETY: acts are read only; the rows are this task's.
+                unsafe {
+                    let mut to = self.b.logits.out(0, vocab, rows.clone(), n);
+                    self.k.matmul(output.panel(rows), self.b.norm_acts.view(dim, n, n), &mut to, scratch);
+                }
+            });
+            self.w.sync();
+            // SAFETY: the logits are not written in this phase.
+            self.w.split(n, |i| sink(chunk * LOGITS_ROWS + i, unsafe { self.b.logits.read(i * vocab..(i + 1) * vocab) }));
+            self.w.sync();
+        }
+    }
+}

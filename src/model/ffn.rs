@@ -1,0 +1,142 @@
+//! The feed-forward layer: SwiGLU, dense or as a mixture of experts.
+//!
+//! Hidden values never lie in memory as f32: a task computes 256 rows of gate and up for all its columns, and encodes
+//! their product as the block that the down projection reads.
+#![allow(unsafe_code)]
+
+use super::decoder::{Local, Pass};
+use super::matmul::Panels;
+use super::weights::{Ffn, Layer, wants};
+use oxcart_quant::act::Wants;
+use oxcart_quant::format::SLAB;
+use oxcart_quant::{ActBuf, Acts, Out};
+use std::ops::Range;
+
+/// Columns of `ffn_acts` that go through one expert: its tokens' slots.
+struct Share {
+    expert: usize,
+    slots: Range<usize>,
+}
+
+impl Pass<'_, '_> {
+    /// `x += ffn(rmsnorm(x))`.
+    pub fn feed_forward(&mut self, l: &Layer) {
+        let f = &l.ffn;
+        let (inner, outer) = (wants(self.k, [&f.gate, &f.up]), wants(self.k, [&f.down]));
+        match self.c.experts {
+            None => {
+                self.norm(&l.ffn_norm, inner);
+                let n = self.n();
+                self.gate_up(f, outer, &self.b.norm_acts, &[Share { expert: 0, slots: 0..n }], n);
+                let acts = &self.b.ffn_acts;
+                self.add_product(f.down.matrix(), acts, self.c.ffn_dim);
+            }
+            Some(_) => self.experts(l, inner, outer),
+        }
+    }
+
+    /// `ffn_acts = encode(silu(gate * acts) * (up * acts))`, for the columns of each expert.
+    fn gate_up(&mut self, f: &Ffn, wants: Wants, acts: &ActBuf, shares: &[Share], stride: usize) {
+        let (c, b, k) = (self.c, self.b, self.k);
+        let slabs = c.ffn_dim.div_ceil(SLAB);
+        let Local { scratch, out, more, .. } = &mut *self.local;
+        self.w.split(shares.len() * slabs, |task| {
+            let (share, slab) = (&shares[task / slabs], task % slabs);
+            let rows = slab * SLAB..((slab + 1) * SLAB).min(c.ffn_dim);
+            let (height, n) = (rows.len(), share.slots.len());
+            let panel = share.expert * c.ffn_dim + rows.start..share.expert * c.ffn_dim + rows.end;
+            // SAFETY: the input is not written in this phase.
+            let x: Acts<'_> = unsafe { acts.view(c.dim, stride, stride) }.columns(share.slots.start, n);
+            for (w, to) in [(&f.gate, &mut *out), (&f.up, &mut *more)] {
+                to.resize(to.len().max(n * height), 0.0);
+                k.matmul(w.matrix().panel(panel.clone()), x, &mut Out::new(to, height, height, n), scratch);
+            }
+            for (i, slot) in share.slots.clone().enumerate() {
+                let h = &mut out[i * height..(i + 1) * height];
+                k.ops.silu_mul(h, &more[i * height..(i + 1) * height]);
+                // SAFETY: this slab of this expert's slots is this task's.
+                unsafe { b.ffn_acts.encode_slab(k, wants, stride, slot, slab, h) };
+            }
+        });
+        self.w.sync();
+    }
+
+    fn experts(&mut self, l: &Layer, inner: Wants, outer: Wants) {
+        let e = self.c.experts.expect("called for mixtures");
+        let (n, dim, used) = (self.n(), self.c.dim, e.used);
+        self.route(l, inner, used);
+        // Every worker lays the slots out alike: expert by expert, tokens in order.
+        // SAFETY: the choices are not written in this phase.
+        let (chosen, shares) = unsafe { (self.b.chosen.read(0..n * used), self.b.shares.read(0..n * used)) };
+        let mut slots: Vec<usize> = (0..n * used).collect();
+        slots.sort_by_key(|&i| (chosen[i], i));
+        let mut parts: Vec<Share> = Vec::new();
+        for (slot, &i) in slots.iter().enumerate() {
+            let expert = chosen[i] as usize;
+            match parts.last_mut() {
+                Some(p) if p.expert == expert => p.slots.end = slot + 1,
+                _ => parts.push(Share { expert, slots: slot..slot + 1 }),
+            }
+        }
+        let b = self.b;
+        self.w.split(slots.len(), |slot| {
+            // SAFETY: the source is not written in this phase; this slot is this task's.
+            unsafe { b.slot_acts.gather(inner, slots.len(), slot, &b.norm_acts, n, slots[slot] / used) };
+        });
+        self.w.sync();
+        self.gate_up(&l.ffn, outer, &b.slot_acts, &parts, slots.len());
+
+        // A task takes its rows of all experts, in order, so that sums do not depend on who computes them.
+        let down = l.ffn.down.matrix();
+        let panels = Panels::new(self.k, [down.rows_of(0..dim)], n, self.w.threads());
+        let Local { scratch, out, .. } = &mut *self.local;
+        self.w.split(panels.tasks(), |task| {
+            let (_, rows) = panels.task(task);
+            let height = rows.len();
+            for p in &parts {
+                let n = p.slots.len();
+                out.resize(out.len().max(n * height), 0.0);
+                let panel = down.panel(p.expert * dim + rows.start..p.expert * dim + rows.end);
+                // SAFETY: the input is not written in this phase.
+                let x = unsafe { b.ffn_acts.view(self.c.ffn_dim, slots.len(), slots.len()) }.columns(p.slots.start, n);
+                self.k.matmul(panel, x, &mut Out::new(out, height, height, n), scratch);
+                for (slot, y) in p.slots.clone().zip(out.chunks_exact(height)) {
+                    let token = slots[slot] / used;
+                    // SAFETY: these rows of x are this task's.
+                    let x = unsafe { b.x.write(token * dim + rows.start..token * dim + rows.end) };
+                    self.k.ops.axpy(x, shares[slots[slot]], y);
+                }
+            }
+        });
+        self.w.sync();
+    }
+
+    /// Normalises, and chooses each token's experts: the `used` largest of the router's softmax, made to sum to one
+    /// (Jiang et al., 2024).
+    fn route(&mut self, l: &Layer, wants: Wants, used: usize) {
+        let (n, c, b) = (self.n(), self.c, self.b);
+        let (w, out) = (self.w, &mut self.local.out);
+        out.resize(c.dim, 0.0);
+        w.split(n, |t| {
+            // SAFETY: x is not written in this phase; the column and the choices are this task's token's.
+            let (x, chosen, shares) = unsafe {
+                let token = t * used..(t + 1) * used;
+                (b.x.read(t * c.dim..(t + 1) * c.dim), b.chosen.write(token.clone()), b.shares.write(token))
+            };
+            self.k.ops.rmsnorm(x, &l.ffn_norm, c.norm_eps, &mut out[..c.dim]);
+            // SAFETY: as above.
+            unsafe { b.norm_acts.encode(self.k, wants, n, t, &out[..c.dim]) };
+            let mut scores: Vec<(f32, u32)> =
+                l.ffn.router.chunks_exact(c.dim).map(|row| self.k.ops.dot(row, &out[..c.dim])).zip(0..).collect();
+            scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            let mut total = 0.0;
+            for (i, &(score, expert)) in scores[..used].iter().enumerate() {
+                chosen[i] = expert;
+                shares[i] = (score - scores[0].0).exp();
+                total += shares[i];
+            }
+            shares.iter_mut().for_each(|s| *s /= total);
+        });
+        w.sync();
+    }
+}

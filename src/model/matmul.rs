@@ -1,0 +1,59 @@
+//! Dividing matrices into tasks: which rows a task computes.
+//!
+//! A task owns its rows over all of the inner dimension and all columns, so how rows are divided does not change results.
+
+use oxcart_quant::{Kernels, Matrix};
+use std::ops::Range;
+
+/// Rows of a panel in which the gemm works best: four tiles, whose accumulators for 512 columns fit the L2 cache.
+const GEMM_ROWS: usize = 128;
+/// Weights that a gemv task reads: long enough for the prefetcher, short enough to even out workers.
+const GEMV_BYTES: usize = 192 << 10;
+
+/// Matrices with one input, divided into panels.
+pub(super) struct Panels<'a, const N: usize> {
+    matrices: [Matrix<'a>; N],
+    rows: [usize; N],
+    tasks: usize,
+}
+
+impl<'a, const N: usize> Panels<'a, N> {
+    /// Panels for `n` columns and so many workers.
+    pub fn new(k: &Kernels, matrices: [Matrix<'a>; N], n: usize, threads: usize) -> Panels<'a, N> {
+        let total: usize = matrices.iter().map(Matrix::rows).sum();
+        // At least four tasks a worker, so that the last to finish is not waited for long.
+        let fair = (total / (4 * threads)).max(1);
+        let rows = std::array::from_fn(|i| {
+            let m = &matrices[i];
+            if n <= k.kernel(m.format()).gemv_cols {
+                (GEMV_BYTES / m.row_bytes()).min(fair).next_multiple_of(4)
+            } else {
+                GEMM_ROWS.min(fair.next_multiple_of(32))
+            }
+        });
+        let tasks = (0..N).map(|i| matrices[i].rows().div_ceil(rows[i])).sum();
+        Panels { matrices, rows, tasks }
+    }
+
+    /// How many there are.
+    pub fn tasks(&self) -> usize {
+        self.tasks
+    }
+
+    /// The matrix and the rows of task `t`.
+    pub fn task(&self, mut t: usize) -> (usize, Range<usize>) {
+        for i in 0..N {
+            let n = self.matrices[i].rows().div_ceil(self.rows[i]);
+            if t < n {
+                return (i, t * self.rows[i]..((t + 1) * self.rows[i]).min(self.matrices[i].rows()));
+            }
+            t -= n;
+        }
+        panic!("task {t} past the last");
+    }
+
+    /// A matrix of the set.
+    pub fn matrix(&self, i: usize) -> &Matrix<'a> {
+        &self.matrices[i]
+    }
+}

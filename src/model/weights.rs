@@ -1,0 +1,197 @@
+//! The weights: one list of tensors, each checked against the shape that the configuration gives it.
+
+use super::ModelError;
+use super::config::Config;
+use crate::gguf::{Gguf, Tensor};
+use crate::mmap::Bytes;
+use oxcart_quant::{Format, Kernels, Matrix, Wants};
+
+/// A matrix in the file.
+#[derive(Clone)]
+pub struct Weight {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    bytes: Bytes,
+}
+
+impl Weight {
+    /// A view of it.
+    pub fn matrix(&self) -> Matrix<'_> {
+        Matrix::new(self.format, self.rows, self.cols, &self.bytes).expect("checked when it was loaded")
+    }
+
+    /// How it is stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Its size in bytes.
+    pub fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Everything a forward pass multiplies by.
+pub struct Weights {
+    /// Token embeddings: (n_vocab, dim).
+    pub embedding: Weight,
+    /// The layers.
+    pub layers: Vec<Layer>,
+    /// Weight of the last norm: (dim).
+    pub output_norm: Vec<f32>,
+    /// To logits: (n_vocab, dim). The embeddings again where the model ties them.
+    pub output: Weight,
+    /// Divisors of RoPE's frequencies (Llama 3.1): (rope.dim / 2).
+    pub rope_factors: Option<Vec<f32>>,
+}
+
+/// One layer.
+pub struct Layer {
+    /// Weight of the norm before attention: (dim).
+    pub attn_norm: Vec<f32>,
+    /// Queries: (n_heads * head_dim, dim).
+    pub q: Weight,
+    /// Keys: (n_kv_heads * head_dim, dim).
+    pub k: Weight,
+    /// Values: (n_kv_heads * head_dim, dim).
+    pub v: Weight,
+    /// Biases of queries, keys and values, one after another; empty where the model has none.
+    pub qkv_bias: Vec<f32>,
+    /// Attention's output: (dim, n_heads * head_dim).
+    pub o: Weight,
+    /// Weight of the norm before the feed-forward layer: (dim).
+    pub ffn_norm: Vec<f32>,
+    /// The feed-forward layer.
+    pub ffn: Ffn,
+}
+
+/// A SwiGLU feed-forward layer, or several with a router. Experts lie one after another in a tensor.
+pub struct Ffn {
+    /// The router's rows: (experts, dim); empty for a dense layer.
+    pub router: Vec<f32>,
+    /// (experts * ffn_dim, dim)
+    pub gate: Weight,
+    /// (experts * ffn_dim, dim)
+    pub up: Weight,
+    /// (experts * dim, ffn_dim)
+    pub down: Weight,
+}
+
+/// Finds tensors and checks them.
+struct Finder<'a> {
+    gguf: &'a Gguf,
+}
+
+impl Finder<'_> {
+    fn unfit(&self, name: &str, problem: String) -> ModelError {
+        ModelError::Unfit { file: self.gguf.path().to_path_buf(), field: format!("tensor {name}"), problem }
+    }
+
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<(&Tensor, Format), ModelError> {
+        let t = self.gguf.tensor(name).ok_or_else(|| self.unfit(name, "missing".into()))?;
+        // Trailing extents of 1 are the same as none.
+        let used = t.dims.iter().rposition(|&d| d != 1).map_or(1, |i| i + 1);
+        let want: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+        let used_want = want.iter().rposition(|&d| d != 1).map_or(1, |i| i + 1);
+        if t.dims[..used] != want[..used_want] {
+            return Err(self.unfit(name, format!("dimensions {:?}, expected {want:?}", t.dims)));
+        }
+        let format = t
+            .format()
+            .ok_or_else(|| self.unfit(name, format!("type {} is not one that oxcart computes with", t.kind.name())))?;
+        Ok((t, format))
+    }
+
+    /// `experts` matrices of (rows, cols), one after another.
+    fn weight(&self, name: &str, experts: Option<usize>, rows: usize, cols: usize) -> Result<Weight, ModelError> {
+        let mut dims = vec![cols, rows];
+        dims.extend(experts);
+        let (t, format) = self.tensor(name, &dims)?;
+        let rows = rows * experts.unwrap_or(1);
+        Matrix::new(format, rows, cols, t.bytes()).map_err(|e| self.unfit(name, e.to_string()))?;
+        Ok(Weight { format, rows, cols, bytes: t.bytes().clone() })
+    }
+
+    fn floats(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let (t, format) = self.tensor(name, dims)?;
+        let mut out = vec![0.0; dims.iter().product()];
+        format.dequant(t.bytes(), &mut out);
+        Ok(out)
+    }
+}
+
+impl Weights {
+    /// Finds every tensor of the model.
+    pub(super) fn from_gguf(gguf: &Gguf, c: &Config) -> Result<Weights, ModelError> {
+        let f = Finder { gguf };
+        let embedding = f.weight("token_embd.weight", None, c.n_vocab, c.dim)?;
+        let output = match gguf.tensor("output.weight") {
+            Some(_) => f.weight("output.weight", None, c.n_vocab, c.dim)?,
+            None => embedding.clone(),
+        };
+        let layers = (0..c.n_layers).map(|i| layer(&f, c, i)).collect::<Result<_, _>>()?;
+        let rope_factors = match gguf.tensor("rope_freqs.weight") {
+            Some(_) => Some(f.floats("rope_freqs.weight", &[c.rope.dim / 2])?),
+            None => None,
+        };
+        Ok(Weights { embedding, layers, output_norm: f.floats("output_norm.weight", &[c.dim])?, output, rope_factors })
+    }
+
+    /// The bytes that decoding one token reads: all layers (of experts, those used) and the output.
+    pub fn bytes_per_token(&self, c: &Config) -> usize {
+        let layers = self.layers.iter().map(|l| {
+            let ffn = l.ffn.gate.n_bytes() + l.ffn.up.n_bytes() + l.ffn.down.n_bytes();
+            let ffn = c.experts.map_or(ffn, |e| ffn / e.count * e.used);
+            l.q.n_bytes() + l.k.n_bytes() + l.v.n_bytes() + l.o.n_bytes() + ffn
+        });
+        layers.sum::<usize>() + self.output.n_bytes()
+    }
+
+    /// The weights that decoding one token multiplies by.
+    pub fn parameters_per_token(&self, c: &Config) -> usize {
+        let ffn = 3 * c.dim * c.ffn_dim * c.experts.map_or(1, |e| e.used);
+        c.n_layers * (ffn + 2 * c.dim * (c.q_dim() + c.kv_dim())) + c.n_vocab * c.dim
+    }
+}
+
+fn layer(f: &Finder<'_>, c: &Config, i: usize) -> Result<Layer, ModelError> {
+    let name = |n: &str| format!("blk.{i}.{n}");
+    let norm = |n: &str| f.floats(&name(n), &[c.dim]);
+    let linear = |n: &str, rows, cols| f.weight(&name(n), None, rows, cols);
+    let mut qkv_bias = Vec::new();
+    if c.qkv_bias || f.gguf.tensor(&name("attn_q.bias")).is_some() {
+        for (n, dim) in [("attn_q.bias", c.q_dim()), ("attn_k.bias", c.kv_dim()), ("attn_v.bias", c.kv_dim())] {
+            qkv_bias.extend(f.floats(&name(n), &[dim])?);
+        }
+    }
+    let ffn = match c.experts {
+        None => Ffn {
+            router: Vec::new(),
+            gate: linear("ffn_gate.weight", c.ffn_dim, c.dim)?,
+            up: linear("ffn_up.weight", c.ffn_dim, c.dim)?,
+            down: linear("ffn_down.weight", c.dim, c.ffn_dim)?,
+        },
+        Some(e) => Ffn {
+            router: f.floats(&name("ffn_gate_inp.weight"), &[c.dim, e.count])?,
+            gate: f.weight(&name("ffn_gate_exps.weight"), Some(e.count), c.ffn_dim, c.dim)?,
+            up: f.weight(&name("ffn_up_exps.weight"), Some(e.count), c.ffn_dim, c.dim)?,
+            down: f.weight(&name("ffn_down_exps.weight"), Some(e.count), c.dim, c.ffn_dim)?,
+        },
+    };
+    Ok(Layer {
+        attn_norm: norm("attn_norm.weight")?,
+        q: linear("attn_q.weight", c.q_dim(), c.dim)?,
+        k: linear("attn_k.weight", c.kv_dim(), c.dim)?,
+        v: linear("attn_v.weight", c.kv_dim(), c.dim)?,
+        qkv_bias,
+        o: linear("attn_output.weight", c.dim, c.q_dim())?,
+        ffn_norm: norm("ffn_norm.weight")?,
+        ffn,
+    })
+}
+
+/// The encodings that these matrices want of their common input.
+pub(super) fn wants<'a>(k: &Kernels, weights: impl IntoIterator<Item = &'a Weight>) -> Wants {
+    Wants::of(weights.into_iter().map(|w| k.kernel(w.format).act))
+}
