@@ -208,9 +208,9 @@ crate::isa::avx512! {
 #[inline(always)]
 fn load_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, i: usize) -> V {
     match kind {
-        KvType::F16 => V::load_f16(&u16s(block, i)),
-        KvType::Bf16 => V::load_bf16(&u16s(block, i)),
-        KvType::Q8_0 => i8s::<V>(block, i).mul(V::load_f16(&u16s(&block[hd * BLOCK..], i / 32))),
+        KvType::F16 => V::load_f16(bytes(block, i)),
+        KvType::Bf16 => V::load_bf16(bytes(block, i)),
+        KvType::Q8_0 => V::load_i8(bytes(block, i)).mul(V::load_f16(bytes(&block[hd * BLOCK..], i / 32))),
     }
 }
 
@@ -218,25 +218,19 @@ fn load_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, i: usize) -> V {
 #[inline(always)]
 fn load_v<V: Lanes>(kind: KvType, row: &[u8], hd: usize, i: usize) -> V {
     match kind {
-        KvType::F16 => V::load_f16(&u16s(row, i)),
-        KvType::Bf16 => V::load_bf16(&u16s(row, i)),
+        KvType::F16 => V::load_f16(bytes(row, i)),
+        KvType::Bf16 => V::load_bf16(bytes(row, i)),
         KvType::Q8_0 => {
             let at = hd + i / 2 * 2;
-            i8s::<V>(row, i).mul(V::splat(f16::from_le_bytes([row[at], row[at + 1]]).to_f32_const()))
+            V::load_i8(bytes(row, i)).mul(V::splat(f16::from_le_bytes([row[at], row[at + 1]]).to_f32_const()))
         }
     }
 }
 
+/// Array `i` of bytes that are a row of such arrays.
 #[inline(always)]
-fn u16s(b: &[u8], i: usize) -> [u16; L] {
-    let b: &[u8; 2 * L] = b[i * 2 * L..][..2 * L].try_into().expect("of that length");
-    std::array::from_fn(|j| u16::from_le_bytes([b[2 * j], b[2 * j + 1]]))
-}
-
-#[inline(always)]
-fn i8s<V: Lanes>(b: &[u8], i: usize) -> V {
-    let b: &[u8; L] = b[i * L..][..L].try_into().expect("of that length");
-    V::load_i8(&b.map(|x| x as i8))
+fn bytes<const N: usize>(b: &[u8], i: usize) -> &[u8; N] {
+    b[i * N..][..N].try_into().expect("of that length")
 }
 
 #[inline(always)]
@@ -268,8 +262,10 @@ fn attend<V: Lanes>(
                 load_k::<V>(cache.k_type, block, hd, i).store(k);
             }
             for r0 in (0..rows).step_by(ROWS) {
-                let row = |i: usize| &q.q[(r0 + i).min(rows - 1) * hd..][..hd];
-                let qs: [&[f32]; ROWS] = std::array::from_fn(row);
+                let mut qs = [q.q; ROWS];
+                for (i, row) in qs.iter_mut().enumerate() {
+                    *row = &q.q[(r0 + i).min(rows - 1) * hd..][..hd];
+                }
                 let mut acc = [V::splat(0.0); ROWS];
                 for (d, k) in key.iter().enumerate() {
                     let k = V::load(k);
@@ -302,12 +298,18 @@ fn attend<V: Lanes>(
         let row_bytes = cache.v_type.row_bytes(hd);
         let values = &cache.v[p0 * row_bytes..p1 * row_bytes];
         for r0 in (0..rows).step_by(4) {
-            let p: [&[f32; CHUNK]; 4] = std::array::from_fn(|i| &scores[(r0 + i).min(rows - 1)]);
+            let mut p = [&scores[r0]; 4];
+            for (i, p) in p.iter_mut().enumerate() {
+                *p = &scores[(r0 + i).min(rows - 1)];
+            }
             for d0 in (0..hd / L).step_by(4) {
                 let wide = (hd / L - d0).min(4);
                 let mut acc = [[V::splat(0.0); 4]; 4];
                 for (i, row) in values.chunks_exact(row_bytes).enumerate() {
-                    let v: [V; 4] = std::array::from_fn(|j| load_v(cache.v_type, row, hd, d0 + j.min(wide - 1)));
+                    let mut v = [V::splat(0.0); 4];
+                    for (j, v) in v.iter_mut().enumerate() {
+                        *v = load_v(cache.v_type, row, hd, d0 + j.min(wide - 1));
+                    }
                     for r in 0..4 {
                         let w = V::splat(p[r][i]);
                         for j in 0..4 {

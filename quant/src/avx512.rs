@@ -360,7 +360,11 @@ avx512! {
             _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
         };
         let step = (64 / G) as i32;
-        [0, 1, 2, 3].map(|j| _mm512_add_epi32(first, _mm512_set1_epi32(j * step)))
+        let mut lanes = [first; 4];
+        for j in 1..4 {
+            lanes[j] = _mm512_add_epi32(lanes[j - 1], _mm512_set1_epi32(step));
+        }
+        lanes
     }
 
     /// `rows` consecutive rows from `r0` on (at most `R`), `NC` columns from `c0` on.
@@ -373,20 +377,24 @@ avx512! {
         let lanes = lanes_of_groups::<G>();
         let mut acc = [[_mm512_setzero_ps(); NC]; R];
         let mut low = [[_mm512_setzero_ps(); NC]; R];
-        let rows: [&[u8]; R] = std::array::from_fn(|i| w.row((r0 + i).min(w.rows - 1)));
+        let mut rows = [w.row(r0); R];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = w.row((r0 + i).min(w.rows - 1));
+        }
         let whole = w.row_bytes / slab_bytes;
         for s in 0..w.slabs() {
             let x = &x.q8(s)[c0..c0 + NC];
-            let cols: [(__m512, __m512); NC] = std::array::from_fn(|c| column::<G>(&x[c]));
-            let start: [[__m512i; 4]; NC] = std::array::from_fn(|c| {
-                let zero = _mm512_setzero_si512();
-                let q = x[c].q.as_chunks::<64>().0;
+            let zero = _mm512_setzero_si512();
+            let (mut cols, mut start) = ([(_mm512_setzero_ps(), _mm512_setzero_ps()); NC], [[zero; 4]; NC]);
+            for c in 0..NC {
+                cols[c] = column::<G>(&x[c]);
                 // With minimums there is no offset; else what the offset adds to each lane, exactly, is taken off beforehand.
-                [0, 1, 2, 3].map(|j| match MIN {
-                    true => zero,
-                    false => _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(offset), signed(&q[j]))),
-                })
-            });
+                if !MIN {
+                    for (start, q) in start[c].iter_mut().zip(x[c].q.as_chunks().0) {
+                        *start = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(offset), signed(q)));
+                    }
+                }
+            }
             for r in 0..R {
                 let slab = if s < whole {
                     unpack(&rows[r][s * slab_bytes..(s + 1) * slab_bytes])
@@ -491,8 +499,10 @@ avx512! {
             }
         }
         for quarter in 0..4 {
-            let mut m: [__m512i; 16] =
-                std::array::from_fn(|r| load512(codes[r].q[64 * quarter..][..64].try_into().expect("of that length")));
+            let mut m = [_mm512_setzero_si512(); 16];
+            for (m, c) in m.iter_mut().zip(&codes) {
+                *m = load512(&c.q.as_chunks().0[quarter]);
+            }
             transpose(&mut m);
             for (i, v) in m.into_iter().enumerate() {
                 let to: &mut [u8] = &mut tile.q[16 * quarter + i][64 * half..][..64];
@@ -500,16 +510,20 @@ avx512! {
                 unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) };
             }
         }
-        let turn = |of: fn(&Codes) -> &[f32; 16], to: &mut [[f32; TILE]; 16]| {
-            let mut m: [__m512i; 16] = std::array::from_fn(|r| _mm512_castps_si512(floats(of(&codes[r]))));
-            transpose(&mut m);
-            for (v, to) in m.into_iter().zip(to) {
-                // SAFETY: 16 writable floats.
-                unsafe { _mm512_storeu_ps(to[16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(v)) };
+        let (mut scale, mut min) = ([_mm512_setzero_si512(); 16], [_mm512_setzero_si512(); 16]);
+        for (r, c) in codes.iter().enumerate() {
+            scale[r] = _mm512_castps_si512(floats(&c.scale));
+            min[r] = _mm512_castps_si512(floats(&c.min));
+        }
+        transpose(&mut scale);
+        transpose(&mut min);
+        for g in 0..SLAB / G {
+            // SAFETY: 16 writable floats each.
+            unsafe {
+                _mm512_storeu_ps(tile.scale[g][16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(scale[g]));
+                _mm512_storeu_ps(tile.min[g][16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(min[g]));
             }
-        };
-        turn(|c| &c.scale, &mut tile.scale);
-        turn(|c| &c.min, &mut tile.min);
+        }
     }
 
     /// `NC` columns of a tile: adds the slab's products to `acc`, (NC, TILE).
@@ -521,13 +535,17 @@ avx512! {
             (x.try_into().expect("NC columns"), sums.try_into().expect("NC columns"), acc.try_into().expect("NC columns"));
         // SAFETY: rows of `acc` and of the tile are 32 floats or 128 bytes: two vectors.
         unsafe {
-            let mut c: [[__m512; 2]; NC] =
-                std::array::from_fn(|i| [_mm512_loadu_ps(acc[i].as_ptr()), _mm512_loadu_ps(acc[i].as_ptr().add(16))]);
+            let mut c = [[_mm512_setzero_ps(); 2]; NC];
+            for i in 0..NC {
+                c[i] = [_mm512_loadu_ps(acc[i].as_ptr()), _mm512_loadu_ps(acc[i].as_ptr().add(16))];
+            }
             for g in 0..groups {
-                let mut a: [[__m512i; 2]; NC] = std::array::from_fn(|i| {
-                    let v = if MIN { _mm512_setzero_si512() } else { _mm512_set1_epi32(sums[i][g] as i32) };
-                    [v; 2]
-                });
+                let mut a = [[_mm512_setzero_si512(); 2]; NC];
+                if !MIN {
+                    for i in 0..NC {
+                        a[i] = [_mm512_set1_epi32(sums[i][g] as i32); 2];
+                    }
+                }
                 for k in 0..G / 4 {
                     let k = g * (G / 4) + k;
                     let q = tile.q.get_unchecked(k).as_ptr();

@@ -38,13 +38,14 @@ pub(crate) fn gemm<V: Lanes>(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scrat
             let (tile, x) = (&tile[..len], x.f32(s));
             for c in (0..n).step_by(COLS) {
                 let acc = &mut acc[c..n.min(c + COLS)];
-                let col = |i: usize| &x[c + i.min(acc.len() - 1)].0;
-                let x: [&[f32; SLAB]; COLS] = std::array::from_fn(col);
-                let mut a: [V; COLS] = std::array::from_fn(|i| V::load(&acc[i.min(acc.len() - 1)]));
+                let (mut col, mut a) = ([&x[c].0; COLS], [V::splat(0.0); COLS]);
+                for i in 0..acc.len() {
+                    (col[i], a[i]) = (&x[c + i].0, V::load(&acc[i]));
+                }
                 for (k, t) in tile.iter().enumerate() {
                     let t = V::load(t);
                     for i in 0..COLS {
-                        a[i] = t.fma(V::splat(x[i][k]), a[i]);
+                        a[i] = t.fma(V::splat(col[i][k]), a[i]);
                     }
                 }
                 for (to, a) in acc.iter_mut().zip(a) {
@@ -58,7 +59,7 @@ pub(crate) fn gemm<V: Lanes>(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scrat
     }
 }
 
-/// One column of F32, F16 or BF16 weights: two rows at a time, straight from the mapped bytes.
+/// One column of F32, F16 or BF16 weights, straight from the mapped bytes.
 #[inline(always)]
 pub(crate) fn gemv<V: Lanes>(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>) {
     for c in 0..x.n() {
@@ -89,10 +90,8 @@ pub(crate) fn gemv<V: Lanes>(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>) {
 #[inline(always)]
 fn load<V: Lanes>(format: Format, b: &[u8]) -> V {
     match format {
-        Format::F16 => V::load_f16(&std::array::from_fn(|i| u16::from_le_bytes([b[2 * i], b[2 * i + 1]]))),
-        Format::BF16 => V::load_bf16(&std::array::from_fn(|i| u16::from_le_bytes([b[2 * i], b[2 * i + 1]]))),
-        _ => {
-            V::load(&std::array::from_fn(|i| f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]])))
-        }
+        Format::F16 => V::load_f16(b.try_into().expect("16 weights")),
+        Format::BF16 => V::load_bf16(b.try_into().expect("16 weights")),
+        _ => V::load_le(b.try_into().expect("16 weights")),
     }
 }

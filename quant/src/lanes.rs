@@ -3,7 +3,8 @@
 //! Integer dot products differ between instruction sets in algorithm and are written per set; float code (attention, f32
 //! matrices) differs only in the names of its instructions and is written once over [`Lanes`]. Every method is
 //! `inline(always)` and the bodies that use them are too, so that all of it ends up inside a function that was compiled
-//! with the features of its rung; nothing here may be called from elsewhere.
+//! with the features of its rung; nothing here may be called from elsewhere. Bodies use loops, not `array::from_fn` or
+//! `map`: a function between a body and its closure would not have the features, and keep the instructions outside (4x).
 #![allow(unsafe_code)]
 
 use half::f16;
@@ -15,12 +16,14 @@ pub(crate) const L: usize = 16;
 pub(crate) trait Lanes: Copy {
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; L]) -> Self;
-    /// From IEEE half precision.
-    fn load_f16(x: &[u16; L]) -> Self;
-    /// From the upper halves of f32 (bfloat16).
-    fn load_bf16(x: &[u16; L]) -> Self;
+    /// From IEEE half precision, little-endian.
+    fn load_f16(x: &[u8; 2 * L]) -> Self;
+    /// From the upper halves of f32 (bfloat16), little-endian.
+    fn load_bf16(x: &[u8; 2 * L]) -> Self;
     /// From signed bytes.
-    fn load_i8(x: &[i8; L]) -> Self;
+    fn load_i8(x: &[u8; L]) -> Self;
+    /// From f32 in bytes, little-endian.
+    fn load_le(x: &[u8; 4 * L]) -> Self;
     fn store(self, to: &mut [f32; L]);
     /// `self * b + c`, rounded once where the machine can.
     fn fma(self, b: Self, c: Self) -> Self;
@@ -45,6 +48,17 @@ pub(crate) trait Lanes: Copy {
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar([f32; L]);
 
+impl Scalar {
+    #[inline(always)]
+    fn each(f: impl Fn(usize) -> f32) -> Scalar {
+        let mut v = [0.0; L];
+        for (i, v) in v.iter_mut().enumerate() {
+            *v = f(i);
+        }
+        Scalar(v)
+    }
+}
+
 impl Lanes for Scalar {
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -55,16 +69,20 @@ impl Lanes for Scalar {
         Scalar(*x)
     }
     #[inline(always)]
-    fn load_f16(x: &[u16; L]) -> Self {
-        Scalar(x.map(|b| f16::from_bits(b).to_f32_const()))
+    fn load_f16(x: &[u8; 2 * L]) -> Self {
+        Scalar::each(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32_const())
     }
     #[inline(always)]
-    fn load_bf16(x: &[u16; L]) -> Self {
-        Scalar(x.map(|b| f32::from_bits((b as u32) << 16)))
+    fn load_bf16(x: &[u8; 2 * L]) -> Self {
+        Scalar::each(|i| f32::from_bits((x[2 * i] as u32) << 16 | (x[2 * i + 1] as u32) << 24))
     }
     #[inline(always)]
-    fn load_i8(x: &[i8; L]) -> Self {
-        Scalar(x.map(f32::from))
+    fn load_i8(x: &[u8; L]) -> Self {
+        Scalar::each(|i| x[i] as i8 as f32)
+    }
+    #[inline(always)]
+    fn load_le(x: &[u8; 4 * L]) -> Self {
+        Scalar::each(|i| f32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; L]) {
@@ -72,15 +90,15 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     fn fma(self, b: Self, c: Self) -> Self {
-        Scalar(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+        Scalar::each(|i| self.0[i] * b.0[i] + c.0[i])
     }
     #[inline(always)]
     fn add(self, b: Self) -> Self {
-        Scalar(std::array::from_fn(|i| self.0[i] + b.0[i]))
+        Scalar::each(|i| self.0[i] + b.0[i])
     }
     #[inline(always)]
     fn mul(self, b: Self) -> Self {
-        Scalar(std::array::from_fn(|i| self.0[i] * b.0[i]))
+        Scalar::each(|i| self.0[i] * b.0[i])
     }
 }
 
@@ -109,21 +127,26 @@ mod x86 {
             Avx512(unsafe { _mm512_loadu_ps(x.as_ptr()) })
         }
         #[inline(always)]
-        fn load_f16(x: &[u16; L]) -> Self {
+        fn load_f16(x: &[u8; 2 * L]) -> Self {
             // SAFETY: as above.
             Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) })
         }
         #[inline(always)]
-        fn load_bf16(x: &[u16; L]) -> Self {
+        fn load_bf16(x: &[u8; 2 * L]) -> Self {
             // SAFETY: as above.
             Avx512(unsafe {
                 _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())), 16))
             })
         }
         #[inline(always)]
-        fn load_i8(x: &[i8; L]) -> Self {
+        fn load_i8(x: &[u8; L]) -> Self {
             // SAFETY: as above.
             Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) })
+        }
+        #[inline(always)]
+        fn load_le(x: &[u8; 4 * L]) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_loadu_ps(x.as_ptr().cast()) })
         }
         #[inline(always)]
         fn store(self, to: &mut [f32; L]) {
@@ -164,31 +187,38 @@ mod x86 {
             unsafe { Avx2(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) }
         }
         #[inline(always)]
-        fn load_f16(x: &[u16; L]) -> Self {
+        fn load_f16(x: &[u8; 2 * L]) -> Self {
             // SAFETY: as above.
             unsafe {
                 let p = x.as_ptr();
-                Avx2(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())))
+                Avx2(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast())))
             }
         }
         #[inline(always)]
-        fn load_bf16(x: &[u16; L]) -> Self {
+        fn load_bf16(x: &[u8; 2 * L]) -> Self {
             // SAFETY: as above.
             unsafe {
-                let half = |p: *const u16| {
-                    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16))
-                };
-                Avx2(half(x.as_ptr()), half(x.as_ptr().add(8)))
+                let (a, b) = (_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x.as_ptr().add(16).cast()));
+                let (a, b) = (_mm256_cvtepu16_epi32(a), _mm256_cvtepu16_epi32(b));
+                Avx2(
+                    _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
+                )
             }
         }
         #[inline(always)]
-        fn load_i8(x: &[i8; L]) -> Self {
+        fn load_i8(x: &[u8; L]) -> Self {
             // SAFETY: as above.
             unsafe {
                 let x = _mm_loadu_si128(x.as_ptr().cast());
-                let half = |x| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
-                Avx2(half(x), half(_mm_unpackhi_epi64(x, x)))
+                let (a, b) = (_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)));
+                Avx2(_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b))
             }
+        }
+        #[inline(always)]
+        fn load_le(x: &[u8; 4 * L]) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_loadu_ps(x.as_ptr().cast()), _mm256_loadu_ps(x.as_ptr().add(32).cast())) }
         }
         #[inline(always)]
         fn store(self, to: &mut [f32; L]) {
