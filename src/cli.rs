@@ -2,11 +2,15 @@
 //!
 //! Results go to stdout, talk to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.
 
+mod chat;
 mod engine;
 mod inspect;
+mod interrupt;
 mod list;
 mod perplexity;
 mod pull;
+mod run;
+mod sampling;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +25,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Talk with a model
+    Chat(chat::Args),
+    /// Continue a text
+    Run(run::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
     /// Show what a GGUF holds: metadata, tensors, types, bits per weight, memory needed
@@ -36,6 +44,8 @@ enum Verb {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Chat(a) => chat::run(a),
+        Verb::Run(a) => run::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
         Verb::Inspect(a) => inspect::run(a),
         Verb::Tokenize(a) => tokenize::run(a),

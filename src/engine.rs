@@ -7,6 +7,7 @@
 use crate::gguf::{Gguf, GgufError};
 use crate::model::decoder::{self, Local, Plan};
 use crate::model::{Batch, Buffers, KvCache, Model, ModelError};
+use crate::sample::SampleParams;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Kernels, Team};
@@ -23,11 +24,13 @@ pub struct EngineOptions {
     pub kernels: &'static Kernels,
     /// `KEY=TYPE:VALUE`, over the file's metadata.
     pub overrides: Vec<String>,
+    /// How its makers say to sample.
+    pub recommended: SampleParams,
 }
 
 impl Default for EngineOptions {
     fn default() -> EngineOptions {
-        EngineOptions { threads: default_threads(), kernels: Kernels::best(), overrides: Vec::new() }
+        EngineOptions { threads: default_threads(), kernels: Kernels::best(), overrides: Vec::new(), recommended: SampleParams::default() }
     }
 }
 
@@ -84,6 +87,8 @@ pub struct Engine {
     pub model: Model,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
+    /// How its makers say to sample, where the catalogue knows; else the defaults.
+    pub recommended: SampleParams,
     /// How it computes.
     pub kernels: &'static Kernels,
     team: Team,
@@ -100,7 +105,7 @@ impl Engine {
         let tokenizer = Tokenizer::from_gguf(&gguf)
             .map_err(|error| EngineError::Tokenizer { file: gguf.path().to_path_buf(), error })?;
         let team = Team::new(o.threads).map_err(system("threads"))?;
-        Ok(Engine { gguf, model, tokenizer, kernels: o.kernels, team })
+        Ok(Engine { gguf, model, tokenizer, recommended: o.recommended.clone(), kernels: o.kernels, team })
     }
 
     /// Number of workers.
@@ -116,7 +121,7 @@ impl Engine {
             .map_err(system(format!("KV cache of {} sequences of {} tokens", o.sequences, o.context)))?;
         let buffers = Buffers::new(c, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"))?;
         Ok(Session {
-            lengths: vec![0; o.sequences],
+            tokens: vec![Vec::new(); o.sequences],
             locals: (0..self.threads()).map(|_| Mutex::default()).collect(),
             context: o.context,
             engine: self.clone(),
@@ -153,7 +158,7 @@ pub struct Session {
     cache: KvCache,
     buffers: Buffers,
     locals: Vec<Mutex<Local>>,
-    lengths: Vec<usize>, // valid positions of each sequence
+    tokens: Vec<Vec<u32>>, // of each sequence: what the cache holds
     context: usize,
 }
 
@@ -170,17 +175,30 @@ impl Session {
 
     /// Positions that a sequence has.
     pub fn len(&self, seq: usize) -> usize {
-        self.lengths[seq]
+        self.tokens[seq].len()
     }
 
     /// Whether a sequence is empty.
     pub fn is_empty(&self, seq: usize) -> bool {
-        self.lengths[seq] == 0
+        self.tokens[seq].is_empty()
     }
 
     /// Forgets all positions of a sequence from `len` on.
     pub fn truncate(&mut self, seq: usize, len: usize) {
-        self.lengths[seq] = self.lengths[seq].min(len);
+        self.tokens[seq].truncate(len);
+    }
+
+    /// The tokens of a sequence.
+    pub fn tokens(&self, seq: usize) -> &[u32] {
+        &self.tokens[seq]
+    }
+
+    /// Keeps what a sequence has in common with `tokens`, but never all of `tokens`, so that feeding the rest gives logits.
+    /// Returns how many are kept.
+    pub fn reuse(&mut self, seq: usize, tokens: &[u32]) -> usize {
+        let common = self.tokens[seq].iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.truncate(seq, common.min(tokens.len().saturating_sub(1)));
+        self.len(seq)
     }
 
     /// Bytes of the KV cache when it is full.
@@ -208,8 +226,8 @@ impl Session {
                 decoder::forward(w, e.kernels, &e.model, &plan, cache, buffers, &mut local, &sink);
             });
             done += part.logits.iter().filter(|&&l| l).count();
-            for (&seq, &pos) in part.seq.iter().zip(&part.pos) {
-                self.lengths[seq as usize] = pos as usize + 1;
+            for (&seq, &token) in part.seq.iter().zip(&part.tokens) {
+                self.tokens[seq as usize].push(token);
             }
         }
         Ok(())
@@ -228,7 +246,7 @@ impl Session {
     }
 
     fn check(&self, batch: &Batch) -> Result<(), EngineError> {
-        let mut next = self.lengths.clone();
+        let mut next: Vec<usize> = self.tokens.iter().map(Vec::len).collect();
         let n = batch.len();
         if batch.pos.len() != n || batch.seq.len() != n || batch.logits.len() != n {
             return Err(EngineError::Batch { index: n, problem: "fields differ in length".into() });
@@ -240,7 +258,7 @@ impl Session {
                 return bad(format!("id {token}, expected below {}", self.engine.model.config.n_vocab));
             }
             let Some(want) = next.get_mut(seq) else {
-                return bad(format!("sequence {seq} of {}", self.lengths.len()));
+                return bad(format!("sequence {seq} of {}", self.tokens.len()));
             };
             if pos != *want {
                 return bad(format!("position {pos} of sequence {seq}, expected {want}"));

@@ -1,1 +1,159 @@
-//! Stub, to be replaced by its owner.
+//! Generation: the one place where session, sampler and tokenizer meet.
+
+use crate::engine::{EngineError, Session};
+use crate::model::Batch;
+use crate::sample::Sampler;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// Why a generation ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The model ended its text or turn.
+    Eog,
+    /// As many tokens as were asked for.
+    Length,
+    /// The context is full.
+    Context,
+    /// The listener had enough.
+    Stopped,
+}
+
+/// What a generation did and took.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Tokens of the prompt that the cache held already.
+    pub reused: usize,
+    /// Tokens of the prompt that were fed.
+    pub fed: usize,
+    /// Time for that.
+    pub prompt_time: Duration,
+    /// Tokens generated, the one that ended it included.
+    pub generated: Vec<u32>,
+    /// Time for all of them but the first, which came with the prompt.
+    pub time: Duration,
+    /// Why it ended.
+    pub end: End,
+}
+
+/// What happens, as it happens.
+pub enum Event<'a> {
+    /// So many of so many tokens of the prompt are fed.
+    Prompt {
+        /// Tokens fed.
+        done: usize,
+        /// Tokens to feed.
+        of: usize,
+    },
+    /// Text: whole characters, never empty.
+    Text(&'a str),
+}
+
+/// A prompt that leaves no room.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The model.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Longer than the context.
+    #[error("the prompt has {found} tokens, the context {context} (-c sets it)")]
+    TooLong {
+        /// Tokens of the prompt.
+        found: usize,
+        /// Positions.
+        context: usize,
+    },
+    /// Nothing to continue.
+    #[error("the prompt has no tokens")]
+    Empty,
+}
+
+/// Continues `prompt` (all tokens of sequence 0, those already in the cache included) by at most `limit` tokens.
+/// `listen` hears what happens and may break off.
+pub fn generate(
+    s: &mut Session,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    limit: Option<usize>,
+    mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Report, GenerateError> {
+    if prompt.is_empty() {
+        return Err(GenerateError::Empty);
+    }
+    if prompt.len() >= s.context() {
+        return Err(GenerateError::TooLong { found: prompt.len(), context: s.context() });
+    }
+    let engine = s.engine().clone();
+    let reused = s.reuse(0, prompt);
+    let fed = prompt.len() - reused;
+    let mut report =
+        Report { reused, fed, prompt_time: Duration::ZERO, generated: Vec::new(), time: Duration::ZERO, end: End::Stopped };
+    sampler.reset_recent(prompt);
+
+    let start = Instant::now();
+    let mut logits = Vec::new();
+    for part in prompt[reused..].chunks(s.ubatch()) {
+        let at = s.len(0);
+        logits = s.forward(&Batch::of(part, at, 0))?;
+        if listen(Event::Prompt { done: s.len(0) - reused, of: fed }).is_break() {
+            report.prompt_time = start.elapsed();
+            return Ok(report);
+        }
+    }
+    report.prompt_time = start.elapsed();
+
+    let start = Instant::now();
+    let mut text = engine.tokenizer.decoder();
+    report.end = loop {
+        if limit.is_some_and(|l| report.generated.len() >= l) {
+            break End::Length;
+        }
+        let id = sampler.sample(&logits);
+        sampler.accept(id);
+        report.generated.push(id);
+        if engine.tokenizer.is_eog(id) {
+            break End::Eog;
+        }
+        let piece = text.push(id);
+        if !piece.is_empty() && listen(Event::Text(&piece)).is_break() {
+            break End::Stopped;
+        }
+        if limit.is_some_and(|l| report.generated.len() >= l) {
+            break End::Length;
+        }
+        if s.len(0) >= s.context() {
+            break End::Context;
+        }
+        logits = s.forward(&Batch::of(&[id], s.len(0), 0))?;
+    };
+    report.time = start.elapsed();
+    let rest = text.finish();
+    if !rest.is_empty() {
+        // The generation is over; a listener has nothing left to break off.
+        let _ = listen(Event::Text(&rest));
+    }
+    Ok(report)
+}
+
+impl Report {
+    /// The figures, in llama.cpp's lines.
+    pub fn lines(&self) -> String {
+        let line = |what: &str, time: Duration, n: usize, unit: &str| {
+            let ms = time.as_secs_f64() * 1e3;
+            let each = if n > 0 { ms / n as f64 } else { 0.0 };
+            let rate = if ms > 0.0 { n as f64 / ms * 1e3 } else { 0.0 };
+            format!("{what} time = {ms:10.2} ms / {n:5} {unit} ({each:8.2} ms per token, {rate:8.2} tokens per second)")
+        };
+        let steps = self.generated.len().saturating_sub(1);
+        [
+            line("prompt eval", self.prompt_time, self.fed, "tokens"),
+            line("       eval", self.time, steps, "runs  "),
+            format!(
+                "      total time = {:10.2} ms / {:5} tokens",
+                (self.prompt_time + self.time).as_secs_f64() * 1e3,
+                self.fed + self.generated.len()
+            ),
+        ]
+        .join("\n")
+    }
+}

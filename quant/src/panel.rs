@@ -35,7 +35,8 @@ impl<T: Zeroable + Copy> Shared<T> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|&b| b <= isize::MAX as usize).ok_or_else(|| {
             std::io::Error::new(std::io::ErrorKind::OutOfMemory, "buffer larger than the address space")
         })?;
-        let mut map = MmapMut::map_anon(bytes.max(1))?;
+        // Not reserved: a context that is never filled must not be refused.
+        let mut map = memmap2::MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
         #[cfg(target_os = "linux")]
         if bytes >= 2 << 20 {
             // Without huge pages it works all the same.

@@ -1,6 +1,7 @@
 //! The flags that every verb with a model has, and the opening of it.
 
 use crate::engine::{Engine, EngineOptions, SessionOptions, default_threads};
+use crate::sample::SampleParams;
 use anyhow::{Context, bail};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Isa, Kernels};
@@ -61,7 +62,7 @@ impl EngineArgs {
         if !(1..=4096).contains(&threads) {
             bail!("--threads {threads}: expected 1 to 4096");
         }
-        let o = EngineOptions { threads, kernels: kernels(self.isa.as_deref())?, overrides: self.override_kv.clone() };
+        let o = EngineOptions { threads, kernels: kernels(self.isa.as_deref())?, overrides: self.override_kv.clone(), recommended: SampleParams::default() };
         let e = Engine::open(&self.model, &o)?;
         e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
         Ok(Arc::new(e))

@@ -1,0 +1,220 @@
+//! Chat templates: the Jinja that comes with a model, run by minijinja with what Hugging Face's renderer adds to it.
+//!
+//! A template comes from a stranger's file: it gets a budget of steps and of output.
+
+use super::Message;
+use crate::gguf::{Gguf, GgufError};
+use crate::tokenizer::Tokenizer;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+
+/// ChatML, for models without a template.
+const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+/// The longest template.
+const MOST_SOURCE: usize = 1 << 20;
+/// Steps of a rendering, beside those that the messages pay for.
+const FUEL: u64 = 1_000_000;
+
+/// A template that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The file's key.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The source.
+    #[error("chat template: {0}")]
+    Source(String),
+    /// The rendering: often the template's own refusal of these messages.
+    #[error("chat template: {0}")]
+    Render(String),
+}
+
+/// A compiled template.
+pub struct Template {
+    env: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl Template {
+    /// The template of a file; ChatML where it has none.
+    pub fn from_gguf(g: &Gguf, t: &Tokenizer) -> Result<Template, TemplateError> {
+        let source = g.str("tokenizer.chat_template")?.unwrap_or(CHATML);
+        Template::from_source(source, t)
+    }
+
+    /// A template of one's own.
+    pub fn from_source(source: &str, t: &Tokenizer) -> Result<Template, TemplateError> {
+        let text = |id: Option<u32>| id.map_or(String::new(), |i| String::from_utf8_lossy(t.piece(i)).into_owned());
+        Template::new(source, text(t.bos()), text(t.eos()))
+    }
+
+    fn new(source: &str, bos: String, eos: String) -> Result<Template, TemplateError> {
+        if source.len() > MOST_SOURCE {
+            return Err(TemplateError::Source(format!("{} bytes, expected at most {MOST_SOURCE}", source.len())));
+        }
+        // Hugging Face's marks for training, without meaning here.
+        let mut source = source.to_string();
+        for mark in ["{% generation %}", "{%- generation %}", "{%- generation -%}", "{% generation -%}"] {
+            source = source.replace(mark, "").replace(&mark.replace("generation", "endgeneration"), "");
+        }
+        let bad = |e: Error| TemplateError::Source(one_line(&e));
+        let mut env = Environment::new();
+        // The environment outlives its source, and there is one a process.
+        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(bad)?);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_fuel(Some(FUEL));
+        env.set_recursion_limit(64);
+        env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        env.add_function("strftime_now", |format: String| strftime(&format, now()));
+        env.add_template_owned("chat", source).map_err(bad)?;
+        Ok(Template { env, bos, eos })
+    }
+
+    /// The text of a conversation; with `add_generation_prompt`, up to where the assistant begins to speak.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        let bad = |e: Error| TemplateError::Render(one_line(&e));
+        let most: usize = 64 * 1024 + messages.iter().map(|m| m.content.len() + 1024).sum::<usize>() * 2;
+        let mut out = Limited { text: Vec::new(), most };
+        let values = context! {
+            messages => Value::from(Serde(messages)),
+            add_generation_prompt,
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+        };
+        self.env.get_template("chat").map_err(bad)?.render_captured_to(values, &mut out).map_err(bad)?;
+        String::from_utf8(out.text).map_err(|e| TemplateError::Render(e.to_string()))
+    }
+}
+
+/// Text up to a length: a template must not fill the memory.
+struct Limited {
+    text: Vec<u8>,
+    most: usize,
+}
+
+impl std::io::Write for Limited {
+    fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
+        if self.text.len() + b.len() > self.most {
+            return Err(std::io::Error::other(format!("more than {} bytes of output", self.most)));
+        }
+        self.text.extend_from_slice(b);
+        Ok(b.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn one_line(e: &Error) -> String {
+    let text = e.to_string();
+    text.lines().next().unwrap_or_default().trim_end_matches('.').to_string()
+}
+
+/// Days since 1970 and the seconds of the day, in UTC.
+fn now() -> (i64, i64) {
+    let s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+    (s / 86_400, s % 86_400)
+}
+
+/// The date formats that templates ask for: %Y %m %d %B %b %H %M %S.
+fn strftime(format: &str, (days, seconds): (i64, i64)) -> String {
+    const MONTHS: [&str; 12] = [
+        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "December",
+    ];
+    // From days to a date of the Gregorian calendar, counting years from March (Hinnant, "chrono-compatible low-level
+    // date algorithms").
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + (month <= 2) as i64;
+    let name = MONTHS[month as usize - 1];
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        match (c, if c == '%' { chars.next() } else { None }) {
+            ('%', Some('Y')) => out.push_str(&year.to_string()),
+            ('%', Some('m')) => out.push_str(&format!("{month:02}")),
+            ('%', Some('d')) => out.push_str(&format!("{day:02}")),
+            ('%', Some('B')) => out.push_str(name),
+            ('%', Some('b')) => out.push_str(&name[..3]),
+            ('%', Some('H')) => out.push_str(&format!("{:02}", seconds / 3600)),
+            ('%', Some('M')) => out.push_str(&format!("{:02}", seconds / 60 % 60)),
+            ('%', Some('S')) => out.push_str(&format!("{:02}", seconds % 60)),
+            ('%', Some(other)) => out.extend(['%', other]),
+            (c, _) => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn talk() -> Vec<Message> {
+        vec![Message::new("system", "Be brief."), Message::new("user", " Hi ")]
+    }
+
+    fn render(source: &str) -> Result<String, TemplateError> {
+        Template::new(source, "<s>".into(), "</s>".into())?.render(&talk(), true)
+    }
+
+    #[test]
+    fn chatml_is_the_fallback() {
+        assert_eq!(
+            render(CHATML).unwrap(),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\n"
+        );
+    }
+
+    #[test]
+    fn what_real_templates_use_works() {
+        for (source, want) in [
+            ("{{ bos_token }}{{ messages[1].content.strip() }}{{ eos_token }}", "<s>Hi</s>"),
+            ("{%- for m in messages if m.role == 'user' %}{{ m['content'] | trim }}{% endfor %}", "Hi"),
+            ("{% if messages[0]['role'] != 'system' %}x{% else %}{{ messages[0].content.split(' ')[0] }}{% endif %}", "Be"),
+            ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
+            ("{% generation %}a{% endgeneration %}", "a"),
+            // As Python's json.dumps writes it.
+            ("{{ messages[0] | tojson }}", r#"{"role": "system", "content": "Be brief."}"#),
+        ] {
+            assert_eq!(render(source).unwrap(), want, "{source}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_template_ends_in_an_error() {
+        for source in [
+            "{{ raise_exception('roles must alternate') }}",
+            "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}",
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{{ 'x' * 1000000000 }}",
+            "{% if %}",
+            "{{ messages[9].content.strip() }}",
+        ] {
+            let e = render(source).expect_err(source).to_string();
+            assert!(e.starts_with("chat template: ") && !e.contains('\n'), "{source}: {e}");
+        }
+        assert!(render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string().contains("roles must"));
+    }
+
+    #[test]
+    fn dates_are_right() {
+        for (days, want) in [(0, "1970-01-01 Jan"), (19_782, "2024-02-29 Feb"), (20_453, "2025-12-31 Dec")] {
+            assert_eq!(strftime("%Y-%m-%d %b", (days, 0)), want);
+        }
+        assert_eq!(strftime("%H:%M:%S %B%%", (0, 3_723)), "01:02:03 January%%");
+    }
+}

@@ -1,0 +1,106 @@
+//! `oxcart run`: continues a text. Text to stdout, figures to stderr.
+
+use super::engine::{EngineArgs, SessionArgs, facts};
+use super::interrupt::interruptible;
+use super::sampling::SamplingArgs;
+use crate::chat::{self, Message, Template};
+use crate::generate::{Event, generate};
+use crate::sample::Sampler;
+use anyhow::{Context, bail};
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Flags as llama.cpp's programs have them.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// The text to continue
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    prompt: Option<String>,
+    /// A file with the text; without it and -p, stdin
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Take the text as a question: put it into the model's chat template
+    #[arg(long, visible_alias = "cnv")]
+    chat: bool,
+    /// System prompt, with --chat
+    #[arg(long, visible_alias = "sys", value_name = "TEXT", requires = "chat")]
+    system_prompt: Option<String>,
+    /// Generate at most N tokens [default: until the model ends or the context is full]
+    #[arg(short = 'n', long, visible_alias = "predict", value_name = "N", allow_negative_numbers = true)]
+    n_predict: Option<i64>,
+    /// Tokens of context [default: what the model was trained for]
+    #[arg(short, long, value_name = "N")]
+    ctx_size: Option<usize>,
+    /// Do not print the prompt before its continuation
+    #[arg(long)]
+    no_display_prompt: bool,
+    /// Print one JSON object at the end instead of streaming text
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(a: Args) -> anyhow::Result<()> {
+    let text = match (&a.prompt, &a.file) {
+        (Some(p), _) => p.clone(),
+        (None, Some(f)) => std::fs::read_to_string(f).with_context(|| f.display().to_string())?,
+        (None, None) => {
+            if std::io::stdin().is_terminal() {
+                bail!("no prompt: give -p TEXT, -f FILE, or text on stdin");
+            }
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("stdin")?;
+            text
+        }
+    };
+    let e = a.engine.open()?;
+    let context = a.ctx_size.unwrap_or(e.model.config.n_context);
+    let mut s = e.session(&a.session.options(context, 1))?;
+    eprintln!("{}", facts(&e, context));
+    let prompt = if a.chat {
+        let mut messages: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
+        messages.push(Message::new("user", &text));
+        let rendered = Template::from_gguf(&e.gguf, &e.tokenizer)?.render(&messages, true)?;
+        chat::encode(&e.tokenizer, &rendered, &messages)?
+    } else {
+        e.tokenizer.encode(text.as_bytes(), true, true)?
+    };
+    let mut sampler = Sampler::new(a.sampling.params(e.recommended.clone()));
+    let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
+    let work = interruptible()?;
+    let (mut out, mut whole, mut failed) = (std::io::stdout().lock(), String::new(), None);
+    if !a.json && !a.chat && !a.no_display_prompt {
+        write!(out, "{text}")?;
+        out.flush()?;
+    }
+    let report = generate(&mut s, &mut sampler, &prompt, limit, |event| {
+        if let Event::Text(t) = event {
+            whole.push_str(t);
+            if !a.json && let Err(e) = out.write_all(t.as_bytes()).and_then(|()| out.flush()) {
+                failed = Some(e);
+            }
+        }
+        if work.asked() || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    if a.json {
+        let result = serde_json::json!({
+            "prompt_tokens": prompt, "tokens": report.generated, "text": whole, "seed": sampler.seed(),
+            "prompt_seconds": report.prompt_time.as_secs_f64(), "seconds": report.time.as_secs_f64(),
+            "end": format!("{:?}", report.end).to_lowercase(),
+        });
+        writeln!(out, "{result}")?;
+    } else {
+        writeln!(out)?;
+    }
+    eprintln!("{}", report.lines());
+    Ok(())
+}
