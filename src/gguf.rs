@@ -2,36 +2,32 @@
 //!
 //! The crate gguf-rs-lib decodes values and knows ggml's types; the walk over the file is ours, because it must accept what
 //! that crate's own reader refuses (version 2, hyphens in keys) and refuse what it accepts (alignments that are no power
-//! of two, empty dimensions), read through a mapping, and join files that were split:
+//! of two, empty dimensions, gaps between tensors), read through a mapping, and join files that were split:
 //!
-//! * `NAME-00001-of-00003.gguf`: each part is a GGUF; metadata comes from the first;
+//! * `NAME-00001-of-00003.gguf`: each part is a GGUF that says which one it is; metadata comes from the first;
 //! * `NAME.gguf.a`, `NAME.gguf.part1of2`, `NAME.gguf-split-a`: one GGUF cut anywhere. Tensors stay views of their part;
 //!   one that a cut goes through is copied when it is first asked for.
 //!
-//! Nothing is read beyond headers and metadata. Every count is checked against the size of the file before memory is taken
-//! for it.
+//! Any one of the parts opens them all. Nothing is read beyond headers and metadata; arrays stay in the file. Whatever is
+//! decoded is taken from one budget of memory, and every count is held against the size of the file first.
 
+mod kind;
 mod parts;
+mod read;
 mod values;
 
-pub use gguf_rs_lib::format::{GGUFTensorType, MetadataValue};
-pub use values::{Strings, Value};
+pub use gguf_rs_lib::format::{GGUFValueType, MetadataValue};
+pub use kind::{ForeignKind, TensorKind};
+pub(crate) use values::one_line;
+pub use values::{Numbers, Strings, Value};
 
 use crate::mmap::Bytes;
-use gguf_rs_lib::format::GGUFValueType;
 use oxcart_quant::Format;
 use parts::Span;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-
-/// Bytes of decoded metadata, all values together.
-const BUDGET: u64 = 512 << 20;
-/// The longest key, as in llama.cpp's writer.
-const MAX_KEY: u64 = 65_535;
-/// The longest tensor name (`GGML_MAX_NAME` is 64; some writers go beyond).
-const MAX_NAME: u64 = 1024;
 
 /// What is wrong with a file: the file, the field, what was found and expected.
 #[derive(Debug, thiserror::Error)]
@@ -55,35 +51,11 @@ impl Blame<'_> {
     }
 }
 
-/// How a tensor is stored: ggml's type.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TensorKind(GGUFTensorType);
-
-impl TensorKind {
-    /// The id in the file.
-    pub fn id(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// ggml's name, e.g. `q4_K`.
-    pub fn name(self) -> String {
-        match self.format() {
-            Some(f) => f.name().to_string(),
-            None => self.0.name().to_lowercase(),
-        }
-    }
-
-    /// The format with which oxcart computes, if it does.
-    pub fn format(self) -> Option<Format> {
-        Format::from_id(self.id())
-    }
-}
-
 /// A tensor: its description, and a view of its bytes.
 pub struct Tensor {
     /// Its name.
     pub name: String,
-    /// Its extents, ne0 (columns) first; at most four.
+    /// Its extents, ne0 (columns) first; one to four, none of them 0.
     pub dims: Vec<u64>,
     /// How it is stored.
     pub kind: TensorKind,
@@ -94,7 +66,8 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// The data. A view of the file, except where the file was cut in the middle of this tensor.
+    /// The data, whole blocks in the order of ggml, at any address. A view of the file, except where the file was cut in
+    /// the middle of this tensor: then a copy, made once.
     pub fn bytes(&self) -> &Bytes {
         self.bytes.get_or_init(|| self.span.view(self.at, self.size as usize))
     }
@@ -113,6 +86,11 @@ impl Tensor {
     pub fn format(&self) -> Option<Format> {
         self.kind.format()
     }
+
+    /// What errors call it.
+    fn field(&self) -> String {
+        format!("tensor {}", one_line(&self.name, 200))
+    }
 }
 
 /// An open model file.
@@ -121,6 +99,7 @@ pub struct Gguf {
     parts: Vec<PathBuf>,
     file_size: u64,
     version: u32,
+    alignment: u64,
     keys: Vec<String>, // in the order of the file
     values: HashMap<String, Value>,
     tensors: Vec<Tensor>,
@@ -130,55 +109,81 @@ pub struct Gguf {
 impl Gguf {
     /// Opens a file, given it or any one of its parts.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        if let Some(split) = parts::Split::of(path) {
-            return Gguf::open_split(path, split);
+        let g = Gguf::open_raw(path)?;
+        match g.values.contains_key("split.count") {
+            true => Gguf::join(g),
+            false => Ok(g),
         }
-        let files = parts::raw_parts(path);
-        Gguf::open_span(path, files)
     }
 
-    fn open_span(path: &Path, files: Vec<PathBuf>) -> Result<Gguf, GgufError> {
+    /// Opens one GGUF, whole or cut in pieces.
+    fn open_raw(path: &Path) -> Result<Gguf, GgufError> {
+        let parts::RawParts { files, missing } = parts::raw_parts(path);
+        let absent = |m: &Path| format!("part {} is missing", m.display());
         let span = Span::open(&files).map_err(|(file, e)| Blame(&file).at("open", e))?;
-        read(path, Arc::new(span), files)
+        let read = read::read(path, Arc::new(span), files);
+        match (read, missing) {
+            (Err(e), Some(m)) => Err(GgufError { problem: format!("{}; {}", e.problem, absent(&m)), ..e }),
+            (read, _) => read,
+        }
     }
 
-    fn open_split(path: &Path, split: parts::Split) -> Result<Gguf, GgufError> {
+    /// Opens the other parts of a file that was split, and joins their tensors.
+    fn join(given: Gguf) -> Result<Gguf, GgufError> {
+        let blame = Blame(&given.path);
+        let count = given.uint("split.count")?.unwrap_or_default();
+        if count <= 1 {
+            return Ok(given);
+        }
+        let form = "-NNNNN-of-NNNNN.gguf";
+        let split = parts::Split::of(&given.path).ok_or_else(|| {
+            blame.at("split.count", format_args!("one of {count} parts, whose name must end in {form}"))
+        })?;
+        let total = given.uint("split.tensors.count")?;
+        let path = given.path.clone();
         let mut whole: Option<Gguf> = None;
+        let mut given = Some(given);
         for no in 0..split.count {
             let file = split.part(no);
-            if !file.exists() {
-                return Err(Blame(path).at("split", format_args!("part {} is missing: {}", no + 1, file.display())));
-            }
-            let part = Gguf::open_span(&file, vec![file.clone()])?;
-            let blame = Blame(&file);
-            for (key, want) in [("split.count", split.count as u64), ("split.no", no as u64)] {
+            let part = match given.take_if(|_| no == split.no) {
+                Some(given) => given,
+                None if file.exists() => Gguf::open_raw(&file)?,
+                None => {
+                    let problem = format!("part {} of {} is missing: {}", no + 1, split.count, file.display());
+                    return Err(Blame(&path).at("split", problem));
+                }
+            };
+            for (key, want) in [
+                ("split.no", Some(no as u64)),
+                ("split.count", Some(split.count as u64)),
+                ("split.tensors.count", total),
+            ] {
                 let found = part.uint(key)?;
-                if found != Some(want) {
-                    let found = found.map_or("nothing".into(), |f| f.to_string());
-                    return Err(blame.at(key, format_args!("found {found}, expected {want} from the file's name")));
+                if found != want {
+                    let text = |n: Option<u64>| n.map_or("nothing".into(), |n| n.to_string());
+                    let problem = format!("found {}, expected {} by {}", text(found), text(want), path.display());
+                    return Err(Blame(&file).at(key, problem));
                 }
             }
             match &mut whole {
                 None => whole = Some(part),
-                Some(whole) => whole.join(part)?,
+                Some(whole) => whole.append(part)?,
             }
         }
-        let mut whole = whole.ok_or_else(|| Blame(path).at("split", "no parts"))?;
-        if let Some(want) = whole.uint("split.tensors.count")?
-            && want != whole.tensors.len() as u64
-        {
-            let found = whole.tensors.len();
-            return Err(Blame(path).at("split.tensors.count", format_args!("found {found} tensors, expected {want}")));
+        let mut whole = whole.ok_or_else(|| Blame(&path).at("split", "no parts"))?;
+        let found = whole.tensors.len() as u64;
+        if let Some(total) = total.filter(|&t| t != found) {
+            let problem = format!("found {found} tensors in all parts, expected {total}");
+            return Err(Blame(&path).at("split.tensors.count", problem));
         }
-        whole.path = path.to_path_buf();
+        whole.path = path;
         Ok(whole)
     }
 
-    fn join(&mut self, part: Gguf) -> Result<(), GgufError> {
+    fn append(&mut self, part: Gguf) -> Result<(), GgufError> {
         for t in part.tensors {
             if self.by_name.insert(t.name.clone(), self.tensors.len()).is_some() {
-                let field = format!("tensor {}", t.name);
-                return Err(Blame(&part.path).at(field, "is in an earlier part too"));
+                return Err(Blame(&part.path).at(t.field(), "is in an earlier part too"));
             }
             self.tensors.push(t);
         }
@@ -192,7 +197,7 @@ impl Gguf {
         &self.path
     }
 
-    /// Its files.
+    /// Its files, in order.
     pub fn parts(&self) -> &[PathBuf] {
         &self.parts
     }
@@ -207,9 +212,14 @@ impl Gguf {
         self.version
     }
 
-    /// Keys and values, in the order of the file.
+    /// What the offsets of tensors are multiples of, in bytes.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// Keys and values, in the order of the file (of the first, if it was split).
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.keys.iter().map(|k| (k.as_str(), &self.values[k]))
+        self.keys.iter().filter_map(|k| Some((k.as_str(), self.values.get(k)?)))
     }
 
     /// A value, whatever its type.
@@ -228,19 +238,20 @@ impl Gguf {
     }
 
     /// Sets a value by `KEY=TYPE:VALUE` with the types int, float, bool and str: llama.cpp's `--override-kv`.
+    ///
+    /// It stands for what the file says, of whatever type that is, or is added. The layout of the file (alignment, parts)
+    /// has been read by then and does not change.
     pub fn override_kv(&mut self, spec: &str) -> Result<(), GgufError> {
         let blame = Blame(&self.path);
-        let usage = || blame.at("override-kv", format_args!("{spec:?}: expected KEY=int|float|bool|str:VALUE"));
-        let (key, rest) = spec.split_once('=').ok_or_else(usage)?;
+        let usage =
+            || blame.at("override-kv", format_args!("{spec:?}, expected KEY=TYPE:VALUE, TYPE int, float, bool or str"));
+        let (key, rest) = spec.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(usage)?;
         let (kind, text) = rest.split_once(':').ok_or_else(usage)?;
-        if key.is_empty() {
-            return Err(usage());
-        }
-        let bad = |what: &str| blame.at("override-kv", format_args!("{key}: {text:?} is no {what}"));
+        let bad = |what: &str| blame.at("override-kv", format_args!("{key}: found {text:?}, expected {what}"));
         let value = match kind {
-            "int" => MetadataValue::I64(text.parse().map_err(|_| bad("integer"))?),
-            "float" => MetadataValue::F64(text.parse().map_err(|_| bad("number"))?),
-            "bool" => MetadataValue::Bool(text.parse().map_err(|_| bad("bool (true or false)"))?),
+            "int" => MetadataValue::I64(text.parse().map_err(|_| bad("an integer"))?),
+            "float" => MetadataValue::F64(text.parse().map_err(|_| bad("a number"))?),
+            "bool" => MetadataValue::Bool(text.parse().map_err(|_| bad("true or false"))?),
             "str" => MetadataValue::String(text.to_string()),
             _ => return Err(usage()),
         };
@@ -249,145 +260,4 @@ impl Gguf {
         }
         Ok(())
     }
-}
-
-/// Reads one whole GGUF.
-fn read(path: &Path, span: Arc<Span>, files: Vec<PathBuf>) -> Result<Gguf, GgufError> {
-    let blame = Blame(path);
-    let mut r = parts::Cursor::new(&span, blame);
-    let magic = r.bytes::<4>("magic")?;
-    if magic != *b"GGUF" {
-        return Err(blame.at("magic", format_args!("found {}, expected \"GGUF\"", magic.escape_ascii())));
-    }
-    let version = r.u32("version")?;
-    if version.swap_bytes() == 2 || version.swap_bytes() == 3 {
-        return Err(blame.at("version", "the file is big-endian, expected little-endian"));
-    }
-    if !(2..=3).contains(&version) {
-        return Err(blame.at("version", format_args!("found {version}, expected 2 or 3")));
-    }
-    let n_tensors = r.u64("tensor count")?;
-    let n_keys = r.u64("metadata count")?;
-    // The shortest entries: a key of one byte with a value of one; a name of one byte with one dimension.
-    for (what, n, least) in [("metadata count", n_keys, 14), ("tensor count", n_tensors, 33)] {
-        if n > r.left() / least {
-            return Err(blame.at(what, format_args!("found {n}, more than a file of {} bytes holds", span.len())));
-        }
-    }
-
-    let (mut keys, mut map, mut budget) = (Vec::with_capacity(n_keys as usize), HashMap::new(), BUDGET);
-    for i in 0..n_keys {
-        let key = r.string(format_args!("key {i}"), MAX_KEY)?;
-        let kind = r.u32(&key)?;
-        let kind = GGUFValueType::from_u32(kind)
-            .map_err(|_| blame.at(&key, format_args!("value type {kind}, expected one of 0 to 12")))?;
-        let value = values::read(&mut r, &key, kind, &mut budget)?;
-        if map.insert(key.clone(), value).is_some() {
-            return Err(blame.at(key, "stands twice in the metadata"));
-        }
-        keys.push(key);
-    }
-
-    let alignment = match map.get("general.alignment") {
-        None => 32,
-        Some(v) => v.uint().ok_or_else(|| blame.at("general.alignment", format_args!("found {v}, expected an integer")))?,
-    };
-    if !alignment.is_power_of_two() || alignment > 1 << 20 {
-        return Err(blame.at("general.alignment", format_args!("found {alignment}, expected a power of two up to 2^20")));
-    }
-
-    let mut tensors = Vec::with_capacity(n_tensors as usize);
-    let mut names = HashSet::new();
-    for i in 0..n_tensors {
-        let name = r.string(format_args!("name of tensor {i}"), MAX_NAME)?;
-        let field = format!("tensor {name}");
-        let n_dims = r.u32(&field)?;
-        if !(1..=4).contains(&n_dims) {
-            return Err(blame.at(field, format_args!("{n_dims} dimensions, expected 1 to 4")));
-        }
-        let dims = (0..n_dims).map(|_| r.u64(&field)).collect::<Result<Vec<_>, _>>()?;
-        let id = r.u32(&field)?;
-        let offset = r.u64(&field)?;
-        let kind = GGUFTensorType::from_u32(id)
-            .map_err(|_| blame.at(&field, format_args!("type {} is not supported", foreign_type(id))))?;
-        if dims.contains(&0) {
-            return Err(blame.at(field, format_args!("a dimension of 0 in {dims:?}")));
-        }
-        let size = dims
-            .iter()
-            .try_fold(1u64, |n, &d| n.checked_mul(d))
-            .filter(|&n| n <= i64::MAX as u64)
-            .and_then(|n| kind.checked_calculate_size(n))
-            .ok_or_else(|| blame.at(&field, format_args!("dimensions {dims:?} overflow")))?;
-        if dims[0] % kind.block_size() as u64 != 0 {
-            let block = kind.block_size();
-            let problem = format_args!("{} columns, not a multiple of {block} ({})", dims[0], TensorKind(kind).name()).to_string();
-            return Err(blame.at(field, problem));
-        }
-        if offset % alignment != 0 {
-            return Err(blame.at(field, format_args!("offset {offset} is no multiple of the alignment {alignment}")));
-        }
-        if !names.insert(name.clone()) {
-            return Err(blame.at(field, "stands twice"));
-        }
-        let kind = TensorKind(kind);
-        tensors.push(Tensor { name, dims, kind, at: offset, size, span: span.clone(), bytes: OnceLock::new() });
-    }
-
-    let data = r.position().next_multiple_of(alignment);
-    for t in &mut tensors {
-        let end = t.at.checked_add(data).and_then(|at| at.checked_add(t.size)).filter(|&end| end <= span.len());
-        if end.is_none() {
-            let problem = format!("{} bytes at {} of the data, past the end of a file of {}", t.size, t.at, span.len());
-            return Err(blame.at(format_args!("tensor {}", t.name), problem));
-        }
-        t.at += data;
-    }
-    let mut order: Vec<&Tensor> = tensors.iter().collect();
-    order.sort_by_key(|t| t.at);
-    for pair in order.windows(2) {
-        if pair[0].at + pair[0].size > pair[1].at {
-            return Err(blame.at(format_args!("tensor {}", pair[1].name), format_args!("overlaps tensor {}", pair[0].name)));
-        }
-    }
-    let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-    let file_size = span.len();
-    Ok(Gguf { path: path.to_path_buf(), parts: files, file_size, version, keys, values: map, tensors, by_name })
-}
-
-/// The name of a type id that no current ggml has.
-fn foreign_type(id: u32) -> String {
-    let name = match id {
-        4 => "q4_2, retired from ggml in 2023",
-        5 => "q4_3, retired from ggml in 2023",
-        31 => "q4_0_4_4, retired from ggml in 2024",
-        32 => "q4_0_4_8, retired from ggml in 2024",
-        33 => "q4_0_8_8, retired from ggml in 2024",
-        36 => "iq4_nl_4_4 (retired from ggml in 2024), or ik_llama.cpp's i2_s",
-        37 => "iq4_nl_4_8, retired from ggml in 2024",
-        38 => "iq4_nl_8_8, retired from ggml in 2024",
-        133 => "q6_0 of ik_llama.cpp",
-        134 => "iq1_bn of ik_llama.cpp",
-        135 => "iq2_bn of ik_llama.cpp",
-        136 => "q8_k64 of ik_llama.cpp",
-        137 => "iq2_k of ik_llama.cpp",
-        138 => "iq3_k of ik_llama.cpp",
-        139 => "iq4_k of ik_llama.cpp",
-        140 => "iq5_k of ik_llama.cpp",
-        141 => "iq6_k of ik_llama.cpp",
-        144 => "iq4_ks of ik_llama.cpp",
-        145 => "iq2_ks of ik_llama.cpp",
-        146 => "iq4_kss of ik_llama.cpp",
-        151 => "q8_kv of ik_llama.cpp",
-        152 => "iq5_ks of ik_llama.cpp",
-        153 => "iq2_kt of ik_llama.cpp",
-        154 => "iq3_kt of ik_llama.cpp",
-        155 => "iq4_kt of ik_llama.cpp",
-        156 => "iq3_ks of ik_llama.cpp",
-        157 => "iq2_kl of ik_llama.cpp",
-        158 => "iq1_kt of ik_llama.cpp",
-        202..=399 => "an interleaved type of ik_llama.cpp",
-        _ => return id.to_string(),
-    };
-    format!("{id} ({name})")
 }

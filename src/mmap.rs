@@ -1,32 +1,24 @@
 //! Files as mapped bytes.
 //!
-//! The one unsafe room of this crate for mappings. A mapping stays valid as long as the file keeps its length: a file that
-//! is cut short while it is in use makes the system stop the program (SIGBUS). Nothing here can prevent that; files that
-//! are replaced (written beside and renamed, as downloads and `quantize` do) are safe.
+//! The one unsafe room of this crate for mappings.
+//!
+//! A mapping is only as long as the file stays. A file that another program cuts short while it is mapped (opened for
+//! writing in place, or truncated) makes the next access to the lost pages raise SIGBUS, which ends this program; a file
+//! overwritten in place changes the weights under a running model. No check at opening can prevent either, and a handler
+//! could not repair it. Files that are *replaced*, written beside and renamed as downloads and the writer of GGUF do, are
+//! safe: the mapping keeps the old file until it is dropped.
 #![allow(unsafe_code)]
 
-use memmap2::Mmap;
-use std::fs::File;
-use std::io;
+use memmap2::{Advice, Mmap};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Maps a whole file for reading. An empty file cannot be mapped and is an error.
-pub fn map(path: &Path) -> io::Result<Arc<Mmap>> {
-    let file = File::open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    if meta.len() == 0 {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is empty"));
-    }
-    // SAFETY: read-only and private to this process; see the module's words on files that shrink.
-    Ok(Arc::new(unsafe { Mmap::map(&file)? }))
-}
-
-/// Bytes of a mapping, or of memory. Cheap to clone: what they lie in is shared.
+/// Bytes of a mapped file, or of memory: a view into what it keeps alive. Cheap to clone.
+///
+/// Nothing is promised about the address: a view of a file that was cut anywhere begins anywhere.
 #[derive(Clone)]
 pub struct Bytes {
     source: Source,
@@ -40,10 +32,25 @@ enum Source {
 }
 
 impl Bytes {
-    /// A part of a mapping. Panics where it is not inside.
-    pub fn mapped(map: Arc<Mmap>, range: Range<usize>) -> Bytes {
-        assert!(range.start <= range.end && range.end <= map.len());
-        Bytes { source: Source::Mapped(map), range }
+    /// Maps a whole file for reading.
+    ///
+    /// What is no regular file (a folder, a pipe, which would block) is refused, and so is an empty file, which cannot be
+    /// mapped.
+    pub fn map(path: &Path) -> io::Result<Bytes> {
+        let regular = |m: fs::Metadata| match m.is_file() {
+            true => Ok(m.len()),
+            false => Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file")),
+        };
+        regular(fs::metadata(path)?)?;
+        let file = File::open(path)?;
+        if regular(file.metadata()?)? == 0 {
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the file is empty"));
+        }
+        // SAFETY: the mapping is read-only and its length was taken from the open file; that nobody shortens the file
+        // while it is mapped is the condition that the module's text states.
+        let map = unsafe { Mmap::map(&file)? };
+        let range = 0..map.len();
+        Ok(Bytes { source: Source::Mapped(Arc::new(map)), range })
     }
 
     /// Bytes in memory.
@@ -58,9 +65,26 @@ impl Bytes {
         Bytes { source: self.source.clone(), range: self.range.start + range.start..self.range.start + range.end }
     }
 
-    /// Whether they are views of a file: no memory of their own.
+    /// Whether they are views of a file, with no memory of their own.
     pub fn is_mapped(&self) -> bool {
         matches!(self.source, Source::Mapped(_))
+    }
+
+    /// Asks the system to read these bytes of the file ahead, in the background. A hint: a refusal changes nothing.
+    pub fn will_need(&self) {
+        self.advise(Advice::WillNeed);
+    }
+
+    /// Tells the system that these bytes will be read once, from the first to the last. A hint.
+    pub fn sequential(&self) {
+        self.advise(Advice::Sequential);
+    }
+
+    fn advise(&self, advice: Advice) {
+        if let Source::Mapped(m) = &self.source {
+            // The error is dropped on purpose: a kernel without the advice still reads the pages, only later.
+            let _ = m.advise_range(advice, self.range.start, self.range.len());
+        }
     }
 }
 
@@ -72,5 +96,38 @@ impl Deref for Bytes {
             Source::Mapped(m) => &m[self.range.clone()],
             Source::Owned(b) => &b[self.range.clone()],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_share_the_mapping_and_outlive_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, (0..=255u8).collect::<Vec<_>>()).unwrap();
+        let whole = Bytes::map(&path).unwrap();
+        let view = whole.slice(16..32).slice(4..8);
+        view.will_need();
+        view.sequential();
+        drop(whole);
+        fs::remove_file(&path).unwrap();
+        assert!(view.is_mapped());
+        assert_eq!(view[..], [20, 21, 22, 23]);
+        let owned = Bytes::owned(vec![1, 2, 3]).slice(1..3);
+        assert!(!owned.is_mapped());
+        assert_eq!(owned[..], [2, 3]);
+    }
+
+    #[test]
+    fn what_is_no_file_with_bytes_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty");
+        fs::write(&empty, "").unwrap();
+        assert_eq!(Bytes::map(&empty).err().map(|e| e.to_string()), Some("the file is empty".into()));
+        assert_eq!(Bytes::map(dir.path()).err().map(|e| e.to_string()), Some("not a regular file".into()));
+        assert_eq!(Bytes::map(&dir.path().join("absent")).err().map(|e| e.kind()), Some(ErrorKind::NotFound));
     }
 }
