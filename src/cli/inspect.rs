@@ -1,8 +1,464 @@
-//! Stub, to be replaced by its owner.
+//! `oxcart inspect`: what a GGUF holds, and what memory it needs. Works on every architecture and on every type of ggml,
+//! also on those that oxcart does not run.
 
+use super::engine::SessionArgs;
+use crate::gguf::{Gguf, GgufError, MetadataValue, TensorKind, Value, one_line};
+use anyhow::{Context, bail};
+use oxcart_quant::attention::{BLOCK, KvType};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// How many elements of an array the JSON has, where it is not asked for by name.
+const FIRST: usize = 6;
+
+/// What to show of which file.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// A GGUF file (any part of a split one)
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Show the metadata
+    #[arg(long)]
+    metadata: bool,
+    /// Show the tensors
+    #[arg(long)]
+    tensors: bool,
+    /// Show types, totals and memory; with none of these three, all is shown
+    #[arg(long)]
+    summary: bool,
+    /// Show the value of this key alone, in full; may be repeated
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["metadata", "tensors", "summary"])]
+    key: Vec<String>,
+    /// Tokens for which memory is told [default: 4096, or what the model was trained for if that is less]
+    #[arg(short, long, value_name = "N")]
+    ctx_size: Option<u64>,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
 
-pub fn run(_: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+pub fn run(a: Args) -> anyhow::Result<()> {
+    let g = Gguf::open(&a.file)?;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    if !a.key.is_empty() {
+        values(&a, &g, &mut out)?;
+    } else if a.json {
+        writeln!(out, "{}", whole(&a, &g)?)?;
+    } else {
+        text(&a, &g, &mut out)?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// The values of the keys asked for, in full.
+fn values(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut object = serde_json::Map::new();
+    for key in &a.key {
+        let v = g.value(key).with_context(|| format!("{}: {key}: missing", a.file.display()))?;
+        if a.json {
+            object.insert(key.clone(), value_json(v, usize::MAX));
+            continue;
+        }
+        match v {
+            Value::Plain(MetadataValue::String(s)) => writeln!(out, "{}", printable(s))?,
+            Value::Strings(s) => s.iter().try_for_each(|s| writeln!(out, "{}", one_line(s, usize::MAX)))?,
+            Value::Numbers(n) => n.iter().try_for_each(|v| writeln!(out, "{}", Value::Plain(v)))?,
+            Value::Plain(_) => writeln!(out, "{v}")?,
+        }
+    }
+    if a.json {
+        writeln!(out, "{}", serde_json::Value::Object(object))?;
+    }
+    Ok(())
+}
+
+/// A text of many lines that a terminal takes for text alone.
+fn printable(text: &str) -> String {
+    text.split('\n').map(|line| one_line(line, usize::MAX)).collect::<Vec<_>>().join("\n")
+}
+
+fn value_json(v: &Value, most: usize) -> serde_json::Value {
+    match v {
+        Value::Strings(s) => s.iter().take(most).collect(),
+        Value::Numbers(n) => n.iter().take(most).map(|v| plain_json(&v, most)).collect(),
+        Value::Plain(v) => plain_json(v, most),
+    }
+}
+
+fn plain_json(v: &MetadataValue, most: usize) -> serde_json::Value {
+    match v {
+        MetadataValue::Bool(b) => json!(b),
+        MetadataValue::String(s) => json!(s),
+        // By its shortest decimal: 1e-6, not the f64 next to the f32.
+        MetadataValue::F32(x) => json!(x.to_string().parse::<f64>().ok()),
+        MetadataValue::F64(x) => json!(x),
+        MetadataValue::Array(a) => a.iter().take(most).map(|v| plain_json(v, most)).collect(),
+        _ => v.as_u64().map(|u| json!(u)).or_else(|| v.as_i64().map(|i| json!(i))).unwrap_or_default(),
+    }
+}
+
+/// All tensors of one type.
+#[derive(Serialize)]
+struct Type {
+    #[serde(rename = "type")]
+    name: String,
+    tensors: usize,
+    weights: u64,
+    bytes: u64,
+    bits_per_weight: f64,
+    /// Whether oxcart computes with it.
+    supported: bool,
+}
+
+/// Types by the bytes that they take, most first.
+fn types(g: &Gguf) -> Vec<Type> {
+    let mut by_kind: HashMap<TensorKind, (usize, u64, u64)> = HashMap::new();
+    for t in g.tensors() {
+        let sum = by_kind.entry(t.kind).or_default();
+        *sum = (sum.0 + 1, sum.1 + t.n_elements(), sum.2 + t.n_bytes());
+    }
+    let mut all: Vec<Type> = by_kind
+        .into_iter()
+        .map(|(kind, (tensors, weights, bytes))| Type {
+            name: kind.name(),
+            tensors,
+            weights,
+            bytes,
+            bits_per_weight: bits(bytes, weights),
+            supported: kind.format().is_some(),
+        })
+        .collect();
+    all.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+    all
+}
+
+fn bits(bytes: u64, weights: u64) -> f64 {
+    if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
+}
+
+/// Weights and their bytes, of all tensors.
+fn totals(g: &Gguf) -> (u64, u64) {
+    g.tensors().iter().fold((0, 0), |(w, b), t| (w + t.n_elements(), b + t.n_bytes()))
+}
+
+/// The sizes that decide how much memory a session takes.
+struct Geometry {
+    trained: Option<u64>, // context
+    layers_kv_heads: Vec<u64>,
+    key_len: u64,
+    value_len: u64,
+    heads: u64,
+    dim: u64,
+    ffn: u64, // of all experts that a token uses
+    vocab: u64,
+}
+
+impl Geometry {
+    /// From the metadata; `None` where it does not tell of attention layers.
+    fn of(g: &Gguf) -> Result<Option<Geometry>, GgufError> {
+        let Some(arch) = g.str("general.architecture")? else { return Ok(None) };
+        let key = |k: &str| format!("{arch}.{k}");
+        // A number, or one for each layer: the largest of them.
+        let most = |k: &str| -> Result<Option<u64>, GgufError> {
+            let k = key(k);
+            match g.value(&k) {
+                Some(Value::Numbers(_)) => {
+                    Ok(g.ints(&k)?.and_then(|n| n.into_iter().max()).and_then(|n| n.try_into().ok()))
+                }
+                _ => g.uint(&k),
+            }
+        };
+        let (Some(layers), Some(heads), Some(dim)) =
+            (g.uint(&key("block_count"))?, most("attention.head_count")?, g.uint(&key("embedding_length"))?)
+        else {
+            return Ok(None);
+        };
+        // More layers than tensors is no model; and a head count of 0 none with attention.
+        if heads == 0 || layers == 0 || layers > g.tensors().len() as u64 {
+            return Ok(None);
+        }
+        let kv = key("attention.head_count_kv");
+        let layers_kv_heads = match g.value(&kv) {
+            Some(Value::Numbers(_)) => {
+                g.ints(&kv)?.unwrap_or_default().into_iter().map(|n| n.try_into().unwrap_or(0)).collect()
+            }
+            _ => vec![g.uint(&kv)?.unwrap_or(heads); layers as usize],
+        };
+        let key_len = g.uint(&key("attention.key_length"))?.unwrap_or(dim / heads);
+        Ok(Some(Geometry {
+            trained: g.uint(&key("context_length"))?,
+            layers_kv_heads,
+            key_len,
+            value_len: g.uint(&key("attention.value_length"))?.unwrap_or(key_len),
+            heads,
+            dim,
+            ffn: most("feed_forward_length")?.unwrap_or(0).max(
+                // The key counts for experts of another width than the dense layers.
+                most("expert_feed_forward_length")?.unwrap_or(0),
+            ) * g.uint(&key("expert_used_count"))?.filter(|n| (1..=1024).contains(n)).unwrap_or(1),
+            vocab: g.tensor("token_embd.weight").and_then(|t| t.dims.get(1).copied()).unwrap_or(0),
+        }))
+    }
+}
+
+/// Memory in bytes.
+#[derive(Serialize)]
+struct Memory {
+    context: u64,
+    trained_context: Option<u64>,
+    cache_type_k: &'static str,
+    cache_type_v: &'static str,
+    /// Mapped from the file: the system may drop and read it again.
+    weights: u64,
+    kv_cache: u64,
+    kv_cache_per_token: u64,
+    /// What a forward pass keeps, about.
+    buffers: u64,
+    total: u64,
+}
+
+impl Memory {
+    /// `None` where a number of the file or of the command line is beyond all memory.
+    fn needed(geo: &Geometry, weights: u64, context: u64, s: &SessionArgs) -> Option<Memory> {
+        // An upper bound for every length that is multiplied below, so that only the products need checks.
+        if geo.key_len.max(geo.value_len).max(geo.heads).max(geo.dim).max(geo.ffn).max(geo.vocab) > 1 << 32 {
+            return None;
+        }
+        let row = |t: KvType, len: u64| t.row_bytes(len as usize) as u64;
+        let position = row(s.cache_type_k, geo.key_len) + row(s.cache_type_v, geo.value_len);
+        let kv_heads = geo.layers_kv_heads.iter().try_fold(0u64, |n, &h| n.checked_add(h))?;
+        let kv_cache_per_token = kv_heads.checked_mul(position)?;
+        let kv_cache = kv_cache_per_token.checked_mul(context.checked_next_multiple_of(BLOCK as u64)?)?;
+        // Of each token of a batch: the stream, queries, keys, values and what attention gives in f32; what is fed to
+        // matrices as bytes and again in f32, of which one is in use; and some rows of logits.
+        let widest = geo.layers_kv_heads.iter().max().copied().unwrap_or(0);
+        let kv = widest.checked_mul(geo.key_len.checked_add(geo.value_len)?)?;
+        let q = geo.heads.checked_mul(geo.key_len)?;
+        let floats = geo.dim.checked_add(q.checked_mul(2)?)?.checked_add(kv)?;
+        let acts = geo.dim.checked_add(q)?.checked_add(geo.ffn)?;
+        let token = floats.checked_mul(4)?.checked_add(acts.checked_mul(2)?)?;
+        let rows = crate::model::decoder::LOGITS_ROWS as u64;
+        let ubatch = (s.ubatch_size as u64).min(context);
+        let buffers = ubatch.checked_mul(token)?.checked_add(rows * geo.vocab * 4)?;
+        Some(Memory {
+            context,
+            trained_context: geo.trained,
+            cache_type_k: s.cache_type_k.name(),
+            cache_type_v: s.cache_type_v.name(),
+            weights,
+            kv_cache,
+            kv_cache_per_token,
+            buffers,
+            total: weights.checked_add(kv_cache)?.checked_add(buffers)?,
+        })
+    }
+}
+
+/// Memory at the context asked for; `None` for files without a model in them.
+fn memory(a: &Args, g: &Gguf) -> anyhow::Result<Option<Memory>> {
+    let Some(geo) = Geometry::of(g)? else { return Ok(None) };
+    let context = a.ctx_size.unwrap_or_else(|| geo.trained.unwrap_or(4096).min(4096));
+    if context == 0 {
+        bail!("--ctx-size 0: expected at least 1");
+    }
+    match Memory::needed(&geo, totals(g).1, context, &a.session) {
+        None => bail!("{}: memory at a context of {context}: more than 2^64 bytes", a.file.display()),
+        memory => Ok(memory),
+    }
+}
+
+/// Which sections are shown: metadata, tensors, summary.
+fn sections(a: &Args) -> [bool; 3] {
+    let asked = [a.metadata, a.tensors, a.summary];
+    if asked == [false; 3] { [true; 3] } else { asked }
+}
+
+fn whole(a: &Args, g: &Gguf) -> anyhow::Result<serde_json::Value> {
+    let [metadata, tensors, summary] = sections(a);
+    let mut o = json!({
+        "file": a.file, "parts": g.parts(), "version": g.version(), "alignment": g.alignment(),
+        "file_bytes": g.file_size(),
+    });
+    if metadata {
+        let entries = g.metadata().map(|(k, v)| {
+            let mut entry = json!({ "type": v.type_name() });
+            match v.array_len() {
+                Some(len) => {
+                    entry["len"] = json!(len);
+                    entry["first"] = value_json(v, FIRST);
+                }
+                None => entry["value"] = value_json(v, FIRST),
+            }
+            (k.to_string(), entry)
+        });
+        o["metadata"] = serde_json::Value::Object(entries.collect());
+    }
+    if tensors {
+        let list = g.tensors().iter().map(
+            |t| json!({ "name": t.name, "dims": t.dims, "type": t.kind.name(), "weights": t.n_elements(), "bytes": t.n_bytes() }),
+        );
+        o["tensors"] = list.collect();
+    }
+    if summary {
+        let (weights, bytes) = totals(g);
+        o["types"] = json!(types(g));
+        o["parameters"] = json!(weights);
+        o["tensor_bytes"] = json!(bytes);
+        o["bits_per_weight"] = json!(bits(bytes, weights));
+        o["memory"] = json!(memory(a, g)?);
+    }
+    Ok(o)
+}
+
+/// A table: every column as wide as its widest cell, numbers to the right.
+#[derive(Default)]
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn row<const N: usize>(&mut self, cells: [&dyn std::fmt::Display; N]) {
+        self.rows.push(cells.iter().map(|c| c.to_string()).collect());
+    }
+
+    /// `right` tells of each column whether it ends rather than begins at a common edge.
+    fn write(&self, out: &mut impl Write, right: &[bool]) -> std::io::Result<()> {
+        let wide = |s: &str| s.chars().count();
+        let width = |i: usize| self.rows.iter().filter_map(|r| r.get(i)).map(|c| wide(c)).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..right.len()).map(width).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for ((cell, &width), &right) in row.iter().zip(&widths).zip(right) {
+                let gap = " ".repeat(width - wide(cell));
+                let (before, after) = if right { (gap.as_str(), "") } else { ("", gap.as_str()) };
+                line.extend(["  ", before, cell, after]);
+            }
+            writeln!(out, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes in the binary unit that leaves one to four digits before the point.
+fn size(bytes: u64) -> String {
+    let (mut n, mut unit) = (bytes as f64, "B");
+    for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        if n < 1024.0 {
+            break;
+        }
+        (n, unit) = (n / 1024.0, next);
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{n:.2} {unit}") }
+}
+
+/// A count with its digits in threes.
+fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, d) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(d);
+    }
+    out
+}
+
+fn text(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
+    let [metadata, tensors, summary] = sections(a);
+    let files = if g.parts().len() > 1 { format!(", {} files", g.parts().len()) } else { String::new() };
+    let file = one_line(&a.file.display().to_string(), usize::MAX);
+    writeln!(out, "{file}: GGUF version {}, {}{files}", g.version(), size(g.file_size()))?;
+    if metadata {
+        writeln!(out, "\nmetadata: {} keys", g.metadata().count())?;
+        let mut table = Table::default();
+        for (k, v) in g.metadata() {
+            table.row([&one_line(k, 60), &v.type_name(), v]);
+        }
+        table.write(out, &[false, false, false])?;
+    }
+    if tensors {
+        writeln!(out, "\ntensors: {}", count(g.tensors().len() as u64))?;
+        let mut table = Table::default();
+        let columns = g.tensors().iter().map(|t| t.dims[0].to_string().len()).max().unwrap_or(0);
+        for t in g.tensors() {
+            let more: String = t.dims[1..].iter().map(|d| format!(" x {d}")).collect();
+            let dims = format!("{:columns$}{more}", t.dims[0]);
+            table.row([&one_line(&t.name, 60), &t.kind.name(), &dims, &size(t.n_bytes())]);
+        }
+        table.write(out, &[false, false, false, true])?;
+    }
+    if summary {
+        let (weights, bytes) = totals(g);
+        let mut table = Table::default();
+        table.row([&"type", &"tensors", &"weights", &"size", &"share", &"bits", &""]);
+        for t in types(g) {
+            let share = format!("{:.1} %", t.bytes as f64 * 100.0 / bytes as f64);
+            let note = if t.supported { "" } else { "oxcart does not compute with this type" };
+            let (weights, bits) = (count(t.weights), format!("{:.4}", t.bits_per_weight));
+            table.row([&t.name, &t.tensors, &weights, &size(t.bytes), &share, &bits, &note]);
+        }
+        let all = format!("{:.4}", bits(bytes, weights));
+        table.row([&"all", &g.tensors().len(), &count(weights), &size(bytes), &"", &all, &""]);
+        writeln!(out, "\ntypes and totals")?;
+        table.write(out, &[false, true, true, true, true, true, false])?;
+        if let Some(m) = memory(a, g)? {
+            let trained = m.trained_context.map_or(String::new(), |n| format!(" (trained for {n})"));
+            writeln!(out, "\nmemory at a context of {}{trained}", m.context)?;
+            let mut table = Table::default();
+            table.row([&"weights", &size(m.weights), &"mapped from the file"]);
+            let each =
+                format!("keys {}, values {}: {} a token", m.cache_type_k, m.cache_type_v, size(m.kv_cache_per_token));
+            table.row([&"KV cache", &size(m.kv_cache), &each]);
+            let batch = format!("about, for batches of {} tokens", a.session.ubatch_size);
+            table.row([&"buffers", &size(m.buffers), &batch]);
+            table.row([&"all", &size(m.total), &""]);
+            table.write(out, &[false, true, false])?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_told_in_few_digits() {
+        for (n, want) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (67_164_897_280, "62.55 GiB"), (u64::MAX, "16.00 EiB")]
+        {
+            assert_eq!(size(n), want);
+        }
+        for (n, want) in [(0, "0"), (999, "999"), (1000, "1,000"), (111_209_914_368, "111,209,914,368")] {
+            assert_eq!(count(n), want);
+        }
+    }
+
+    /// Qwen1.5-110B: 80 layers, 8 KV heads of 128: 327,680 bytes a token in f16, and 10 GiB at 32768.
+    #[test]
+    fn cache_of_the_largest_model() {
+        let geo = Geometry {
+            trained: Some(32768),
+            layers_kv_heads: vec![8; 80],
+            key_len: 128,
+            value_len: 128,
+            heads: 64,
+            dim: 8192,
+            ffn: 49152,
+            vocab: 152064,
+        };
+        let args = |t| SessionArgs { ubatch_size: 512, cache_type_k: t, cache_type_v: t };
+        let m = Memory::needed(&geo, 0, 32768, &args(KvType::F16)).unwrap();
+        assert_eq!((m.kv_cache_per_token, m.kv_cache), (327_680, 10 << 30));
+        let m = Memory::needed(&geo, 0, 32768, &args(KvType::Q8_0)).unwrap();
+        assert_eq!(m.kv_cache_per_token, 327_680 * 17 / 32);
+        assert!(Memory::needed(&geo, 0, u64::MAX, &args(KvType::F16)).is_none());
+    }
 }
