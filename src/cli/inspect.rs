@@ -44,13 +44,15 @@ pub struct Args {
 
 pub fn run(a: Args) -> anyhow::Result<()> {
     let g = Gguf::open(&a.file)?;
+    // First, so that nothing is printed of a file whose numbers are refused.
+    let memory = if a.key.is_empty() && sections(&a)[2] { memory(&a, &g)? } else { None };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if !a.key.is_empty() {
         values(&a, &g, &mut out)?;
     } else if a.json {
-        writeln!(out, "{}", whole(&a, &g)?)?;
+        writeln!(out, "{}", whole(&a, &g, memory))?;
     } else {
-        text(&a, &g, &mut out)?;
+        text(&a, &g, memory, &mut out)?;
     }
     out.flush()?;
     Ok(())
@@ -279,7 +281,7 @@ fn sections(a: &Args) -> [bool; 3] {
     if asked == [false; 3] { [true; 3] } else { asked }
 }
 
-fn whole(a: &Args, g: &Gguf) -> anyhow::Result<serde_json::Value> {
+fn whole(a: &Args, g: &Gguf, memory: Option<Memory>) -> serde_json::Value {
     let [metadata, tensors, summary] = sections(a);
     let mut o = json!({
         "file": a.file, "parts": g.parts(), "version": g.version(), "alignment": g.alignment(),
@@ -311,9 +313,9 @@ fn whole(a: &Args, g: &Gguf) -> anyhow::Result<serde_json::Value> {
         o["parameters"] = json!(weights);
         o["tensor_bytes"] = json!(bytes);
         o["bits_per_weight"] = json!(bits(bytes, weights));
-        o["memory"] = json!(memory(a, g)?);
+        o["memory"] = json!(memory);
     }
-    Ok(o)
+    o
 }
 
 /// A table: every column as wide as its widest cell, numbers to the right.
@@ -370,7 +372,7 @@ fn count(n: u64) -> String {
     out
 }
 
-fn text(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
+fn text(a: &Args, g: &Gguf, memory: Option<Memory>, out: &mut impl Write) -> std::io::Result<()> {
     let [metadata, tensors, summary] = sections(a);
     let files = if g.parts().len() > 1 { format!(", {} files", g.parts().len()) } else { String::new() };
     let file = one_line(&a.file.display().to_string(), usize::MAX);
@@ -408,7 +410,7 @@ fn text(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
         table.row([&"all", &g.tensors().len(), &count(weights), &size(bytes), &"", &all, &""]);
         writeln!(out, "\ntypes and totals")?;
         table.write(out, &[false, true, true, true, true, true, false])?;
-        if let Some(m) = memory(a, g)? {
+        if let Some(m) = memory {
             let trained = m.trained_context.map_or(String::new(), |n| format!(" (trained for {n})"));
             writeln!(out, "\nmemory at a context of {}{trained}", m.context)?;
             let mut table = Table::default();

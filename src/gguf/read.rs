@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 /// Memory for decoded metadata and tensor descriptions, in bytes. Arrays stay in the file; what is left, a few hundred
 /// numbers and a chat template, takes some hundred KiB in real files.
-const BUDGET: u64 = 256 << 20;
+const BUDGET: u64 = 64 << 20;
 /// The longest key in bytes, as the format's description has it.
 const MAX_KEY: u64 = 65_535;
 /// The longest tensor name in bytes. ggml allows 63; writers of other models go beyond.

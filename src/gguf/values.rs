@@ -7,8 +7,8 @@ use gguf_rs_lib::format::{GGUFValueType, MetadataArray, MetadataValue};
 use std::fmt::{self, Write};
 use std::io::Read;
 
-/// The most strings of an array, some sixty vocabularies; it bounds what those who collect them take.
-const MOST_STRINGS: u64 = 1 << 24;
+/// The most elements of an array, some sixty vocabularies; it bounds what those who collect them take.
+const MOST_ELEMENTS: u64 = 1 << 24;
 /// What a byte of a nested array takes decoded, at most: an element is a [`MetadataValue`], a byte in the file at least.
 const NESTED_COST: u64 = 32;
 /// How many elements of an array are shown.
@@ -239,12 +239,12 @@ fn array(r: &mut Cursor<'_>, key: &str) -> Result<Value, GgufError> {
     if count > r.left() / least {
         return Err(r.error(key, format_args!("an array of {count}, more than the {} bytes left hold", r.left())));
     }
+    if count > MOST_ELEMENTS {
+        return Err(r.error(key, format_args!("an array of {count}, expected at most {MOST_ELEMENTS}")));
+    }
     let from = r.position();
     match element {
         GGUFValueType::String => {
-            if count > MOST_STRINGS {
-                return Err(r.error(key, format_args!("an array of {count} strings, expected at most {MOST_STRINGS}")));
-            }
             for i in 0..count {
                 r.str(format_args!("{key}[{i}]"), u64::MAX)?;
             }
