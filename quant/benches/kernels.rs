@@ -50,7 +50,10 @@ fn time(k: &Kernels, format: Format, rows: usize, n: usize) -> f64 {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    println!("{:8} {:8} {:>12} {:>12} {:>12} {:>12}", "format", "isa", "n=1 GB/s", "n=4 ms/row-M", "n=16 GFLOPS", "n=512 GFLOPS");
+    println!(
+        "{:8} {:8} {:>12} {:>12} {:>12} {:>12}",
+        "format", "isa", "n=1 GB/s", "n=4 ms/row-M", "n=16 GFLOPS", "n=512 GFLOPS"
+    );
     for spec in FORMATS {
         if !wanted.is_empty() && !wanted.iter().any(|w| w.eq_ignore_ascii_case(spec.name)) {
             continue;
@@ -69,7 +72,10 @@ fn main() {
             let mark = |now: f64, best: f64| if now < 0.95 * best { '!' } else { ' ' };
             println!(
                 "{:8} {:8} {gemv:>11.2}{} {four:>12.3} {sixteen:>12.1} {gemm:>11.1}{}",
-                spec.name, isa.name(), mark(gemv, best[0]), mark(gemm, best[1])
+                spec.name,
+                isa.name(),
+                mark(gemv, best[0]),
+                mark(gemm, best[1])
             );
             best = [best[0].max(gemv), best[1].max(gemm)];
         }

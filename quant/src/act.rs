@@ -124,7 +124,15 @@ impl ActBuf {
     /// # Safety
     /// In this phase, that slab of that column belongs to the caller alone.
     #[allow(unsafe_code)]
-    pub unsafe fn encode_slab(&self, kernels: &Kernels, wants: Wants, stride: usize, col: usize, slab: usize, x: &[f32]) {
+    pub unsafe fn encode_slab(
+        &self,
+        kernels: &Kernels,
+        wants: Wants,
+        stride: usize,
+        col: usize,
+        slab: usize,
+        x: &[f32],
+    ) {
         assert!(col < stride && slab < self.slabs);
         let at = slab * stride + col;
         if wants.q8 {

@@ -3,9 +3,12 @@
 //! Block layouts are those of ggml (`ggml-common.h`); names, ids and sizes are the ones that GGUF files carry.
 
 mod float;
+mod iq;
 pub(crate) mod iq4;
 mod kquant;
 mod legacy;
+mod mxfp4;
+mod ternary;
 
 /// Weights in one slab: the stretch of a row that kernels unpack at once, and the length of a k-quant super-block.
 pub const SLAB: usize = 256;
@@ -103,8 +106,19 @@ formats! {
     Q4_K     "q4_K"    12  256  144  kquant::q4::dequant,   min(32, kquant::q4::unpack);
     Q5_K     "q5_K"    13  256  176  kquant::q5::dequant,   min(32, kquant::q5::unpack);
     Q6_K     "q6_K"    14  256  210  kquant::q6::dequant,   sym(16, 32, kquant::q6::unpack);
+    Q8_K     "q8_K"    15  256  292  kquant::q8::dequant,   sym(32, 128, kquant::q8::unpack);
+    IQ1_S    "iq1_s"   19  256   50  iq::s1::dequant,       sym(32, iq::OFFSET_1, iq::s1::unpack);
+    IQ1_M    "iq1_m"   29  256   56  iq::m1::dequant,       sym(16, iq::OFFSET_1, iq::m1::unpack);
+    IQ2_XXS  "iq2_xxs" 16  256   66  iq::xxs2::dequant,     sym(32, iq::OFFSET, iq::xxs2::unpack);
+    IQ2_XS   "iq2_xs"  17  256   74  iq::xs2::dequant,      sym(16, iq::OFFSET, iq::xs2::unpack);
+    IQ2_S    "iq2_s"   22  256   82  iq::s2::dequant,       sym(16, iq::OFFSET, iq::s2::unpack);
+    IQ3_XXS  "iq3_xxs" 18  256   98  iq::xxs3::dequant,     sym(32, iq::OFFSET, iq::xxs3::unpack);
+    IQ3_S    "iq3_s"   21  256  110  iq::s3::dequant,       sym(32, iq::OFFSET, iq::s3::unpack);
     IQ4_NL   "iq4_nl"  20   32   18  iq4::nl::dequant,      sym(32, 128, iq4::nl::unpack);
     IQ4_XS   "iq4_xs"  23  256  136  iq4::xs::dequant,      sym(32, 128, iq4::xs::unpack);
+    TQ1_0    "tq1_0"   34  256   54  ternary::tq1::dequant, sym(32, 1, ternary::tq1::unpack);
+    TQ2_0    "tq2_0"   35  256   66  ternary::tq2::dequant, sym(32, 1, ternary::tq2::unpack);
+    MXFP4    "mxfp4"   39   32   17  mxfp4::dequant,        sym(32, mxfp4::OFFSET, mxfp4::unpack);
 }
 
 impl Format {

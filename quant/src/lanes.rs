@@ -200,10 +200,7 @@ mod x86 {
             unsafe {
                 let (a, b) = (_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x.as_ptr().add(16).cast()));
                 let (a, b) = (_mm256_cvtepu16_epi32(a), _mm256_cvtepu16_epi32(b));
-                Avx2(
-                    _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
-                )
+                Avx2(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)))
             }
         }
         #[inline(always)]

@@ -2,8 +2,8 @@
 
 use oxcart_quant::format::FORMATS;
 
-/// For each format, a hash of the weights that `gguf.quants.dequantize` (package gguf 0.19.0) makes of 16384 weights of
-/// pseudo-random blocks: FNV-1a over the bits of every finite f32, in order.
+/// For each format, a hash of the weights that `gguf.quants.dequantize` (package gguf 0.19.0; for Q8_K, which it lacks,
+/// `dequantize_row_q8_K` of libggml) makes of 16384 weights of pseudo-random blocks: FNV-1a over the bits of every finite f32, in order.
 #[test]
 fn weights_equal_ggml_bit_for_bit() {
     const GOLDEN: &[(&str, u64)] = &[
@@ -19,8 +19,19 @@ fn weights_equal_ggml_bit_for_bit() {
         ("q4_K", 0x48d45b13045177b9),
         ("q5_K", 0xef926481a6efc3f1),
         ("q6_K", 0x60512d63fcc3ff6d),
+        ("q8_K", 0xc45429397e8d1d5e),
+        ("iq1_s", 0xa079ca1b35e14345),
+        ("iq1_m", 0xaf8e475c9d4bc265),
+        ("iq2_xxs", 0xf2eaf82afadca6c1),
+        ("iq2_xs", 0x5b50dfcd1b154e31),
+        ("iq2_s", 0xeb5a0c7b2d4b6f59),
+        ("iq3_xxs", 0x354fa35ca148ae9d),
+        ("iq3_s", 0xaf1ec83ecab6f7e5),
         ("iq4_nl", 0xc897ee1a87293465),
         ("iq4_xs", 0x1974254425392125),
+        ("tq1_0", 0xdd521c83fadb1b25),
+        ("tq2_0", 0x01bb70221e282725),
+        ("mxfp4", 0x6cbf54d8f996295f),
     ];
     let mut wrong = Vec::new();
     for s in FORMATS.iter().filter(|s| s.name != "f32") {

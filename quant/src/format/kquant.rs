@@ -7,6 +7,7 @@
 //! Q4_K   d, dmin, 12 scales|mins (6+6 bit), 128 q       d * s * q - dmin * m        8 groups of 32
 //! Q5_K   as Q4_K, with 32 bytes of high bits before q   d * s * q - dmin * m        8 groups of 32
 //! Q6_K   128 low q, 64 high q, 16 scales (i8), d        d * s * (q - 32)           16 groups of 16
+//! Q8_K   d (f32), 256 signed bytes, 16 sums             d * q                      one group of 256
 //! ```
 //!
 //! The fields of a byte belong to weights that are 32 (2-bit, 4-bit) or 64 (Q6_K's low nibbles) apart, so that a vector of
@@ -37,7 +38,7 @@ fn nibbles(b: &[u8; 128], q: &mut [u8; SLAB]) {
 }
 
 /// 256 two-bit codes of 64 bytes.
-fn crumbs(b: &[u8; 64], q: &mut [u8; SLAB]) {
+pub(super) fn crumbs(b: &[u8; 64], q: &mut [u8; SLAB]) {
     for (b, q) in b.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<128>().0) {
         for i in 0..32 {
             for j in 0..4 {
@@ -174,5 +175,19 @@ pub(super) mod q6 {
         for g in 0..16 {
             c.scale[g] = d * b[192 + g] as i8 as f32;
         }
+    }
+}
+
+/// ggml's encoding of activations; now and then somebody stores weights in it.
+pub(super) mod q8 {
+    use super::*;
+
+    pub fn dequant(bytes: &[u8], out: &mut [f32]) {
+        super::dequant::<292>(bytes, out, unpack, 32, 128);
+    }
+
+    pub fn unpack(b: &[u8], c: &mut Codes) {
+        c.scale[..8].fill(f32::from_le_bytes(part(b, 0)));
+        c.q = part::<SLAB>(b, 4).map(|q| q ^ 0x80);
     }
 }
