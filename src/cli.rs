@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, talk to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.
 
+mod bench;
 mod chat;
 mod engine;
 mod inspect;
@@ -31,6 +32,8 @@ enum Verb {
     Run(run::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
+    /// Measure speed, against what this machine can do
+    Bench(bench::Args),
     /// Show what a GGUF holds: metadata, tensors, types, bits per weight, memory needed
     Inspect(inspect::Args),
     /// Show the token ids of a text
@@ -47,6 +50,7 @@ pub fn main() -> ExitCode {
         Verb::Chat(a) => chat::run(a),
         Verb::Run(a) => run::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
+        Verb::Bench(a) => bench::run(a),
         Verb::Inspect(a) => inspect::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
         Verb::Pull(a) => pull::run(a),

@@ -113,6 +113,11 @@ impl Engine {
         self.team.threads()
     }
 
+    /// The workers, for measurements.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
     /// A timeline.
     pub fn session(self: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineError> {
         let c = &self.model.config;

@@ -16,6 +16,7 @@
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod catalog;
 pub mod chat;
 pub mod cli;

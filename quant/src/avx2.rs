@@ -116,6 +116,22 @@ avx2! {
         float_matrix::gemv::<Avx2>(w, x, out);
     }
 
+    /// `vpmaddubsw`, `vpmaddwd` and an addition on registers, see [`crate::f32ops::Ops::peak`].
+    pub(crate) fn peak(rounds: u64) -> u64 {
+        const CHAINS: usize = 12;
+        let (w, ones) = (_mm256_set1_epi8(std::hint::black_box(3)), _mm256_set1_epi16(1));
+        let mut acc = [_mm256_setzero_si256(); CHAINS];
+        for _ in 0..rounds {
+            for a in &mut acc {
+                // The accumulator is an operand, so that no product can be taken out of the loop.
+                *a = _mm256_add_epi32(*a, _mm256_madd_epi16(_mm256_maddubs_epi16(w, *a), ones));
+            }
+        }
+        let mut sum = acc.into_iter().fold(_mm256_setzero_si256(), |s, a| _mm256_add_epi32(s, a));
+        sum = std::hint::black_box(sum);
+        rounds * CHAINS as u64 * 32 + (_mm256_extract_epi32::<0>(sum) == 1) as u64
+    }
+
     // ---- loads and stores --------------------------------------------------------------------------------------------
 
     fn load(b: &[u8; 32]) -> __m256i {

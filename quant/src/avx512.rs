@@ -87,6 +87,21 @@ avx512! {
         float_matrix::gemv::<Avx512>(w, x, out);
     }
 
+    /// `vpdpbusd` on registers, see [`crate::f32ops::Ops::peak`].
+    pub(crate) fn peak(rounds: u64) -> u64 {
+        const CHAINS: usize = 12;
+        let (w, x) = (_mm512_set1_epi8(std::hint::black_box(3)), _mm512_set1_epi8(std::hint::black_box(5)));
+        let mut acc = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..rounds {
+            for a in &mut acc {
+                *a = _mm512_dpbusd_epi32(*a, w, x);
+            }
+        }
+        let sum = acc.into_iter().fold(_mm512_setzero_si512(), |s, a| _mm512_add_epi32(s, a));
+        std::hint::black_box(_mm512_reduce_add_epi32(sum));
+        rounds * CHAINS as u64 * 64
+    }
+
     // ---- loads -------------------------------------------------------------------------------------------------------
 
     fn load512(b: &[u8; 64]) -> __m512i {

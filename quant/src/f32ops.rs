@@ -19,6 +19,8 @@ pub struct Ops {
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     max: unsafe fn(&[f32]) -> f32,
+    read: unsafe fn(&[u8]) -> u64,
+    peak: unsafe fn(u64) -> u64,
     rope_halves: unsafe fn(&mut [f32], &[f32], &[f32]),
     rope_pairs: unsafe fn(&mut [f32], &[f32], &[f32]),
 }
@@ -100,6 +102,19 @@ impl Ops {
         unsafe { (self.max)(x) }
     }
 
+    /// Reads every byte: for measuring how fast memory can be read.
+    pub fn read(&self, bytes: &[u8]) -> u64 {
+        // SAFETY: see the impl.
+        unsafe { (self.read)(bytes) }
+    }
+
+    /// Does the instruction set's byte products on registers, `rounds` times; returns how many multiplications with addition
+    /// that were: for measuring what the machine could do at most.
+    pub fn peak(&self, rounds: u64) -> u64 {
+        // SAFETY: see the impl.
+        unsafe { (self.peak)(rounds) }
+    }
+
     /// Rotary embedding (Su et al., 2021) of one head with the pairs `(i, i + half)` (GPT-NeoX's order; qwen2).
     /// `cos` and `sin` have `half` elements; what lies past `2 * half` in `x` stays.
     pub fn rope_halves(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
@@ -117,7 +132,7 @@ impl Ops {
 }
 
 macro_rules! ops {
-    ($table:ident, $module:ident, $stamp:path) => {
+    ($table:ident, $module:ident, $stamp:path, $peak:path) => {
         mod $module {
             use super::{Ops, Q8Block, body};
             use $stamp as stamp;
@@ -130,11 +145,12 @@ macro_rules! ops {
                 fn dot(x: &[f32], y: &[f32]) -> f32 { body::dot(x, y) }
                 fn exp_sum(x: &mut [f32], max: f32) -> f32 { body::exp_sum(x, max) }
                 fn max(x: &[f32]) -> f32 { body::max(x) }
+                fn read(bytes: &[u8]) -> u64 { body::read(bytes) }
                 fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_halves(x, cos, sin) }
                 fn rope_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_pairs(x, cos, sin) }
             }
             pub(super) static TABLE: Ops =
-                Ops { rmsnorm, encode_q8, silu_mul, add, axpy, dot, exp_sum, max, rope_halves, rope_pairs };
+                Ops { rmsnorm, encode_q8, silu_mul, add, axpy, dot, exp_sum, max, read, peak: $peak, rope_halves, rope_pairs };
         }
         use $module::TABLE as $table;
     };
@@ -145,11 +161,11 @@ macro_rules! plain {
 }
 use plain;
 
-ops!(SCALAR, scalar, super::plain);
+ops!(SCALAR, scalar, super::plain, crate::scalar::peak);
 #[cfg(target_arch = "x86_64")]
-ops!(AVX2, avx2, crate::isa::avx2);
+ops!(AVX2, avx2, crate::isa::avx2, crate::avx2::peak);
 #[cfg(target_arch = "x86_64")]
-ops!(AVX512, avx512, crate::isa::avx512);
+ops!(AVX512, avx512, crate::isa::avx512, crate::avx512::peak);
 
 /// exp for one lane. Range reduction `x = n ln 2 + r`, `|r| <= ln 2 / 2`, with ln 2 in two parts (Cody and Waite), then a
 /// polynomial of degree 6 (the Taylor terms; their remainder is below half an ulp on that interval) and a shift of the
@@ -285,6 +301,18 @@ mod body {
             }
         }
         rest.iter().chain(&acc).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+    }
+
+    #[inline(always)]
+    pub fn read(bytes: &[u8]) -> u64 {
+        let mut acc = [0u64; 32];
+        let (blocks, rest) = bytes.as_chunks::<256>();
+        for b in blocks {
+            for (a, w) in acc.iter_mut().zip(b.as_chunks::<8>().0) {
+                *a ^= u64::from_le_bytes(*w);
+            }
+        }
+        acc.iter().fold(0, |a, b| a ^ b) ^ rest.iter().fold(0, |a, &b| a ^ b as u64)
     }
 
     #[inline(always)]

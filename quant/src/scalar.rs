@@ -67,3 +67,13 @@ fn codes(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, _: &mut Scrat
         }
     }
 }
+
+/// Byte products in plain Rust, see [`crate::f32ops::Ops::peak`].
+pub(crate) fn peak(rounds: u64) -> u64 {
+    let (w, x) = (std::hint::black_box([3u8; SLAB]), std::hint::black_box([5i8; SLAB]));
+    for _ in 0..rounds {
+        let (w, x) = (std::hint::black_box(&w), std::hint::black_box(&x));
+        std::hint::black_box(w.iter().zip(x).map(|(&w, &x)| w as i32 * x as i32).sum::<i32>());
+    }
+    rounds * SLAB as u64
+}

@@ -4,7 +4,8 @@ use crate::engine::{Engine, EngineOptions, SessionOptions, default_threads};
 use crate::sample::SampleParams;
 use anyhow::{Context, bail};
 use oxcart_quant::attention::KvType;
-use oxcart_quant::{Isa, Kernels};
+use oxcart_quant::{Format, Isa, Kernels};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,7 +40,8 @@ pub struct SessionArgs {
     pub cache_type_v: KvType,
 }
 
-fn kv_type(s: &str) -> Result<KvType, String> {
+/// A cache type by its name.
+pub fn kv_type(s: &str) -> Result<KvType, String> {
     KvType::ALL.into_iter().find(|t| t.name() == s).ok_or_else(|| "expected f16, bf16 or q8_0".into())
 }
 
@@ -69,13 +71,24 @@ impl EngineArgs {
     }
 }
 
+/// What the file says it is, e.g. `qwen2 q4_K`: architecture and the format of most of its weights.
+pub fn model_type(e: &Engine) -> String {
+    let mut bytes: BTreeMap<Format, u64> = BTreeMap::new();
+    for t in e.gguf.tensors() {
+        if let Some(f) = t.format() {
+            *bytes.entry(f).or_default() += t.n_elements();
+        }
+    }
+    let most = bytes.into_iter().max_by_key(|&(_, n)| n).map_or("", |(f, _)| f.name());
+    format!("{} {most}", e.model.config.arch)
+}
+
 /// One line of facts: name, types, size, instruction set, threads, context.
 pub fn facts(e: &Engine, context: usize) -> String {
-    let name = e.gguf.str("general.name").ok().flatten().unwrap_or(e.model.config.arch);
+    let name = e.gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
     let gib = e.gguf.file_size() as f64 / (1u64 << 30) as f64;
     let isa = if e.kernels.exact { "exact" } else { e.kernels.isa.name() };
-    let kind = e.model.weights.layers[0].ffn.up.format().name();
-    format!("{name} {kind} {gib:.2} GiB | {isa} | {} threads | ctx {context}", e.threads())
+    format!("{name} | {} {gib:.2} GiB | {isa} | {} threads | ctx {context}", model_type(e), e.threads())
 }
 
 impl SessionArgs {

@@ -1,0 +1,148 @@
+//! Speed, as llama-bench measures it, beside what the machine could do: a streaming read of the same weights and the byte
+//! products of the same instruction set, both taken in the same run.
+
+use crate::engine::{Engine, EngineError, Session, SessionOptions};
+use crate::model::Batch;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What is timed: `prompt` tokens at once and then `generate` one by one, after `depth` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens generated.
+    pub generate: usize,
+    /// Tokens in the cache beforehand.
+    pub depth: usize,
+}
+
+impl Test {
+    /// llama-bench's name: `pp512`, `tg128`, `pp512+tg128`, with ` @ d4096` behind.
+    pub fn name(&self) -> String {
+        let what = match (self.prompt, self.generate) {
+            (p, 0) => format!("pp{p}"),
+            (0, n) => format!("tg{n}"),
+            (p, n) => format!("pp{p}+tg{n}"),
+        };
+        if self.depth > 0 { format!("{what} @ d{}", self.depth) } else { what }
+    }
+
+    fn tokens(&self) -> usize {
+        self.prompt + self.generate
+    }
+}
+
+/// The times of a test's repetitions.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// What was timed.
+    pub test: Test,
+    /// Seconds of each repetition.
+    pub seconds: Vec<f64>,
+}
+
+impl Timing {
+    /// Tokens per second: mean and standard deviation over the repetitions.
+    pub fn rate(&self) -> (f64, f64) {
+        mean_and_deviation(self.seconds.iter().map(|s| self.test.tokens() as f64 / s))
+    }
+}
+
+/// Mean and sample standard deviation.
+pub fn mean_and_deviation(x: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let n = x.clone().count() as f64;
+    let mean = x.clone().sum::<f64>() / n;
+    let square = x.map(|v| (v - mean).powi(2)).sum::<f64>();
+    (mean, if n > 1.0 { (square / (n - 1.0)).sqrt() } else { 0.0 })
+}
+
+/// What the machine can do with the engine's threads and instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Streaming read of the model's own bytes, GB/s.
+    pub read: f64,
+    /// Byte products on registers, 10^12 multiplications and additions (each counted) a second.
+    pub tops: f64,
+}
+
+/// Runs tests on one engine.
+pub struct Bench {
+    session: Session,
+    tokens: Vec<u32>,
+}
+
+impl Bench {
+    /// Room for a test's tokens.
+    pub fn new(e: &Arc<Engine>, test: Test, o: &SessionOptions) -> Result<Bench, EngineError> {
+        let context = test.depth + test.tokens();
+        // Random tokens, the same in every run.
+        let (mut state, n) = (1u64, e.model.config.n_vocab as u64);
+        let tokens = (0..context)
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                ((state >> 33) % n) as u32
+            })
+            .collect();
+        Ok(Bench { session: e.session(&SessionOptions { context, ..*o })?, tokens })
+    }
+
+    fn feed(&mut self, n: usize) -> Result<(), EngineError> {
+        let at = self.session.len(0);
+        self.session.forward(&Batch::of(&self.tokens[at..at + n], at, 0)).map(drop)
+    }
+
+    /// One repetition, in seconds.
+    pub fn run(&mut self, test: Test) -> Result<f64, EngineError> {
+        self.session.truncate(0, test.depth);
+        if self.session.len(0) < test.depth {
+            self.session.truncate(0, 0);
+            self.feed(test.depth)?;
+        }
+        let start = Instant::now();
+        if test.prompt > 0 {
+            self.feed(test.prompt)?;
+        }
+        for _ in 0..test.generate {
+            self.feed(1)?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// Measures the machine's limits: some tenths of a second each.
+pub fn limits(e: &Engine) -> Limits {
+    const PART: usize = 1 << 20;
+    let ops = e.kernels.ops;
+    let parts: Vec<&[u8]> = e
+        .gguf
+        .tensors()
+        .iter()
+        .flat_map(|t| t.bytes().chunks(PART))
+        .take((2 << 30) / PART)
+        .collect();
+    let bytes: usize = parts.iter().map(|p| p.len()).sum();
+    let read = |_| {
+        let start = Instant::now();
+        e.team().run(|w| w.split(parts.len(), |i| _ = std::hint::black_box(ops.read(parts[i]))));
+        bytes as f64 / start.elapsed().as_secs_f64() / 1e9
+    };
+    let read = median((0..5).map(read).collect());
+    let rounds = 1 << 20;
+    let tops = |_| {
+        let start = Instant::now();
+        let products = std::sync::atomic::AtomicU64::new(0);
+        e.team().run(|w| {
+            w.split(e.threads(), |_| {
+                products.fetch_add(ops.peak(rounds), std::sync::atomic::Ordering::Relaxed);
+            });
+        });
+        2.0 * products.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e12
+    };
+    Limits { read, tops: median((0..5).map(tops).collect()) }
+}
+
+fn median(mut x: Vec<f64>) -> f64 {
+    x.sort_by(f64::total_cmp);
+    x[x.len() / 2]
+}
