@@ -114,13 +114,8 @@ impl Bench {
 pub fn limits(e: &Engine) -> Limits {
     const PART: usize = 1 << 20;
     let ops = e.kernels.ops;
-    let parts: Vec<&[u8]> = e
-        .gguf
-        .tensors()
-        .iter()
-        .flat_map(|t| t.bytes().chunks(PART))
-        .take((2 << 30) / PART)
-        .collect();
+    let parts: Vec<&[u8]> =
+        e.gguf.tensors().iter().flat_map(|t| t.bytes().chunks(PART)).take((2 << 30) / PART).collect();
     let bytes: usize = parts.iter().map(|p| p.len()).sum();
     let read = |_| {
         let start = Instant::now();

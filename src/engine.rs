@@ -30,7 +30,12 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> EngineOptions {
-        EngineOptions { threads: default_threads(), kernels: Kernels::best(), overrides: Vec::new(), recommended: SampleParams::default() }
+        EngineOptions {
+            threads: default_threads(),
+            kernels: Kernels::best(),
+            overrides: Vec::new(),
+            recommended: SampleParams::default(),
+        }
     }
 }
 

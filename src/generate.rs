@@ -86,8 +86,14 @@ pub fn generate(
     let engine = s.engine().clone();
     let reused = s.reuse(0, prompt);
     let fed = prompt.len() - reused;
-    let mut report =
-        Report { reused, fed, prompt_time: Duration::ZERO, generated: Vec::new(), time: Duration::ZERO, end: End::Stopped };
+    let mut report = Report {
+        reused,
+        fed,
+        prompt_time: Duration::ZERO,
+        generated: Vec::new(),
+        time: Duration::ZERO,
+        end: End::Stopped,
+    };
     sampler.reset_recent(prompt);
 
     let start = Instant::now();

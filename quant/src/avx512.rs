@@ -78,6 +78,14 @@ struct Slab {
     min: __m512,
 }
 
+/// What `NC` columns' slab brings to the dots.
+struct Columns<const NC: usize> {
+    d: [__m512; NC],
+    sum: [__m512; NC],
+    start: [[__m512i; 4]; NC],
+    q: [[__m512i; 4]; NC],
+}
+
 avx512! {
     fn float_gemm(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
         float_matrix::gemm::<Avx512>(w, x, out, scratch);
@@ -382,13 +390,55 @@ avx512! {
         lanes
     }
 
-    /// `rows` consecutive rows from `r0` on (at most `R`), `NC` columns from `c0` on.
-    #[allow(clippy::too_many_arguments)]
+    #[inline]
+    fn columns<const G: usize, const MIN: bool, const NC: usize>(x: &[Q8Block; NC], offset: i8) -> Columns<NC> {
+        let zero = _mm512_setzero_si512();
+        let mut cols = Columns {
+            d: [_mm512_setzero_ps(); NC],
+            sum: [_mm512_setzero_ps(); NC],
+            start: [[zero; 4]; NC],
+            q: [[zero; 4]; NC],
+        };
+        for c in 0..NC {
+            (cols.d[c], cols.sum[c]) = column::<G>(&x[c]);
+            for j in 0..4 {
+                cols.q[c][j] = signed(&x[c].q.as_chunks().0[j]);
+                // With minimums there is no offset; else what the offset adds to each lane, exactly, is taken off beforehand.
+                if !MIN {
+                    let plus = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(offset), cols.q[c][j]);
+                    cols.start[c][j] = _mm512_sub_epi32(zero, plus);
+                }
+            }
+        }
+        cols
+    }
+
+    /// Adds one row's slab to its accumulators of `NC` columns.
+    #[inline]
+    fn accumulate<const G: usize, const MIN: bool, const NC: usize>(
+        slab: &Slab, cols: &Columns<NC>, lanes: &[__m512i; 4], acc: &mut [__m512; NC], low: &mut [__m512; NC],
+    ) {
+        for c in 0..NC {
+            if MIN {
+                low[c] = _mm512_fmadd_ps(if G == 32 { slab.scale } else { slab.min }, cols.sum[c], low[c]);
+            }
+            let scale = _mm512_mul_ps(slab.scale, cols.d[c]);
+            for j in 0..4 {
+                let dot = _mm512_dpbusd_epi32(cols.start[c][j], slab.q[j], cols.q[c][j]);
+                let scale = _mm512_permutexvar_ps(lanes[j], scale);
+                acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[c]);
+            }
+        }
+    }
+
+    /// `R` consecutive rows from `r0` on, or as many as there are; all `NC` columns.
     #[inline]
     fn gemv_rows<const G: usize, const MIN: bool, const R: usize, const NC: usize>(
-        unpack: impl Fn(&[u8]) -> Slab, tail: &impl Fn(&[u8]) -> Slab, offset: i8, slab_bytes: usize,
-        w: &Panel<'_>, r0: usize, x: Acts<'_>, c0: usize, out: &mut Out<'_>,
+        unpack: impl Fn(&[u8]) -> Slab, codes: &CodeSpec, w: &Panel<'_>, r0: usize, x: Acts<'_>, out: &mut Out<'_>,
     ) {
+        let spec = w.format.spec();
+        let bytes = SLAB / spec.block_len * spec.block_bytes;
+        let offset = codes.offset as u8 as i8;
         let lanes = lanes_of_groups::<G>();
         let mut acc = [[_mm512_setzero_ps(); NC]; R];
         let mut low = [[_mm512_setzero_ps(); NC]; R];
@@ -396,44 +446,25 @@ avx512! {
         for (i, row) in rows.iter_mut().enumerate() {
             *row = w.row((r0 + i).min(w.rows - 1));
         }
-        let whole = w.row_bytes / slab_bytes;
-        for s in 0..w.slabs() {
-            let x = &x.q8(s)[c0..c0 + NC];
-            let zero = _mm512_setzero_si512();
-            let (mut cols, mut start) = ([(_mm512_setzero_ps(), _mm512_setzero_ps()); NC], [[zero; 4]; NC]);
-            for c in 0..NC {
-                cols[c] = column::<G>(&x[c]);
-                // With minimums there is no offset; else what the offset adds to each lane, exactly, is taken off beforehand.
-                if !MIN {
-                    for (start, q) in start[c].iter_mut().zip(x[c].q.as_chunks().0) {
-                        *start = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(offset), signed(q)));
-                    }
-                }
-            }
+        let whole = w.row_bytes / bytes;
+        for s in 0..whole {
+            let cols = columns::<G, MIN, NC>(x.q8(s).try_into().expect("NC columns"), offset);
             for r in 0..R {
-                let slab = if s < whole {
-                    unpack(&rows[r][s * slab_bytes..(s + 1) * slab_bytes])
-                } else {
-                    tail(&rows[r][s * slab_bytes..])
-                };
-                for c in 0..NC {
-                    let (d, sum) = cols[c];
-                    if MIN {
-                        low[r][c] = _mm512_fmadd_ps(if G == 32 { slab.scale } else { slab.min }, sum, low[r][c]);
-                    }
-                    let scale = _mm512_mul_ps(slab.scale, d);
-                    let q = x[c].q.as_chunks::<64>().0;
-                    for j in 0..4 {
-                        let dot = _mm512_dpbusd_epi32(start[c][j], slab.q[j], signed(&q[j]));
-                        let scale = _mm512_permutexvar_ps(lanes[j], scale);
-                        acc[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[r][c]);
-                    }
-                }
+                let slab = unpack(&rows[r][s * bytes..][..bytes]);
+                accumulate::<G, MIN, NC>(&slab, &cols, &lanes, &mut acc[r], &mut low[r]);
+            }
+        }
+        // The slab at the end of a row that is no multiple of 256: the general way.
+        if whole < w.slabs() {
+            let cols = columns::<G, MIN, NC>(x.q8(whole).try_into().expect("NC columns"), offset);
+            for r in 0..R {
+                let slab = slab_of_codes(codes, &unpacked(codes, &rows[r][whole * bytes..]));
+                accumulate::<G, MIN, NC>(&slab, &cols, &lanes, &mut acc[r], &mut low[r]);
             }
         }
         for r in 0..R.min(w.rows - r0) {
             for c in 0..NC {
-                out.column(c0 + c, r0 + r, 1)[0] = _mm512_reduce_add_ps(_mm512_sub_ps(acc[r][c], low[r][c]));
+                out.column(c, r0 + r, 1)[0] = _mm512_reduce_add_ps(_mm512_sub_ps(acc[r][c], low[r][c]));
             }
         }
     }
@@ -442,21 +473,14 @@ avx512! {
     fn gemv<const G: usize, const MIN: bool>(
         unpack: impl Fn(&[u8]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>,
     ) {
-        let spec = w.format.spec();
-        let codes = spec.codes.as_ref().expect("installed for formats with codes");
-        // The slab at the end of a row that is no multiple of 256: the general way.
-        let tail = |b: &[u8]| slab_of_codes(codes, &unpacked(codes, b));
-        let bytes = SLAB / spec.block_len * spec.block_bytes;
-        let offset = codes.offset as u8 as i8;
+        let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
         match x.n() {
             1 => (0..w.rows).step_by(STREAMS).for_each(|r| {
-                gemv_rows::<G, MIN, STREAMS, 1>(unpack, &tail, offset, bytes, &w, r, x, 0, out)
+                gemv_rows::<G, MIN, STREAMS, 1>(unpack, codes, &w, r, x, out)
             }),
-            2 => (0..w.rows).step_by(2).for_each(|r| {
-                gemv_rows::<G, MIN, 2, 2>(unpack, &tail, offset, bytes, &w, r, x, 0, out)
-            }),
+            2 => (0..w.rows).step_by(2).for_each(|r| gemv_rows::<G, MIN, 2, 2>(unpack, codes, &w, r, x, out)),
             GEMV_COLS => (0..w.rows).step_by(2).for_each(|r| {
-                gemv_rows::<G, MIN, 2, GEMV_COLS>(unpack, &tail, offset, bytes, &w, r, x, 0, out)
+                gemv_rows::<G, MIN, 2, GEMV_COLS>(unpack, codes, &w, r, x, out)
             }),
             n => unreachable!("{n} columns go to the gemm"),
         }

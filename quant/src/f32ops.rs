@@ -149,8 +149,20 @@ macro_rules! ops {
                 fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_halves(x, cos, sin) }
                 fn rope_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_pairs(x, cos, sin) }
             }
-            pub(super) static TABLE: Ops =
-                Ops { rmsnorm, encode_q8, silu_mul, add, axpy, dot, exp_sum, max, read, peak: $peak, rope_halves, rope_pairs };
+            pub(super) static TABLE: Ops = Ops {
+                rmsnorm,
+                encode_q8,
+                silu_mul,
+                add,
+                axpy,
+                dot,
+                exp_sum,
+                max,
+                read,
+                peak: $peak,
+                rope_halves,
+                rope_pairs,
+            };
         }
         use $module::TABLE as $table;
     };

@@ -125,7 +125,17 @@ fn now() -> (i64, i64) {
 /// The date formats that templates ask for: %Y %m %d %B %b %H %M %S.
 fn strftime(format: &str, (days, seconds): (i64, i64)) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     // From days to a date of the Gregorian calendar, counting years from March (Hinnant, "chrono-compatible low-level
@@ -184,8 +194,14 @@ mod tests {
         for (source, want) in [
             ("{{ bos_token }}{{ messages[1].content.strip() }}{{ eos_token }}", "<s>Hi</s>"),
             ("{%- for m in messages if m.role == 'user' %}{{ m['content'] | trim }}{% endfor %}", "Hi"),
-            ("{% if messages[0]['role'] != 'system' %}x{% else %}{{ messages[0].content.split(' ')[0] }}{% endif %}", "Be"),
-            ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
+            (
+                "{% if messages[0]['role'] != 'system' %}x{% else %}{{ messages[0].content.split(' ')[0] }}{% endif %}",
+                "Be",
+            ),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "2",
+            ),
             ("{% generation %}a{% endgeneration %}", "a"),
             // As Python's json.dumps writes it.
             ("{{ messages[0] | tojson }}", r#"{"role": "system", "content": "Be brief."}"#),
@@ -207,7 +223,9 @@ mod tests {
             let e = render(source).expect_err(source).to_string();
             assert!(e.starts_with("chat template: ") && !e.contains('\n'), "{source}: {e}");
         }
-        assert!(render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string().contains("roles must"));
+        assert!(
+            render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string().contains("roles must")
+        );
     }
 
     #[test]

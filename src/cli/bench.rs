@@ -174,7 +174,11 @@ fn markdown(out: &mut impl Write, e: &Engine, row: &Row, o: &SessionOptions, fir
         )?;
     }
     let text = |key: &str| row.iter().find(|(k, _)| *k == key).and_then(|(_, v)| v.as_str()).unwrap_or("").to_string();
-    let kv = if o.k_type == o.v_type { o.k_type.name().to_string() } else { format!("{}/{}", o.k_type.name(), o.v_type.name()) };
+    let kv = if o.k_type == o.v_type {
+        o.k_type.name().to_string()
+    } else {
+        format!("{}/{}", o.k_type.name(), o.v_type.name())
+    };
     writeln!(
         out,
         "| {:<30} | {:>6.2} GiB | {:>8.2} B | {:<7} | {:>7} | {:>7} | {:>15} | {:>7.2} ± {:>6.2} | {:>6.2} | {:>6.1} | {:>6.3} | {:>6.1} |",
@@ -198,6 +202,7 @@ fn csv(out: &mut impl Write, row: &Row, first: bool) -> std::io::Result<()> {
     if first {
         writeln!(out, "{}", row.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(","))?;
     }
-    let quoted = |v: &serde_json::Value| format!("\"{}\"", v.as_str().map_or_else(|| v.to_string(), |s| s.replace('"', "\"\"")));
+    let quoted =
+        |v: &serde_json::Value| format!("\"{}\"", v.as_str().map_or_else(|| v.to_string(), |s| s.replace('"', "\"\"")));
     writeln!(out, "{}", row.iter().map(|(_, v)| quoted(v)).collect::<Vec<_>>().join(","))
 }

@@ -126,7 +126,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             Ok(report) => {
                 match report.end {
                     End::Stopped => eprintln!("(stopped)"),
-                    End::Context => eprintln!("(the context of {context} tokens is full: /clear starts anew, -c sets it)"),
+                    End::Context => {
+                        eprintln!("(the context of {context} tokens is full: /clear starts anew, -c sets it)")
+                    }
                     End::Eog | End::Length => (),
                 }
                 if a.show_timings {

@@ -64,7 +64,12 @@ impl EngineArgs {
         if !(1..=4096).contains(&threads) {
             bail!("--threads {threads}: expected 1 to 4096");
         }
-        let o = EngineOptions { threads, kernels: kernels(self.isa.as_deref())?, overrides: self.override_kv.clone(), recommended: SampleParams::default() };
+        let o = EngineOptions {
+            threads,
+            kernels: kernels(self.isa.as_deref())?,
+            overrides: self.override_kv.clone(),
+            recommended: SampleParams::default(),
+        };
         let e = Engine::open(&self.model, &o)?;
         e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
         Ok(Arc::new(e))

@@ -82,7 +82,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let report = generate(&mut s, &mut sampler, &prompt, limit, |event| {
         if let Event::Text(t) = event {
             whole.push_str(t);
-            if !a.json && let Err(e) = out.write_all(t.as_bytes()).and_then(|()| out.flush()) {
+            if !a.json
+                && let Err(e) = out.write_all(t.as_bytes()).and_then(|()| out.flush())
+            {
                 failed = Some(e);
             }
         }

@@ -89,13 +89,15 @@ pub fn config(gguf: &Gguf) -> Result<Config, ModelError> {
         let problem = format!("heads of {head_dim} and {value_dim}, expected both the same multiple of 16 up to 1024");
         return Err(k.unfit("attention.key_length", problem));
     }
-    let experts = match (k.count("expert_count").or_else(|e| zero_is_none(&k, "expert_count", e))?, k.count("expert_used_count")) {
-        (None, _) => None,
-        (Some(count), used) => match used? {
-            Some(used) if used <= count => Some(Experts { count, used }),
-            used => return Err(k.unfit("expert_used_count", format!("found {used:?} of {count} experts"))),
-        },
-    };
+    let experts =
+        match (k.count("expert_count").or_else(|e| zero_is_none(&k, "expert_count", e))?, k.count("expert_used_count"))
+        {
+            (None, _) => None,
+            (Some(count), used) => match used? {
+                Some(used) if used <= count => Some(Experts { count, used }),
+                used => return Err(k.unfit("expert_used_count", format!("found {used:?} of {count} experts"))),
+            },
+        };
     // The vocabulary's size is told by the embedding; the key is not in every file.
     let n_vocab = match gguf.tensor("token_embd.weight").map(|t| t.dims.as_slice()) {
         Some(&[_, rows]) if rows <= MOST => rows as usize,
@@ -104,7 +106,9 @@ pub fn config(gguf: &Gguf) -> Result<Config, ModelError> {
     };
     let rope_dim = k.count("rope.dimension_count")?.unwrap_or(head_dim);
     if rope_dim > head_dim || rope_dim % 2 != 0 {
-        return Err(k.unfit("rope.dimension_count", format!("found {rope_dim}, expected an even number up to {head_dim}")));
+        return Err(
+            k.unfit("rope.dimension_count", format!("found {rope_dim}, expected an even number up to {head_dim}"))
+        );
     }
     let mut config = Config {
         arch: arch.name,

@@ -32,7 +32,9 @@ fn pieces(b: &Batch, cut: impl Fn(usize, usize) -> bool) -> Vec<(usize, usize)> 
     let mut pieces: Vec<(usize, usize)> = Vec::new();
     for t in 0..b.len() {
         match pieces.last_mut() {
-            Some((first, len)) if b.seq[t] == b.seq[t - 1] && b.pos[t] == b.pos[t - 1] + 1 && !cut(t, *first) => *len += 1,
+            Some((first, len)) if b.seq[t] == b.seq[t - 1] && b.pos[t] == b.pos[t - 1] + 1 && !cut(t, *first) => {
+                *len += 1
+            }
             _ => pieces.push((t, 1)),
         }
     }

@@ -33,7 +33,9 @@ impl KvCache {
             [c.n_layers, n_seqs, c.n_kv_heads, capacity, t.row_bytes(c.head_dim)]
                 .into_iter()
                 .try_fold(1usize, |n, m| n.checked_mul(m))
-                .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "the KV cache is larger than the address space"))
+                .ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::OutOfMemory, "the KV cache is larger than the address space")
+                })
         };
         Ok(KvCache {
             k: Shared::new(bytes(k_type)?)?,

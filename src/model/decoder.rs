@@ -88,19 +88,19 @@ impl Batch {
 
 /// What a forward pass writes to, shared by the workers.
 pub struct Buffers {
-    pub(super) x: Shared<f32>,   // (n, dim): the residual stream
-    pub(super) qkv: Shared<f32>, // (n, q_dim + 2 kv_dim)
+    pub(super) x: Shared<f32>,      // (n, dim): the residual stream
+    pub(super) qkv: Shared<f32>,    // (n, q_dim + 2 kv_dim)
     pub(super) part_m: Shared<f32>, // (ranges, n, n_heads)
     pub(super) part_s: Shared<f32>, // (ranges, n, n_heads)
     pub(super) part_o: Shared<f32>, // (ranges, n, q_dim)
     pub(super) angles: Shared<f32>, // (n, rope.dim)
-    pub(super) norm_acts: ActBuf, // (dim)
-    pub(super) attn_acts: ActBuf, // (q_dim)
-    pub(super) slot_acts: ActBuf, // (dim), a column for each token and expert
-    pub(super) ffn_acts: ActBuf,  // (ffn_dim), likewise
+    pub(super) norm_acts: ActBuf,   // (dim)
+    pub(super) attn_acts: ActBuf,   // (q_dim)
+    pub(super) slot_acts: ActBuf,   // (dim), a column for each token and expert
+    pub(super) ffn_acts: ActBuf,    // (ffn_dim), likewise
     pub(super) chosen: Shared<u32>, // (n, experts used): expert ids
     pub(super) shares: Shared<f32>, // (n, experts used): their weights
-    logits: Shared<f32>,         // (LOGITS_ROWS, n_vocab)
+    logits: Shared<f32>,            // (LOGITS_ROWS, n_vocab)
     n: usize,
 }
 
@@ -316,7 +316,8 @@ impl Pass<'_, '_> {
             });
             self.w.sync();
             // SAFETY: the logits are not written in this phase.
-            self.w.split(n, |i| sink(chunk * LOGITS_ROWS + i, unsafe { self.b.logits.read(i * vocab..(i + 1) * vocab) }));
+            self.w
+                .split(n, |i| sink(chunk * LOGITS_ROWS + i, unsafe { self.b.logits.read(i * vocab..(i + 1) * vocab) }));
             self.w.sync();
         }
     }

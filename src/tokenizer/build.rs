@@ -19,9 +19,24 @@ const MOST_BYTES: usize = 4096;
 
 /// Tokens that end generation wherever a vocabulary has them, beside those that metadata names (as in llama.cpp).
 const END_TEXTS: &[&str] = &[
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
 ];
 /// Those of them that end a turn, where metadata names none.
 const TURN_TEXTS: &[&str] = &["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"];
@@ -73,7 +88,10 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
         }
         "llama" => {
             let space_prefix = g.bool(&key("add_space_prefix"))?.unwrap_or(true);
-            (sentence_piece(g, tokens, &kinds)?, Scheme::SentencePiece { space_prefix, bytes: byte_tokens(tokens, &kinds) })
+            (
+                sentence_piece(g, tokens, &kinds)?,
+                Scheme::SentencePiece { space_prefix, bytes: byte_tokens(tokens, &kinds) },
+            )
         }
         other => return Err(unfit("model", format_args!("found {other:?}, oxcart knows gpt2 and llama"))),
     };
@@ -103,8 +121,7 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
         }
     }
     // Some files mark the tokens that end a text as plain ones.
-    let by_text: HashMap<&str, u32> =
-        tokens.iter().zip(0..).filter(|(t, _)| END_TEXTS.contains(t)).collect();
+    let by_text: HashMap<&str, u32> = tokens.iter().zip(0..).filter(|(t, _)| END_TEXTS.contains(t)).collect();
     let turn = TURN_TEXTS.iter().find_map(|t| by_text.get(t).copied());
     let eot = id("eot_token_id", turn)?;
     let mut eog: Vec<u32> = [eos, eot, id("eom_token_id", None)?].into_iter().flatten().collect();
@@ -188,13 +205,9 @@ fn pre_tokenizer(rule: &Pre) -> Result<PreTokenizerWrapper, TokenizerError> {
     let steps = match rule {
         Pre::Pattern(p) => vec![split(p)?, bytes],
         Pre::DigitsThenGpt2 => vec![Digits::new(true).into(), split(GPT2)?, bytes],
-        Pre::Default => vec![
-            split(r"[\p{P}\$\+<=>\^~\|]+")?,
-            split(GPT2)?,
-            split(r"\p{N}+")?,
-            split(r"[0-9][0-9][0-9]")?,
-            bytes,
-        ],
+        Pre::Default => {
+            vec![split(r"[\p{P}\$\+<=>\^~\|]+")?, split(GPT2)?, split(r"\p{N}+")?, split(r"[0-9][0-9][0-9]")?, bytes]
+        }
     };
     Ok(Sequence::new(steps).into())
 }
@@ -222,7 +235,8 @@ fn sentence_piece(g: &Gguf, tokens: &Strings, kinds: &[Kind]) -> Result<tokenize
         }
     }
     merges.sort_by(|x, y| y.0.total_cmp(&x.0).then((x.1, x.2).cmp(&(y.1, y.2))));
-    let merges = merges.into_iter().map(|(.., i, at)| (texts[i][..at].to_string(), texts[i][at..].to_string())).collect();
+    let merges =
+        merges.into_iter().map(|(.., i, at)| (texts[i][..at].to_string(), texts[i][at..].to_string())).collect();
     let vocab: AHashMap<String, u32> = texts.iter().map(|t| t.to_string()).zip(0..).collect();
     let unknown = match g.uint("tokenizer.ggml.unknown_token_id")? {
         Some(i) => texts.get(i as usize).ok_or_else(|| unfit("unknown_token_id", format_args!("found {i}")))?,
