@@ -15,11 +15,13 @@ mod kind;
 mod parts;
 mod read;
 mod values;
+mod write;
 
-pub use gguf_rs_lib::format::{GGUFValueType, MetadataValue};
+pub use gguf_rs_lib::format::{GGUFValueType, MetadataArray, MetadataValue};
 pub use kind::{ForeignKind, TensorKind};
 pub(crate) use values::one_line;
 pub use values::{Numbers, Strings, Value};
+pub use write::{GgufWriter, NewTensor};
 
 use crate::mmap::Bytes;
 use oxcart_quant::Format;

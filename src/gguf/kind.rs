@@ -94,7 +94,7 @@ impl fmt::Display for ForeignKind {
             156 => "iq3_ks of ik_llama.cpp",
             157 => "iq2_kl of ik_llama.cpp",
             158 => "iq1_kt of ik_llama.cpp",
-            133..=158 => "a type of ik_llama.cpp",
+            136 | 142 | 143 | 147..=150 => "a type of ik_llama.cpp",
             202..=399 => "an interleaved type of ik_llama.cpp",
             _ => return write!(f, "{}, which ggml does not have", self.0),
         };

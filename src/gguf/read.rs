@@ -116,7 +116,7 @@ fn tensor(r: &mut Cursor<'_>, i: u64, span: &Arc<Span>) -> Result<Tensor, GgufEr
     }
     let size = kind.n_bytes(&dims).ok_or_else(|| r.error(&field, format_args!("dimensions {dims:?} overflow")))?;
     let block = kind.block_len();
-    if dims[0] % block != 0 {
+    if !dims[0].is_multiple_of(block) {
         return Err(r.error(field, format_args!("{} columns, not a multiple of {block} ({kind})", dims[0])));
     }
     Ok(Tensor { name, dims, kind, at, size, span: span.clone(), bytes: OnceLock::new() })
@@ -130,7 +130,7 @@ fn place(ts: &mut [Tensor], end: u64, alignment: u64, len: u64, blame: Blame<'_>
     for i in 0..ts.len() {
         let t = &ts[i];
         let wrong = |problem: String| blame.at(t.field(), format_args!("data at offset {}, {problem}", t.at));
-        if t.at % alignment != 0 {
+        if !t.at.is_multiple_of(alignment) {
             return Err(wrong(format!("not a multiple of the alignment {alignment}")));
         }
         if t.at != next {

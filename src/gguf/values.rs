@@ -46,6 +46,11 @@ impl Strings {
         self.len == 0
     }
 
+    /// As the file has them: each its length, then its bytes.
+    pub(super) fn encoded(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The strings in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         let mut rest: &[u8] = &self.bytes;
@@ -56,6 +61,18 @@ impl Strings {
             // Lengths and UTF-8 were checked when the file was opened.
             std::str::from_utf8(s).ok()
         })
+    }
+}
+
+impl<S: AsRef<str>> FromIterator<S> for Strings {
+    fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Strings {
+        let (mut bytes, mut len) = (Vec::new(), 0);
+        for s in strings {
+            bytes.extend((s.as_ref().len() as u64).to_le_bytes());
+            bytes.extend(s.as_ref().as_bytes());
+            len += 1;
+        }
+        Strings { bytes: Bytes::owned(bytes), len }
     }
 }
 
@@ -81,6 +98,11 @@ impl Numbers {
     /// Their type.
     pub fn element(&self) -> GGUFValueType {
         self.element
+    }
+
+    /// As the file has them.
+    pub(super) fn encoded(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The numbers in order.
@@ -130,6 +152,15 @@ impl Value {
         }
     }
 
+    /// Bytes of the value in a file, without its type.
+    pub(super) fn encoded_len(&self) -> u64 {
+        match self {
+            Value::Plain(v) => v.serialized_size() as u64,
+            Value::Strings(s) => 12 + s.bytes.len() as u64,
+            Value::Numbers(n) => 12 + n.bytes.len() as u64,
+        }
+    }
+
     /// How many elements an array has; `None` where it is none.
     pub fn array_len(&self) -> Option<usize> {
         match self {
@@ -137,6 +168,23 @@ impl Value {
             Value::Numbers(n) => Some(n.len()),
             Value::Plain(MetadataValue::Array(a)) => Some(a.len()),
             Value::Plain(_) => None,
+        }
+    }
+}
+
+impl From<MetadataValue> for Value {
+    fn from(v: MetadataValue) -> Value {
+        let MetadataValue::Array(a) = &v else { return Value::Plain(v) };
+        match a.element_type {
+            GGUFValueType::Array => Value::Plain(v),
+            GGUFValueType::String => Value::Strings(a.iter().filter_map(MetadataValue::as_str).collect()),
+            element => {
+                let mut bytes = Vec::new();
+                for v in a.iter() {
+                    v.write_to(&mut bytes).expect("a number is written to memory");
+                }
+                Value::Numbers(Numbers { bytes: Bytes::owned(bytes), element, len: a.len() })
+            }
         }
     }
 }
