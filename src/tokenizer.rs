@@ -56,6 +56,11 @@ enum Scheme {
     },
 }
 
+/// SentencePiece's space.
+const SPACE: &[u8] = "\u{2581}".as_bytes();
+/// Bytes of a UTF-8 character by the upper half of its first byte; 1 where no character begins so.
+const LENGTHS: [usize; 16] = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4];
+
 /// Encodes and decodes.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -134,7 +139,8 @@ impl Tokenizer {
             Scheme::Bytes => match std::str::from_utf8(text) {
                 Ok(text) => self.encode_str(text, out),
                 Err(_) => {
-                    // As llama.cpp: each byte that is in no character is one replacement character.
+                    // As llama.cpp: each byte that is in no character is one replacement character. (It lets overlong forms
+                    // and surrogates pass as what they disguise; here they are no characters.)
                     let mut whole = String::with_capacity(text.len() + 16);
                     for c in text.utf8_chunks() {
                         whole.push_str(c.valid());
@@ -144,18 +150,30 @@ impl Tokenizer {
                 }
             },
             Scheme::SentencePiece { space_prefix, bytes } => {
-                let mut prefix = *space_prefix;
-                for c in text.utf8_chunks() {
-                    if !c.valid().is_empty() {
-                        let escaped = c.valid().replace(' ', "\u{2581}");
-                        self.encode_str(&if prefix { format!("\u{2581}{escaped}") } else { escaped }, out)?;
-                    }
-                    out.extend(c.invalid().iter().map(|&b| bytes[b as usize]));
-                    prefix = false;
+                let mut escaped = Vec::with_capacity(text.len() * 3 / 2);
+                let spaces = if *space_prefix { " " } else { "" };
+                for &b in spaces.as_bytes().iter().chain(text) {
+                    if b == b' ' { escaped.extend_from_slice(SPACE) } else { escaped.push(b) }
                 }
-                Ok(())
+                // As llama.cpp cuts characters: as long as the first byte says, whatever follows. Bytes that are no
+                // character become byte tokens, the text between them is encoded.
+                let (mut run, mut at) = (0, 0);
+                while at < escaped.len() {
+                    let end = escaped.len().min(at + LENGTHS[escaped[at] as usize >> 4]);
+                    if escaped[at] >= 0x80 && std::str::from_utf8(&escaped[at..end]).is_err() {
+                        self.encode_utf8(&escaped[run..at], out)?;
+                        out.extend(escaped[at..end].iter().map(|&b| bytes[b as usize]));
+                        run = end;
+                    }
+                    at = end;
+                }
+                self.encode_utf8(&escaped[run..], out)
             }
         }
+    }
+
+    fn encode_utf8(&self, text: &[u8], out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        self.encode_str(std::str::from_utf8(text).expect("checked by the caller"), out)
     }
 
     fn encode_str(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {

@@ -4,7 +4,7 @@ use super::{Kind, Pieces, Scheme, Special, Tokenizer, TokenizerError};
 use crate::gguf::{Gguf, Strings};
 use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, MatchKind};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -17,7 +17,8 @@ const MOST_TOKENS: usize = 4 << 20;
 /// The longest text of a token.
 const MOST_BYTES: usize = 4096;
 
-/// Tokens that end generation wherever a vocabulary has them, beside those that metadata names (as in llama.cpp).
+/// Tokens that end generation wherever a vocabulary has them, beside those that metadata names; they are control tokens
+/// even where the file calls them plain (as in llama.cpp's llama-vocab.cpp).
 const END_TEXTS: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
@@ -37,31 +38,109 @@ const END_TEXTS: &[&str] = &[
     "<|end_of_text|>",
     "<end_of_utterance>",
     "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
-/// Those of them that end a turn, where metadata names none.
-const TURN_TEXTS: &[&str] = &["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"];
+/// Those of them that end a turn, where metadata names none; the first wins.
+const TURN_TEXTS: &[&str] = &[
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<｜end▁of▁sentence｜>",
+    "<end_of_utterance>",
+];
+/// Marks of fill-in-the-middle training, by their keys; whether a generated one ends the text.
+const FILL_TEXTS: &[(&str, &[&str], bool)] = &[
+    (
+        "fim_pre_token_id",
+        &["<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>"],
+        false,
+    ),
+    (
+        "fim_suf_token_id",
+        &["<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>"],
+        false,
+    ),
+    (
+        "fim_mid_token_id",
+        &["<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>"],
+        false,
+    ),
+    ("fim_pad_token_id", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"], true),
+    ("fim_rep_token_id", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"], true),
+    ("fim_sep_token_id", &["<|file_sep|>"], true),
+];
+/// Marks that the format of gpt-oss prints: text, whatever the file says.
+const SHOWN_TEXTS: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN35: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// How text is cut before merging.
-enum Pre {
-    /// By one pattern.
-    Pattern(&'static str),
-    /// Every digit alone, then as GPT-2.
-    DigitsThenGpt2,
-    /// By several patterns, one after another: what llama.cpp does for files that name no rule.
-    Default,
+/// How text is cut before merging, and what else hangs on the name of a pre-tokenizer.
+struct Rule {
+    /// The values of `tokenizer.ggml.pre`.
+    names: &'static [&'static str],
+    /// Each pattern cuts what the ones before it left whole.
+    cuts: &'static [&'static str],
+    /// A cut that is a token is that token, whatever the merges would make of it.
+    whole: bool,
+    /// Whether texts begin with BOS where the file does not say.
+    add_bos: bool,
 }
 
-/// The rules by the names of `tokenizer.ggml.pre`. Each was compared with llama.cpp on its own vocabulary.
-const RULES: &[(&[&str], Pre)] = &[
-    (&["qwen2", "deepseek-r1-qwen", "stablelm2"], Pre::Pattern(QWEN2)),
-    (&["llama-bpe", "llama3", "llama-v3"], Pre::Pattern(LLAMA3)),
-    (&["gpt-2", "gpt2", "phi-2"], Pre::Pattern(GPT2)),
-    (&["smollm", "starcoder", "refact"], Pre::DigitsThenGpt2),
-    (&["default"], Pre::Default),
+/// Names that share a rule are those that llama.cpp maps to the same patterns; each rule was compared with llama.cpp's ids
+/// on a vocabulary that uses it.
+const RULES: &[Rule] = &[
+    Rule {
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"],
+        cuts: &[QWEN2],
+        whole: false,
+        add_bos: false,
+    },
+    Rule { names: &["qwen35"], cuts: &[QWEN35], whole: false, add_bos: false },
+    Rule {
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"],
+        cuts: &[LLAMA3],
+        whole: true,
+        add_bos: true,
+    },
+    Rule { names: &["dbrx", "smaug-bpe"], cuts: &[LLAMA3], whole: false, add_bos: false },
+    Rule { names: &["gpt-2", "gpt2", "phi-2", "mpt", "olmo"], cuts: &[GPT2], whole: false, add_bos: false },
+    Rule {
+        names: &["smollm", "starcoder", "refact", "command-r"],
+        cuts: &[r"\p{N}", GPT2],
+        whole: false,
+        add_bos: false,
+    },
+    Rule {
+        names: &["falcon"],
+        cuts: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
+        whole: false,
+        add_bos: false,
+    },
+    Rule {
+        names: &["deepseek-coder"],
+        cuts: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\u{d7ff}]+", r"\p{N}"],
+        whole: false,
+        add_bos: false,
+    },
+    // What llama.cpp does for files that name no rule.
+    Rule {
+        names: &["default"],
+        cuts: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+        whole: false,
+        add_bos: false,
+    },
 ];
 
 fn unfit(key: &str, problem: impl ToString) -> TokenizerError {
@@ -79,24 +158,20 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     if let Some(t) = tokens.iter().find(|t| t.len() > MOST_BYTES) {
         return Err(unfit("tokens", format_args!("a token of {} bytes, expected at most {MOST_BYTES}", t.len())));
     }
-    let kinds = kinds(g, n)?;
+    let mut kinds = kinds(g, n)?;
     let mut notes = Vec::new();
-    let (inner, scheme) = match model {
+    let (inner, scheme, bos_by_default) = match model {
         "gpt2" => {
-            let pre = pre_name(g, &mut notes)?;
-            (byte_bpe(g, tokens, &pre)?, Scheme::Bytes)
+            let rule = rule(g, &mut notes)?;
+            (byte_bpe(g, tokens, rule)?, Scheme::Bytes, rule.add_bos)
         }
         "llama" => {
             let space_prefix = g.bool(&key("add_space_prefix"))?.unwrap_or(true);
-            (
-                sentence_piece(g, tokens, &kinds)?,
-                Scheme::SentencePiece { space_prefix, bytes: byte_tokens(tokens, &kinds) },
-            )
+            let bytes = byte_tokens(tokens, &kinds);
+            (sentence_piece(g, tokens, &kinds)?, Scheme::SentencePiece { space_prefix, bytes }, true)
         }
         other => return Err(unfit("model", format_args!("found {other:?}, oxcart knows gpt2 and llama"))),
     };
-    let llama3 = matches!(g.str(&key("pre"))?, Some("llama-bpe" | "llama3" | "llama-v3"));
-    let spm = matches!(scheme, Scheme::SentencePiece { .. });
     let id = |k: &str, default: Option<u32>| -> Result<Option<u32>, TokenizerError> {
         match g.uint(&key(k))? {
             None => Ok(default.filter(|&d| (d as usize) < n)),
@@ -106,10 +181,42 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
             Some(i) => Err(unfit(k, format_args!("found {i}, expected below {n}"))),
         }
     };
+    let spm = matches!(scheme, Scheme::SentencePiece { .. });
     let bos = id("bos_token_id", Some(if spm { 1 } else { 11 }))?;
     let eos = id("eos_token_id", Some(if spm { 2 } else { 11 }))?;
-    let add_bos = g.bool(&key("add_bos_token"))?.unwrap_or(spm || llama3);
+    let add_bos = g.bool(&key("add_bos_token"))?.unwrap_or(bos_by_default);
     let add_eos = g.bool(&key("add_eos_token"))?.unwrap_or(false);
+
+    // Some files mark tokens that control as plain ones: their texts tell.
+    let find = |text: &str| inner.token_to_id(text);
+    let ends: Vec<u32> = END_TEXTS.iter().filter_map(|t| find(t)).collect();
+    let eot = id("eot_token_id", None)?.or_else(|| TURN_TEXTS.iter().find_map(|t| find(t)));
+    let eom = id("eom_token_id", None)?;
+    let mut eog: BTreeSet<u32> = ends.iter().copied().chain([eos, eot, eom].into_iter().flatten()).collect();
+    ends.iter().for_each(|&i| kinds[i as usize] = Kind::Control);
+    for &(key, texts, ends_text) in FILL_TEXTS {
+        let named = id(key, None)?;
+        let found = named.or_else(|| texts.iter().find_map(|t| find(t)));
+        if let (None, Some(i)) = (named, found) {
+            kinds[i as usize] = Kind::Control;
+        }
+        eog.extend(found.filter(|_| ends_text));
+    }
+    for i in SHOWN_TEXTS.iter().filter_map(|t| find(t)) {
+        kinds[i as usize] = Kind::UserDefined;
+    }
+    // Where a format has ends of its own, two of the common ones mean something else.
+    let has = |text: &str| find(text).is_some();
+    let calls = has("<|call|>") || has("<|calls|>");
+    for (text, otherwise, kind) in [
+        ("<|end|>", calls && (has("<|return|>") || has("<|flush|>")), Kind::UserDefined),
+        ("</s>", has("<|tool_response>") || has("<|plamo:eos|>"), Kind::Normal),
+    ] {
+        if let (true, Some(i)) = (otherwise, find(text)) {
+            eog.remove(&i);
+            kinds[i as usize] = kind;
+        }
+    }
 
     let pieces = pieces(tokens, &kinds, &scheme)?;
     let mut ids = HashMap::new();
@@ -120,16 +227,8 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
             named.push((t, i, kind));
         }
     }
-    // Some files mark the tokens that end a text as plain ones.
-    let by_text: HashMap<&str, u32> = tokens.iter().zip(0..).filter(|(t, _)| END_TEXTS.contains(t)).collect();
-    let turn = TURN_TEXTS.iter().find_map(|t| by_text.get(t).copied());
-    let eot = id("eot_token_id", turn)?;
-    let mut eog: Vec<u32> = [eos, eot, id("eom_token_id", None)?].into_iter().flatten().collect();
-    eog.extend(by_text.values());
-    eog.sort_unstable();
-    eog.dedup();
-
     let special = special(&named)?;
+    let eog = eog.into_iter().collect();
     Ok(Tokenizer { inner, scheme, pieces, kinds, ids, special, bos, eos, eot, add_bos, add_eos, eog, notes })
 }
 
@@ -151,26 +250,29 @@ fn kinds(g: &Gguf, n: usize) -> Result<Vec<Kind>, TokenizerError> {
         .collect())
 }
 
-/// The pre-tokenizer's name. A file from before April 2024 has none; llama.cpp then cuts by a default rule that groups
-/// digits in threes, which is wrong for Qwen.
-fn pre_name(g: &Gguf, notes: &mut Vec<String>) -> Result<String, TokenizerError> {
-    if let Some(p) = g.str("tokenizer.ggml.pre")? {
-        return Ok(p.to_string());
-    }
-    let qwen = g.str("general.architecture")? == Some("qwen2");
-    let rule = if qwen { "qwen2" } else { "default" };
-    notes.push(format!(
-        "the file names no pre-tokenizer (tokenizer.ggml.pre): taking {rule}{}; --override-kv tokenizer.ggml.pre=str:NAME sets another",
-        if qwen { ", which the architecture implies" } else { ", as llama.cpp does" }
-    ));
-    Ok(rule.to_string())
+/// The rule that the file names. A file from before April 2024 names none; llama.cpp then cuts by a default rule that
+/// groups digits in threes, which is wrong for Qwen.
+fn rule(g: &Gguf, notes: &mut Vec<String>) -> Result<&'static Rule, TokenizerError> {
+    let pre = match g.str("tokenizer.ggml.pre")? {
+        Some(p) => p,
+        None => {
+            let qwen = g.str("general.architecture")? == Some("qwen2");
+            let (pre, why) =
+                if qwen { ("qwen2", "which the architecture implies") } else { ("default", "as llama.cpp does") };
+            notes.push(format!(
+                "the file names no pre-tokenizer (tokenizer.ggml.pre): taking {pre}, {why}; \
+                 --override-kv tokenizer.ggml.pre=str:NAME sets another"
+            ));
+            pre
+        }
+    };
+    RULES.iter().find(|r| r.names.contains(&pre)).ok_or_else(|| {
+        let known: Vec<_> = RULES.iter().flat_map(|r| r.names).copied().collect();
+        unfit("pre", format_args!("found {pre:?}, oxcart knows {}", known.join(", ")))
+    })
 }
 
-fn byte_bpe(g: &Gguf, tokens: &Strings, pre: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    let Some((_, rule)) = RULES.iter().find(|(names, _)| names.contains(&pre)) else {
-        let known: Vec<_> = RULES.iter().flat_map(|r| r.0.iter().copied()).collect();
-        return Err(unfit("pre", format_args!("found {pre:?}, oxcart knows {}", known.join(", "))));
-    };
+fn byte_bpe(g: &Gguf, tokens: &Strings, rule: &Rule) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let lines = g.strings("tokenizer.ggml.merges")?.ok_or_else(|| unfit("merges", "missing"))?;
     let vocab: AHashMap<String, u32> = tokens.iter().map(str::to_string).zip(0..).collect();
     let mut merges = Vec::with_capacity(lines.len());
@@ -187,7 +289,7 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, pre: &str) -> Result<tokenizers::Tokeniz
     }
     let bpe = BPE::builder()
         .vocab_and_merges(vocab, merges)
-        .ignore_merges(matches!(rule, Pre::Pattern(LLAMA3)))
+        .ignore_merges(rule.whole)
         .build()
         .map_err(|e| unfit("merges", e))?;
     let mut t = tokenizers::Tokenizer::new(bpe);
@@ -195,20 +297,17 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, pre: &str) -> Result<tokenizers::Tokeniz
     Ok(t)
 }
 
-fn pre_tokenizer(rule: &Pre) -> Result<PreTokenizerWrapper, TokenizerError> {
-    let split = |pattern: &str| -> Result<PreTokenizerWrapper, TokenizerError> {
-        Split::new(SplitPattern::Regex(pattern.to_string()), SplitDelimiterBehavior::Isolated, false)
-            .map(PreTokenizerWrapper::from)
-            .map_err(|e| unfit("pre", e))
-    };
-    let bytes = PreTokenizerWrapper::from(ByteLevel::new(false, false, false));
-    let steps = match rule {
-        Pre::Pattern(p) => vec![split(p)?, bytes],
-        Pre::DigitsThenGpt2 => vec![Digits::new(true).into(), split(GPT2)?, bytes],
-        Pre::Default => {
-            vec![split(r"[\p{P}\$\+<=>\^~\|]+")?, split(GPT2)?, split(r"\p{N}+")?, split(r"[0-9][0-9][0-9]")?, bytes]
-        }
-    };
+fn pre_tokenizer(rule: &Rule) -> Result<PreTokenizerWrapper, TokenizerError> {
+    let mut steps = Vec::new();
+    for &pattern in rule.cuts {
+        steps.push(if pattern == r"\p{N}" {
+            Digits::new(true).into() // the same, without a regex
+        } else {
+            let pattern = SplitPattern::Regex(pattern.to_string());
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(|e| unfit("pre", e))?.into()
+        });
+    }
+    steps.push(ByteLevel::new(false, false, false).into());
     Ok(Sequence::new(steps).into())
 }
 
