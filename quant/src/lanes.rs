@@ -28,7 +28,17 @@ pub(crate) trait Lanes: Copy {
     /// `self * b + c`, rounded once where the machine can.
     fn fma(self, b: Self, c: Self) -> Self;
     fn add(self, b: Self) -> Self;
+    fn sub(self, b: Self) -> Self;
     fn mul(self, b: Self) -> Self;
+    fn div(self, b: Self) -> Self;
+    /// The smaller; not for NaN.
+    fn min(self, b: Self) -> Self;
+    /// The larger; not for NaN.
+    fn max(self, b: Self) -> Self;
+    fn abs(self) -> Self;
+    fn sqrt(self) -> Self;
+    /// Where `self < b`, `yes`, else (also for NaN) `no`.
+    fn below(self, b: Self, yes: Self, no: Self) -> Self;
 
     /// The sum of the lanes, in a fixed order.
     #[inline(always)]
@@ -97,6 +107,34 @@ impl Lanes for Scalar {
         Scalar::each(|i| self.0[i] + b.0[i])
     }
     #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        Scalar::each(|i| self.0[i] - b.0[i])
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        Scalar::each(|i| self.0[i] / b.0[i])
+    }
+    #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        Scalar::each(|i| if self.0[i] < b.0[i] { self.0[i] } else { b.0[i] })
+    }
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        Scalar::each(|i| if self.0[i] > b.0[i] { self.0[i] } else { b.0[i] })
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Scalar::each(|i| self.0[i].abs())
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Scalar::each(|i| self.0[i].sqrt())
+    }
+    #[inline(always)]
+    fn below(self, b: Self, yes: Self, no: Self) -> Self {
+        Scalar::each(|i| if self.0[i] < b.0[i] { yes.0[i] } else { no.0[i] })
+    }
+    #[inline(always)]
     fn mul(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] * b.0[i])
     }
@@ -162,6 +200,41 @@ mod x86 {
         fn add(self, b: Self) -> Self {
             // SAFETY: as above.
             Avx512(unsafe { _mm512_add_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn sub(self, b: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_sub_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn div(self, b: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_div_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn min(self, b: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_min_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn max(self, b: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_max_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_abs_ps(self.0) })
+        }
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_sqrt_ps(self.0) })
+        }
+        #[inline(always)]
+        fn below(self, b: Self, yes: Self, no: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, b.0), no.0, yes.0) })
         }
         #[inline(always)]
         fn mul(self, b: Self) -> Self {
@@ -234,6 +307,49 @@ mod x86 {
         fn add(self, b: Self) -> Self {
             // SAFETY: as above.
             unsafe { Avx2(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn sub(self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn div(self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn min(self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_min_ps(self.0, b.0), _mm256_min_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn max(self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let sign = _mm256_set1_ps(-0.0);
+                Avx2(_mm256_andnot_ps(sign, self.0), _mm256_andnot_ps(sign, self.1))
+            }
+        }
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            // SAFETY: as above.
+            unsafe { Avx2(_mm256_sqrt_ps(self.0), _mm256_sqrt_ps(self.1)) }
+        }
+        #[inline(always)]
+        fn below(self, b: Self, yes: Self, no: Self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                Avx2(
+                    _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, b.0)),
+                    _mm256_blendv_ps(no.1, yes.1, _mm256_cmp_ps::<_CMP_LT_OQ>(self.1, b.1)),
+                )
+            }
         }
         #[inline(always)]
         fn mul(self, b: Self) -> Self {

@@ -21,6 +21,7 @@
 //! Who does what:
 //!
 //! * [`format`]: the list of formats, and a file for each: layout, dequantization, codes;
+//! * [`quantize`]: rows of f32 to blocks, byte for byte as ggml;
 //! * [`act`]: the encodings of activations;
 //! * [`isa`]: the ladder of instruction sets and what this machine climbs of it;
 //! * [`kernels`]: the dispatch: a table with a kernel for every format, built by letting each rung overwrite what it
@@ -48,6 +49,7 @@ pub mod isa;
 pub mod kernels;
 mod lanes;
 pub mod panel;
+pub mod quantize;
 mod scalar;
 pub mod team;
 
@@ -56,4 +58,5 @@ pub use format::{Codes, Format};
 pub use isa::Isa;
 pub use kernels::{Kernels, Matrix};
 pub use panel::{Out, Panel, Scratch, Shared};
+pub use quantize::Quantizer;
 pub use team::{Team, Worker};
