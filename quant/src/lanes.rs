@@ -106,31 +106,32 @@ impl Lanes for Scalar {
     fn add(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] + b.0[i])
     }
-    #[inline(always)]
+    // From here on out of line: inlined, the searches of `quantize` would take a minute to compile for this type.
+    #[inline(never)]
     fn sub(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] - b.0[i])
     }
-    #[inline(always)]
+    #[inline(never)]
     fn div(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] / b.0[i])
     }
-    #[inline(always)]
+    #[inline(never)]
     fn min(self, b: Self) -> Self {
         Scalar::each(|i| if self.0[i] < b.0[i] { self.0[i] } else { b.0[i] })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn max(self, b: Self) -> Self {
         Scalar::each(|i| if self.0[i] > b.0[i] { self.0[i] } else { b.0[i] })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn abs(self) -> Self {
         Scalar::each(|i| self.0[i].abs())
     }
-    #[inline(always)]
+    #[inline(never)]
     fn sqrt(self) -> Self {
         Scalar::each(|i| self.0[i].sqrt())
     }
-    #[inline(always)]
+    #[inline(never)]
     fn below(self, b: Self, yes: Self, no: Self) -> Self {
         Scalar::each(|i| if self.0[i] < b.0[i] { yes.0[i] } else { no.0[i] })
     }
