@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn the_error_is_that_of_a_mean() {
         let mut s = Score::default();
-        [1.0, 2.0, 3.0, 4.0].map(|v| s.add(v));
+        [1.0, 2.0, 3.0, 4.0].into_iter().for_each(|v| s.add(v));
         // mean 2.5, variance 1.25 over 4, so the mean is known within sqrt(1.25 / 3).
         assert!((s.error() / s.perplexity() - (1.25f64 / 3.0).sqrt()).abs() < 1e-12);
     }

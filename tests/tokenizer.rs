@@ -164,7 +164,8 @@ fn control_tokens_in_a_text_need_leave() {
 fn files_that_lie_give_an_error() {
     let n = bpe().tokens();
     type Lie = fn(&mut Meta);
-    let lies: &[(&str, fn() -> Meta, Lie)] = &[
+    type Case = (&'static str, fn() -> Meta, Lie);
+    let lies: &[Case] = &[
         ("tokenizer.ggml.model: missing", bpe, |m| m.drop("model")),
         ("tokenizer.ggml.model: found \"bert\"", bpe, |m| m.set("tokenizer.ggml.model", V::S("bert".into()))),
         ("tokenizer.ggml.tokens: missing", bpe, |m| m.drop("tokens")),

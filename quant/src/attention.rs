@@ -181,8 +181,8 @@ impl Attention {
     ) {
         let rows = q.limits.len();
         let hd = q.q.len() / rows.max(1);
-        assert!(hd % L == 0 && q.q.len() == rows * hd && out.o.len() == q.q.len());
-        assert!(out.m.len() == rows && out.s.len() == rows && range.start % BLOCK == 0);
+        assert!(hd.is_multiple_of(L) && q.q.len() == rows * hd && out.o.len() == q.q.len());
+        assert!(out.m.len() == rows && out.s.len() == rows && range.start.is_multiple_of(BLOCK));
         // SAFETY: an `Attention` for a rung is handed out only where the rung is supported.
         unsafe { (self.run)(Ops::for_isa(self.isa), q, cache, range, out, scratch) }
     }

@@ -198,7 +198,7 @@ fn exp(x: f32) -> f32 {
     p = p * r + 1.0;
     // SAFETY: the clamp keeps n within -127..=127; NaN converts to 0 with the saturating cast, which is slower, so the
     // unchecked one is guarded by the select below.
-    let e = if y == y { unsafe { n.to_int_unchecked::<i32>() } } else { 0 };
+    let e = if y.is_nan() { 0 } else { unsafe { n.to_int_unchecked::<i32>() } };
     let v = p * f32::from_bits(((e + 127) as u32) << 23);
     if x < -87.0 { 0.0 } else { v }
 }
@@ -251,7 +251,7 @@ mod body {
             for h in 0..2 {
                 for i in 16 * h..16 * h + 16 {
                     let v = (groups[g][i] * inverse).round_ties_even().clamp(-127.0, 127.0);
-                    let v = if v == v { v } else { 0.0 };
+                    let v = if v.is_nan() { 0.0 } else { v };
                     // SAFETY: clamped to -127..=127, NaN replaced.
                     let v = unsafe { v.to_int_unchecked::<i32>() };
                     q[g][i] = v as i8;

@@ -143,7 +143,7 @@ impl Format {
     /// Bytes of a row of `cols` weights, or `None` where `cols` is not whole blocks or the count overflows.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         let s = self.spec();
-        if cols % s.block_len != 0 { None } else { (cols / s.block_len).checked_mul(s.block_bytes) }
+        if !cols.is_multiple_of(s.block_len) { None } else { (cols / s.block_len).checked_mul(s.block_bytes) }
     }
 
     /// Bits per weight.
@@ -174,7 +174,7 @@ mod tests {
     fn the_table_follows_the_enum() {
         for (i, s) in FORMATS.iter().enumerate() {
             assert_eq!(s.format as usize, i, "{}", s.name);
-            assert!(SLAB % s.block_len == 0, "{}: a slab must hold whole blocks", s.name);
+            assert!(SLAB.is_multiple_of(s.block_len), "{}: a slab must hold whole blocks", s.name);
             if let Some(c) = &s.codes {
                 assert!(c.group == 16 || c.group == 32, "{}", s.name);
                 assert!(!c.has_min || c.offset == 0, "{}", s.name);

@@ -151,7 +151,7 @@ impl<'a> Matrix<'a> {
             block: format.spec().block_len,
             format: format.name(),
         })?;
-        let expected = rows.checked_mul(row_bytes).unwrap_or(usize::MAX);
+        let expected = rows.saturating_mul(row_bytes);
         if data.len() != expected {
             return Err(ShapeError::Bytes { found: data.len(), expected });
         }

@@ -96,7 +96,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         }
     }
     if a.output == Form::Json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&rows.iter().map(|r| object(r)).collect::<Vec<_>>())?)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&rows.iter().map(object).collect::<Vec<_>>())?)?;
     }
     Ok(())
 }

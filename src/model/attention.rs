@@ -43,7 +43,7 @@ fn pieces(b: &Batch, cut: impl Fn(usize, usize) -> bool) -> Vec<(usize, usize)> 
 
 pub(super) fn runs(b: &Batch) -> Vec<Run> {
     // Whole blocks, some 64 tokens long.
-    let cut = |t: usize, first: usize| b.pos[t] as usize % BLOCK == 0 && t - first >= 48;
+    let cut = |t: usize, first: usize| (b.pos[t] as usize).is_multiple_of(BLOCK) && t - first >= 48;
     pieces(b, cut).into_iter().map(|(first, len)| Run { first, len }).collect()
 }
 
