@@ -1,10 +1,15 @@
 //! From logits to a token.
 //!
 //! The samplers run in the order of llama.cpp's default chain, which is the order of [`Sampler::sample`]'s lines. The
-//! random numbers are our own (PCG-XSH-RR 64/32, O'Neill 2014), so that a seed gives the same text on every machine.
+//! random numbers (PCG-XSH-RR 64/32, O'Neill 2014) and the exponential are our own, so that the same logits and seed
+//! give the same token on every machine: the C library's `expf` may differ in its last bit.
+//!
+//! Vocabularies have 150,000 tokens, and 40 of them are usually wanted. So nothing here sorts them all: greedy is one
+//! pass, top-k one pass with a rising threshold, and the samplers that keep a sum of probabilities select as they go.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
+use std::f64::consts::{LN_2, LOG2_E};
 
 /// What a person may set. The defaults are llama.cpp's.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +61,8 @@ impl Default for SampleParams {
 struct Candidate {
     id: u32,
     logit: f32,
-    p: f32,
+    /// What it counts for in a draw: relative to the most likely token at first, as a share of all after [`softmax`].
+    p: f64,
 }
 
 /// More likely first; of equals, the lower id.
@@ -70,6 +76,9 @@ pub struct Sampler {
     seed: u64,
     rng: Pcg,
     recent: VecDeque<u32>,
+    /// Scratch: how often each recent token occurs; the logits with bias and penalties; what is left to draw from.
+    counts: HashMap<u32, u32>,
+    adjusted: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
@@ -77,7 +86,15 @@ impl Sampler {
     /// A sampler; without a seed, one is taken from the system's randomness.
     pub fn new(params: SampleParams) -> Sampler {
         let seed = params.seed.unwrap_or_else(random_seed);
-        Sampler { seed, rng: Pcg::new(seed), recent: VecDeque::new(), candidates: Vec::new(), params }
+        Sampler {
+            rng: Pcg::new(seed),
+            params,
+            seed,
+            recent: VecDeque::new(),
+            counts: HashMap::new(),
+            adjusted: Vec::new(),
+            candidates: Vec::new(),
+        }
     }
 
     /// The seed that repeats this sampler's choices.
@@ -108,71 +125,79 @@ impl Sampler {
     /// Chooses the next token. NaN counts as impossible. Panics on no logits.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         assert!(!logits.is_empty());
-        self.load(logits);
-        self.penalize();
-        if self.params.temp <= 0.0 {
-            return self.most_likely();
-        }
-        self.top_k();
-        self.typical();
-        self.top_p();
-        self.min_p();
-        self.temperature();
-        self.draw()
+        let copied = self.adjust(logits);
+        let adjusted = std::mem::take(&mut self.adjusted);
+        let logits = if copied { &adjusted } else { logits };
+        let id = if self.params.temp <= 0.0 {
+            most_likely(logits)
+        } else {
+            self.top_k(logits);
+            self.typical();
+            self.top_p();
+            self.min_p();
+            self.temperature();
+            self.draw()
+        };
+        self.adjusted = adjusted;
+        id
     }
 
-    fn load(&mut self, logits: &[f32]) {
-        self.candidates.clear();
-        self.candidates.extend((0..).zip(logits).map(|(id, &l)| {
-            let logit = if l.is_nan() { f32::NEG_INFINITY } else { l };
-            Candidate { id, logit, p: 0.0 }
-        }));
-        for &(id, bias) in &self.params.logit_bias {
-            if let Some(c) = self.candidates.get_mut(id as usize) {
-                c.logit += bias;
+    /// Writes the logits with bias and penalties, if there are any, to `adjusted`; whether it did.
+    fn adjust(&mut self, logits: &[f32]) -> bool {
+        let p = &self.params;
+        let penalties = (p.repeat_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0)
+            && !self.recent.is_empty();
+        if p.logit_bias.is_empty() && !penalties {
+            return false;
+        }
+        self.adjusted.clear();
+        self.adjusted.extend_from_slice(logits);
+        for &(id, bias) in &p.logit_bias {
+            if let Some(logit) = self.adjusted.get_mut(id as usize) {
+                *logit += bias;
             }
         }
+        if penalties {
+            self.counts.clear();
+            for &id in &self.recent {
+                *self.counts.entry(id).or_default() += 1;
+            }
+            for (&id, &n) in &self.counts {
+                if let Some(logit) = self.adjusted.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 { *logit / p.repeat_penalty } else { *logit * p.repeat_penalty };
+                    *logit -= p.presence_penalty + p.frequency_penalty * n as f32;
+                }
+            }
+        }
+        true
     }
 
-    fn penalize(&mut self) {
-        let p = &self.params;
-        if p.repeat_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
+    /// Loads the K most likely, sorted; all, by id, where K is 0 or no fewer.
+    fn top_k(&mut self, logits: &[f32]) {
+        let all = (0..).zip(logits).map(|(id, &logit)| Candidate { id, logit: possible(logit), p: 0.0 });
+        let k = self.params.top_k;
+        self.candidates.clear();
+        if k == 0 || k >= logits.len() {
+            self.candidates.extend(all);
             return;
         }
-        let mut counts: HashMap<u32, u32> = HashMap::new();
-        self.recent.iter().for_each(|&t| *counts.entry(t).or_default() += 1);
-        for (id, n) in counts {
-            if let Some(c) = self.candidates.get_mut(id as usize) {
-                c.logit = if c.logit > 0.0 { c.logit / p.repeat_penalty } else { c.logit * p.repeat_penalty };
-                c.logit -= p.presence_penalty + p.frequency_penalty * n as f32;
+        // Whenever twice K (and enough to pay for a selection) have come together, the better half stays, and its worst
+        // logit becomes the threshold for all that follow. Equals of it that follow have higher ids: they lose.
+        let room = (2 * k).max(256);
+        let mut threshold = None;
+        for c in all {
+            if threshold.is_some_and(|t| c.logit.total_cmp(&t).is_le()) {
+                continue;
+            }
+            self.candidates.push(c);
+            if self.candidates.len() == room {
+                self.candidates.select_nth_unstable_by(k - 1, by_logit);
+                self.candidates.truncate(k);
+                threshold = Some(self.candidates[k - 1].logit);
             }
         }
-    }
-
-    fn most_likely(&self) -> u32 {
-        self.candidates.iter().min_by(|a, b| by_logit(a, b)).map_or(0, |c| c.id)
-    }
-
-    /// Leaves the candidates sorted, as the samplers after it want them.
-    fn top_k(&mut self) {
-        let k = if self.params.top_k == 0 { usize::MAX } else { self.params.top_k };
-        if k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(k - 1, by_logit);
-            self.candidates.truncate(k);
-        }
         self.candidates.sort_unstable_by(by_logit);
-    }
-
-    /// Probabilities of the candidates that are left; they are sorted.
-    fn softmax(&mut self) {
-        let max = self.candidates.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max);
-        let mut sum = 0.0;
-        for c in &mut self.candidates {
-            // All impossible (or one infinite): equals are equally likely.
-            c.p = if c.logit == max { 1.0 } else { (c.logit - max).exp() };
-            sum += c.p;
-        }
-        self.candidates.iter_mut().for_each(|c| c.p /= sum);
+        self.candidates.truncate(k);
     }
 
     /// Locally typical sampling (Meister et al., 2023).
@@ -180,11 +205,13 @@ impl Sampler {
         if self.params.typical_p >= 1.0 {
             return;
         }
-        self.softmax();
-        let entropy: f32 = self.candidates.iter().filter(|c| c.p > 0.0).map(|c| -c.p * c.p.ln()).sum();
-        let distance = |c: &Candidate| (-c.p.ln() - entropy).abs();
-        self.candidates.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
-        self.keep_sum(self.params.typical_p);
+        softmax(&mut self.candidates);
+        // A token's surprise is ln(sum) - logit and the entropy is the mean surprise: ln(sum) falls out of the
+        // difference.
+        let mean: f64 = self.candidates.iter().filter(|c| c.p > 0.0).map(|c| c.p * f64::from(c.logit)).sum();
+        let distance = |c: &Candidate| (mean - f64::from(c.logit)).abs();
+        let nearer = |a: &Candidate, b: &Candidate| distance(a).total_cmp(&distance(b)).then(by_logit(a, b));
+        keep_sum(&mut self.candidates, nearer, |sum| sum > f64::from(self.params.typical_p));
         self.candidates.sort_unstable_by(by_logit);
     }
 
@@ -193,35 +220,29 @@ impl Sampler {
         if self.params.top_p >= 1.0 {
             return;
         }
-        self.softmax();
-        self.keep_sum(self.params.top_p);
-    }
-
-    /// Keeps candidates, in their order, until their probabilities reach `p`; at least one.
-    fn keep_sum(&mut self, p: f32) {
-        let mut sum = 0.0;
-        let n = self.candidates.iter().position(|c| {
-            sum += c.p;
-            sum >= p
-        });
-        self.candidates.truncate(n.map_or(usize::MAX, |n| n + 1));
+        softmax(&mut self.candidates);
+        keep_sum(&mut self.candidates, by_logit, |sum| sum >= f64::from(self.params.top_p));
     }
 
     fn min_p(&mut self) {
         if self.params.min_p <= 0.0 {
             return;
         }
-        let least = self.candidates[0].logit + self.params.min_p.min(1.0).ln();
-        let n = self.candidates.partition_point(|c| c.logit >= least);
-        self.candidates.truncate(n.max(1));
+        weigh(&mut self.candidates);
+        let least = f64::from(self.params.min_p.min(1.0));
+        self.candidates.retain(|c| c.p >= least);
     }
 
     fn temperature(&mut self) {
-        self.candidates.iter_mut().for_each(|c| c.logit /= self.params.temp);
+        let max = max_logit(&self.candidates);
+        for c in &mut self.candidates {
+            // Relative to the greatest, which then stands at 0 however small the temperature is.
+            c.logit = if c.logit == max { 0.0 } else { (c.logit - max) / self.params.temp };
+        }
     }
 
     fn draw(&mut self) -> u32 {
-        self.softmax();
+        softmax(&mut self.candidates);
         let mut left = self.rng.unit();
         for c in &self.candidates {
             left -= c.p;
@@ -230,8 +251,88 @@ impl Sampler {
             }
         }
         // Rounding left a sliver above the sum of all.
-        self.candidates.last().map_or(0, |c| c.id)
+        self.candidates.iter().rfind(|c| c.p > 0.0).map_or(0, |c| c.id)
     }
+}
+
+/// The logit, or the least one if it is no number.
+fn possible(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit }
+}
+
+/// The token of the greatest logit; of equals, the lowest id.
+fn most_likely(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &logit) in (0..).zip(logits) {
+        // False for NaN.
+        if logit > best.1 {
+            best = (id, logit);
+        }
+    }
+    best.0
+}
+
+fn max_logit(candidates: &[Candidate]) -> f32 {
+    candidates.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Sets `p` to the probability relative to the most likely candidate, whose is 1.
+fn weigh(candidates: &mut [Candidate]) {
+    let max = max_logit(candidates);
+    for c in candidates {
+        // Where the greatest is infinite, the difference of equals is no number; they are equally likely.
+        c.p = if c.logit == max { 1.0 } else { exp(f64::from(c.logit) - f64::from(max)) };
+    }
+}
+
+/// Sets `p` to the probability among the candidates.
+fn softmax(candidates: &mut [Candidate]) {
+    weigh(candidates);
+    let sum: f64 = candidates.iter().map(|c| c.p).sum();
+    candidates.iter_mut().for_each(|c| c.p /= sum);
+}
+
+/// Keeps the first candidates in `order`, sorted, up to the one whose probability makes the sum `enough`.
+fn keep_sum(
+    candidates: &mut Vec<Candidate>,
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+    enough: impl Fn(f64) -> bool,
+) {
+    let (mut done, mut step, mut sum) = (0, 256, 0.0);
+    while done < candidates.len() {
+        let rest = &mut candidates[done..];
+        let n = step.min(rest.len());
+        if n < rest.len() {
+            rest.select_nth_unstable_by(n - 1, &order);
+        }
+        rest[..n].sort_unstable_by(&order);
+        for i in 0..n {
+            sum += rest[i].p;
+            if enough(sum) {
+                candidates.truncate(done + i + 1);
+                return;
+            }
+        }
+        done += n;
+        step *= 4;
+    }
+}
+
+/// e^x for x <= 0, within 1e-10 of it relatively, from additions, multiplications and divisions alone: IEEE 754 makes
+/// those equal on every machine. x = k ln 2 + r with |r| <= ln 2 / 2; e^r by Taylor's series to r^9, whose next term is
+/// below 1e-11.
+fn exp(x: f64) -> f64 {
+    // Below any share that a draw of 53 bits can tell from nothing; and the scale stays a normal number.
+    if !(x >= -700.0) {
+        return 0.0;
+    }
+    let k = (x * LOG2_E).round();
+    let r = x - k * LN_2;
+    let mut e = 1.0;
+    for n in (1..=9).rev() {
+        e = 1.0 + e * r / f64::from(n);
+    }
+    e * f64::from_bits(((1023 + k as i64) as u64) << 52)
 }
 
 fn random_seed() -> u64 {
@@ -256,9 +357,11 @@ impl Pcg {
         ((((s >> 18) ^ s) >> 27) as u32).rotate_right((s >> 59) as u32)
     }
 
-    /// Uniform in [0, 1).
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 8) as f32 / (1 << 24) as f32
+    /// Uniform in [0, 1), 53 bits: a step of 24 would miss the tail of a large vocabulary.
+    fn unit(&mut self) -> f64 {
+        let high = u64::from(self.next()) << 21;
+        let low = u64::from(self.next()) >> 11;
+        (high | low) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -358,5 +461,17 @@ mod tests {
         let first = s.sample(&logits);
         s.reset();
         assert_eq!(s.sample(&logits), first);
+    }
+
+    #[test]
+    fn the_exponential_is_one() {
+        for i in 0..=70_000 {
+            let x = -f64::from(i) / 100.0;
+            let (got, want) = (exp(x), x.exp());
+            assert!((got - want).abs() <= 1e-10 * want, "exp({x}): {got}, expected {want}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f64::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f64::NAN), 0.0);
     }
 }

@@ -5,11 +5,11 @@ use crate::sample::SampleParams;
 /// How the next token is chosen.
 #[derive(clap::Args)]
 pub struct SamplingArgs {
-    /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "T", value_parser = number::<0, 100>)]
+    /// Temperature; 0 or less always takes the most likely token
+    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
     temp: Option<f32>,
-    /// Keep the K most likely tokens; 0 for all
-    #[arg(long, value_name = "K")]
+    /// Keep the K most likely tokens; 0 or less for all
+    #[arg(long, value_name = "K", value_parser = top_k, allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Keep the most likely tokens up to a sum of P
     #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
@@ -18,27 +18,31 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
     min_p: Option<f32>,
     /// Locally typical sampling up to a sum of P
-    #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
+    #[arg(long, visible_alias = "typical-p", value_name = "P", value_parser = number::<0, 1>)]
     typical: Option<f32>,
     /// Penalty for recent tokens; 1 for none
-    #[arg(long, value_name = "X", value_parser = number::<0, 100>)]
+    #[arg(long, value_name = "X", value_parser = penalty)]
     repeat_penalty: Option<f32>,
-    /// How many tokens are recent
-    #[arg(long, value_name = "N")]
+    /// How many tokens are recent; -1 for all of the context
+    #[arg(long, value_name = "N", value_parser = last_n, allow_negative_numbers = true)]
     repeat_last_n: Option<usize>,
     /// Subtracted from the logits of recent tokens
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
     /// Subtracted from logits for each recent occurrence
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
     /// Add to a token's logit: ID+BIAS or ID-BIAS
     #[arg(long, value_name = "ID+BIAS", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// Seed of the random numbers [default: random]
-    #[arg(short, long, value_name = "N")]
-    seed: Option<u64>,
+    /// Seed of the random numbers; -1 for a random one [default: -1]
+    #[arg(short, long, value_name = "N", value_parser = seed, allow_negative_numbers = true)]
+    seed: Option<Seed>,
 }
+
+/// A seed, or that there shall be none.
+#[derive(Clone, Copy)]
+struct Seed(Option<u64>);
 
 fn number<const MIN: i32, const MAX: i32>(s: &str) -> Result<f32, String> {
     match s.parse::<f32>() {
@@ -47,10 +51,36 @@ fn number<const MIN: i32, const MAX: i32>(s: &str) -> Result<f32, String> {
     }
 }
 
+fn penalty(s: &str) -> Result<f32, String> {
+    number::<0, 100>(s).ok().filter(|&x| x > 0.0).ok_or_else(|| "expected a number above 0, to 100".into())
+}
+
+fn top_k(s: &str) -> Result<usize, String> {
+    let k: i64 = s.parse().map_err(|_| "expected a whole number")?;
+    Ok(usize::try_from(k).unwrap_or(0))
+}
+
+fn last_n(s: &str) -> Result<usize, String> {
+    match s.parse::<i64>() {
+        Ok(-1) => Ok(usize::MAX),
+        Ok(n) if n >= 0 => Ok(n as usize),
+        _ => Err("expected a number of tokens, or -1 for all of the context".into()),
+    }
+}
+
+fn seed(s: &str) -> Result<Seed, String> {
+    match s.parse::<i128>() {
+        Ok(-1) => Ok(Seed(None)),
+        Ok(n) => u64::try_from(n).map(|n| Seed(Some(n))).map_err(|_| "expected 0 to 2^64 - 1, or -1".into()),
+        Err(_) => Err("expected a whole number, or -1 for a random one".into()),
+    }
+}
+
 fn bias(s: &str) -> Result<(u32, f32), String> {
     let expected = || "expected ID+BIAS or ID-BIAS, e.g. 15043-1.5".to_string();
     let at = s.find(['+', '-']).ok_or_else(expected)?;
-    let value: f32 = s[at..].parse().map_err(|_| expected())?;
+    // Infinities are meant: -inf forbids a token.
+    let value: f32 = s[at..].parse().ok().filter(|x: &f32| !x.is_nan()).ok_or_else(expected)?;
     Ok((s[..at].parse().map_err(|_| expected())?, value))
 }
 
@@ -70,7 +100,74 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
             logit_bias: bias,
-            seed: self.seed.or(base.seed),
+            seed: self.seed.map_or(base.seed, |s| s.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        sampling: SamplingArgs,
+    }
+
+    fn parse(words: &str) -> Result<SampleParams, String> {
+        let line = Line::try_parse_from(std::iter::once("oxcart").chain(words.split_whitespace()));
+        line.map(|l| l.sampling.params(SampleParams::default())).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn flags_become_parameters() {
+        let d = SampleParams::default;
+        let cases = [
+            ("", d()),
+            ("--temp 0", SampleParams { temp: 0.0, ..d() }),
+            ("--temp -1", SampleParams { temp: -1.0, ..d() }),
+            ("--top-k -1", SampleParams { top_k: 0, ..d() }),
+            ("--top-p 0.5 --min-p 0", SampleParams { top_p: 0.5, min_p: 0.0, ..d() }),
+            ("--typical 0.2", SampleParams { typical_p: 0.2, ..d() }),
+            (
+                "--repeat-penalty 1.1 --repeat-last-n -1",
+                SampleParams { repeat_penalty: 1.1, repeat_last_n: usize::MAX, ..d() },
+            ),
+            ("--presence-penalty -0.5", SampleParams { presence_penalty: -0.5, ..d() }),
+            ("--frequency-penalty 0.25", SampleParams { frequency_penalty: 0.25, ..d() }),
+            (
+                "--logit-bias 5+1.5 --logit-bias 7-inf",
+                SampleParams { logit_bias: vec![(5, 1.5), (7, f32::NEG_INFINITY)], ..d() },
+            ),
+            ("-s 18446744073709551615", SampleParams { seed: Some(u64::MAX), ..d() }),
+            ("--seed -1", d()),
+        ];
+        for (words, want) in cases {
+            assert_eq!(parse(words), Ok(want), "{words}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_what_was_expected() {
+        let cases = [
+            ("--temp nan", "expected a number from -100 to 100"),
+            ("--temp hot", "expected a number"),
+            ("--top-k 1.5", "expected a whole number"),
+            ("--top-p 1.1", "expected a number from 0 to 1"),
+            ("--min-p -0.1", "unexpected argument"),
+            ("--repeat-penalty 0", "expected a number above 0"),
+            ("--repeat-last-n -2", "or -1 for all"),
+            ("--presence-penalty inf", "expected a number"),
+            ("--logit-bias 5", "expected ID+BIAS"),
+            ("--logit-bias 5+nan", "expected ID+BIAS"),
+            ("--logit-bias x+1", "expected ID+BIAS"),
+            ("--seed -2", "expected 0 to 2^64 - 1"),
+        ];
+        for (words, want) in cases {
+            let e = parse(words).expect_err(words);
+            assert!(e.contains(want), "{words}: {e}");
         }
     }
 }
