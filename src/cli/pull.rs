@@ -1,8 +1,24 @@
-//! Stub, to be replaced by its owner.
+//! `oxcart pull`: fetches a model of the catalogue. Its path to stdout, talk to stderr.
 
+use crate::catalog;
+
+/// Which model.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// A model of the catalogue, with a quantization if it is not to be the first [default: the default model]
+    #[arg(value_name = "NAME[:QUANT]")]
+    name: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
 
-pub fn run(_: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not yet")
+pub fn run(a: Args) -> anyhow::Result<()> {
+    let r = catalog::pull(a.name.as_deref())?;
+    if a.json {
+        println!("{}", serde_json::json!({"name": r.name, "path": r.path, "parts": r.parts}));
+    } else {
+        println!("{}", r.path.display());
+    }
+    Ok(())
 }
