@@ -4,8 +4,9 @@ pub mod template;
 
 pub use template::{Template, TemplateError};
 
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// What somebody said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,32 +24,36 @@ impl Message {
     }
 }
 
-/// The tokens of a rendered conversation.
+/// Noncharacters of Unicode, reserved for a program's own use: they stand around what a message says.
+const OPEN: char = '\u{fdd0}';
+const CLOSE: char = '\u{fdd1}';
+
+/// The tokens of a conversation; with `add_generation_prompt`, up to where the assistant begins to speak.
 ///
-/// The template's control tokens are read as such. Text that a person wrote is not trusted with them: where a message
-/// spells a control token out, its place in the rendering is encoded as plain text.
-pub fn encode(t: &Tokenizer, rendered: &str, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
-    let mut forged = Vec::new();
-    let mut from = 0;
-    for m in messages {
-        let content = m.content.trim();
-        let ids = t.encode(content.as_bytes(), false, true)?;
-        if !ids.iter().any(|&id| t.is_control(id)) {
-            continue;
-        }
-        if let Some(at) = rendered[from..].find(content) {
-            forged.push(from + at..from + at + content.len());
-            from += at + content.len();
-        }
+/// The template's control tokens are read as such. What the messages say is not trusted with them: a control token that is
+/// written in a message is encoded as the letters it is written with.
+pub fn encode(
+    t: &Tokenizer,
+    template: &Template,
+    messages: &[Message],
+    add_generation_prompt: bool,
+) -> Result<Vec<u32>, TemplateError> {
+    let mut text = template.render(messages, add_generation_prompt)?;
+    let mut plain = Vec::new();
+    let mut marked = false;
+    // Nearly no message spells a control token out; only then is it rendered again, with marks.
+    let guarded: Vec<Message> = messages
+        .iter()
+        .map(|m| {
+            let content = guard(t, &m.content);
+            marked |= content != m.content;
+            Message::new(&m.role, content)
+        })
+        .collect();
+    if marked {
+        (text, plain) = unmark(&template.render(&guarded, add_generation_prompt)?);
     }
-    let mut ids = Vec::new();
-    let mut at = 0;
-    for span in forged {
-        ids.extend(t.encode(&rendered.as_bytes()[at..span.start], false, true)?);
-        ids.extend(t.encode(&rendered.as_bytes()[span.clone()], false, false)?);
-        at = span.end;
-    }
-    ids.extend(t.encode(&rendered.as_bytes()[at..], false, true)?);
+    let mut ids = t.encode_guarded(text.as_bytes(), &plain)?;
     // Templates of models that begin with BOS write it themselves, most of them; it stands once.
     if let Some(bos) = t.bos().filter(|_| t.add_bos())
         && ids.first() != Some(&bos)
@@ -56,4 +61,31 @@ pub fn encode(t: &Tokenizer, rendered: &str, messages: &[Message]) -> Result<Vec
         ids.insert(0, bos);
     }
     Ok(ids)
+}
+
+/// Puts marks around the control tokens that a message spells out; marks that it brought along become U+FFFD.
+fn guard(t: &Tokenizer, content: &str) -> String {
+    let clean = content.replace([OPEN, CLOSE], "\u{fffd}");
+    let mut out = String::with_capacity(clean.len());
+    let mut at = 0;
+    for span in t.control_spans(&clean) {
+        out.extend([&clean[at..span.start], &String::from(OPEN), &clean[span.clone()], &String::from(CLOSE)]);
+        at = span.end;
+    }
+    out + &clean[at..]
+}
+
+/// A text without its marks, and the byte ranges that stood between them. A range whose end the template dropped goes on to
+/// the end: nothing there is trusted.
+fn unmark(marked: &str) -> (String, Vec<Range<usize>>) {
+    let (mut text, mut plain, mut open) = (String::with_capacity(marked.len()), Vec::new(), None);
+    for c in marked.chars() {
+        match c {
+            OPEN => _ = open.get_or_insert(text.len()),
+            CLOSE => plain.extend(open.take().map(|from| from..text.len())),
+            _ => text.push(c),
+        }
+    }
+    plain.extend(open.map(|from| from..text.len()));
+    (text, plain)
 }

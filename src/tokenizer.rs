@@ -12,6 +12,7 @@ pub use decoder::TextDecoder;
 use crate::gguf::{Gguf, GgufError};
 use aho_corasick::AhoCorasick;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// A tokenizer that cannot be built, or a text that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -112,22 +113,56 @@ impl Tokenizer {
         if add_special && self.add_bos {
             out.extend(self.bos);
         }
-        let mut at = 0;
-        let which = parse_special as usize;
-        if let Some(special) = &self.special
-            && let Some(matcher) = &special.matchers[which]
-        {
-            for m in matcher.find_iter(text) {
-                self.encode_plain(&text[at..m.start()], &mut out)?;
-                out.push(special.ids[which][m.pattern().as_usize()]);
-                at = m.end();
-            }
-        }
-        self.encode_plain(&text[at..], &mut out)?;
+        self.encode_around(text, parse_special as usize, |_| true, &mut out)?;
         if add_special && self.add_eos {
             out.extend(self.eos);
         }
         Ok(out)
+    }
+
+    /// As [`Tokenizer::encode`] with `parse_special` and without BOS and EOS, but control tokens that touch one of the
+    /// `plain` spans (byte ranges in order) are the letters they are written with.
+    pub fn encode_guarded(&self, text: &[u8], plain: &[Range<usize>]) -> Result<Vec<u32>, TokenizerError> {
+        let mut out = Vec::with_capacity(text.len() / 3 + 2);
+        let trusted = |m: Range<usize>| {
+            let next = plain.partition_point(|p| p.end <= m.start);
+            plain.get(next).is_none_or(|p| p.start >= m.end)
+        };
+        self.encode_around(text, 1, trusted, &mut out)?;
+        Ok(out)
+    }
+
+    /// Where a text spells control tokens out: byte ranges in order.
+    pub fn control_spans(&self, text: &str) -> Vec<Range<usize>> {
+        let Some(Special { matchers: [_, Some(all)], ids: [_, ids] }) = &self.special else { return Vec::new() };
+        let control = |m: &aho_corasick::Match| self.is_control(ids[m.pattern().as_usize()]);
+        all.find_iter(text).filter(control).map(|m| m.range()).collect()
+    }
+
+    /// Cuts special tokens out of a text and encodes what is between them. `which` is an index of [`Special`]; control
+    /// tokens are cut out where they may.
+    fn encode_around(
+        &self,
+        text: &[u8],
+        which: usize,
+        may: impl Fn(Range<usize>) -> bool,
+        out: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        let mut at = 0;
+        if let Some(special) = &self.special
+            && let Some(matcher) = &special.matchers[which]
+        {
+            for m in matcher.find_iter(text) {
+                let id = special.ids[which][m.pattern().as_usize()];
+                if self.is_control(id) && !may(m.range()) {
+                    continue;
+                }
+                self.encode_plain(&text[at..m.start()], out)?;
+                out.push(id);
+                at = m.end();
+            }
+        }
+        self.encode_plain(&text[at..], out)
     }
 
     /// Text without special tokens.

@@ -4,17 +4,19 @@
 
 use super::Message;
 use crate::gguf::{Gguf, GgufError};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, TokenizerError};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
+use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
+use serde::Serialize;
+use std::io::Write;
 
 /// ChatML, for models without a template.
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 /// The longest template.
 const MOST_SOURCE: usize = 1 << 20;
-/// Steps of a rendering, beside those that the messages pay for.
+/// Steps of a rendering: some thousands of messages, in the templates that work hardest.
 const FUEL: u64 = 1_000_000;
 
 /// A template that cannot be used.
@@ -29,6 +31,9 @@ pub enum TemplateError {
     /// The rendering: often the template's own refusal of these messages.
     #[error("chat template: {0}")]
     Render(String),
+    /// The tokens of what was rendered.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
 }
 
 /// A compiled template.
@@ -45,13 +50,15 @@ impl Template {
         Template::from_source(source, t)
     }
 
-    /// A template of one's own.
+    /// A template of one's own: its source, or `chatml`.
     pub fn from_source(source: &str, t: &Tokenizer) -> Result<Template, TemplateError> {
         let text = |id: Option<u32>| id.map_or(String::new(), |i| String::from_utf8_lossy(t.piece(i)).into_owned());
-        Template::new(source, text(t.bos()), text(t.eos()))
+        Template::with_marks(source, &text(t.bos()), &text(t.eos()))
     }
 
-    fn new(source: &str, bos: String, eos: String) -> Result<Template, TemplateError> {
+    /// A template for a vocabulary whose BOS and EOS are written so.
+    pub fn with_marks(source: &str, bos: &str, eos: &str) -> Result<Template, TemplateError> {
+        let source = if source == "chatml" { CHATML } else { source };
         if source.len() > MOST_SOURCE {
             return Err(TemplateError::Source(format!("{} bytes, expected at most {MOST_SOURCE}", source.len())));
         }
@@ -67,12 +74,13 @@ impl Template {
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(64);
+        env.add_filter("tojson", tojson);
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         env.add_function("strftime_now", |format: String| strftime(&format, now()));
         env.add_template_owned("chat", source).map_err(bad)?;
-        Ok(Template { env, bos, eos })
+        Ok(Template { env, bos: bos.to_string(), eos: eos.to_string() })
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant begins to speak.
@@ -97,7 +105,7 @@ struct Limited {
     most: usize,
 }
 
-impl std::io::Write for Limited {
+impl Write for Limited {
     fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
         if self.text.len() + b.len() > self.most {
             return Err(std::io::Error::other(format!("more than {} bytes of output", self.most)));
@@ -108,6 +116,41 @@ impl std::io::Write for Limited {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+/// JSON as Python's `json.dumps(ensure_ascii=False)` writes it, which models were trained on: spaces after `,` and `:`,
+/// nothing escaped for HTML.
+fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let bad = |e: serde_json::Error| Error::new(ErrorKind::InvalidOperation, e.to_string());
+    let value = serde_json::to_value(&value).map_err(bad)?;
+    let mut out = Vec::new();
+    match indent {
+        Some(n) => {
+            let spaces = " ".repeat(n.min(64));
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty)).map_err(bad)?;
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(bad)?,
+    }
+    String::from_utf8(out).map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))
+}
+
+/// One line with a space after `,` and `:`.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        w.write_all(b": ")
     }
 }
 
@@ -178,7 +221,7 @@ mod tests {
     }
 
     fn render(source: &str) -> Result<String, TemplateError> {
-        Template::new(source, "<s>".into(), "</s>".into())?.render(&talk(), true)
+        Template::with_marks(source, "<s>", "</s>")?.render(&talk(), true)
     }
 
     #[test]

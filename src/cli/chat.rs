@@ -102,8 +102,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             }
             _ => messages.push(Message::new("user", line)),
         }
-        let rendered = template.render(&messages, true)?;
-        let prompt = chat::encode(&e.tokenizer, &rendered, &messages)?;
+        let prompt = chat::encode(&e.tokenizer, &template, &messages, true)?;
         let mut answer = String::new();
         let work = interruptible()?;
         let mut failed = None;

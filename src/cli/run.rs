@@ -66,8 +66,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let prompt = if a.chat {
         let mut messages: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
         messages.push(Message::new("user", &text));
-        let rendered = Template::from_gguf(&e.gguf, &e.tokenizer)?.render(&messages, true)?;
-        chat::encode(&e.tokenizer, &rendered, &messages)?
+        let template = Template::from_gguf(&e.gguf, &e.tokenizer)?;
+        chat::encode(&e.tokenizer, &template, &messages, true)?
     } else {
         e.tokenizer.encode(text.as_bytes(), true, true)?
     };
