@@ -10,6 +10,7 @@ mod interrupt;
 mod list;
 mod perplexity;
 mod pull;
+mod quantize;
 mod run;
 mod sampling;
 mod tokenize;
@@ -38,6 +39,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Show the token ids of a text
     Tokenize(tokenize::Args),
+    /// Make a smaller model from a larger one
+    Quantize(quantize::Args),
     /// Fetch a model of the catalogue
     Pull(pull::Args),
     /// List the models of the catalogue and which of them are here
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(a) => bench::run(a),
         Verb::Inspect(a) => inspect::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
+        Verb::Quantize(a) => quantize::run(a),
         Verb::Pull(a) => pull::run(a),
         Verb::List(a) => list::run(a),
     };

@@ -13,6 +13,7 @@
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
+//! * [`quantize`]: from one GGUF to another of other formats, by llama.cpp's recipes;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
 
@@ -26,5 +27,6 @@ pub mod gguf;
 pub mod mmap;
 pub mod model;
 pub mod perplexity;
+pub mod quantize;
 pub mod sample;
 pub mod tokenizer;

@@ -102,11 +102,11 @@ impl Lanes for Scalar {
     fn fma(self, b: Self, c: Self) -> Self {
         Scalar::each(|i| self.0[i] * b.0[i] + c.0[i])
     }
-    #[inline(always)]
+    // From here on out of line: inlined, the searches of `quantize` would take a minute to compile for this type.
+    #[inline(never)]
     fn add(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] + b.0[i])
     }
-    // From here on out of line: inlined, the searches of `quantize` would take a minute to compile for this type.
     #[inline(never)]
     fn sub(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] - b.0[i])
@@ -135,7 +135,7 @@ impl Lanes for Scalar {
     fn below(self, b: Self, yes: Self, no: Self) -> Self {
         Scalar::each(|i| if self.0[i] < b.0[i] { yes.0[i] } else { no.0[i] })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn mul(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] * b.0[i])
     }

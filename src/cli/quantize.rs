@@ -1,0 +1,204 @@
+//! `oxcart quantize`: a smaller model from a larger one, with llama-quantize's names and bytes.
+
+use super::interrupt::interruptible;
+use crate::gguf::Gguf;
+use crate::quantize::recipe::{MIXES, Mix, Wishes};
+use crate::quantize::{Options, Step, plan, write};
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use oxcart_quant::Format;
+use oxcart_quant::format::FORMATS;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Flags as llama-quantize has them.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The model to start from: a GGUF in F32, F16 or BF16 (any part of a split one)
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The file to write
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// The mixture of formats, e.g. Q4_K_M
+    #[arg(value_name = "TYPE", value_parser = mix)]
+    mix: &'static Mix,
+    /// Threads
+    #[arg(value_name = "THREADS", default_value_t = threads(), value_parser = clap::value_parser!(u16).range(1..))]
+    threads: u16,
+    /// Quantize also what is quantized already, which loses twice
+    #[arg(long)]
+    allow_requantize: bool,
+    /// Leave the output matrix as it is
+    #[arg(long)]
+    leave_output_tensor: bool,
+    /// One format for all matrices
+    #[arg(long)]
+    pure: bool,
+    /// The format of the output matrix
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    output_tensor_type: Option<Format>,
+    /// The format of the token embeddings
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    token_embedding_type: Option<Format>,
+    /// Write parts of at most this size, e.g. 4G or 500M
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    split_max_size: Option<u64>,
+    /// Print which tensor gets which format and how large the file will be; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Measure the error of each tensor
+    #[arg(long)]
+    report: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn threads() -> u16 {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16)
+}
+
+fn mix(s: &str) -> Result<&'static Mix, String> {
+    Mix::named(s).ok_or_else(|| {
+        let names: Vec<_> = MIXES.iter().map(|m| m.name).collect();
+        format!("expected one of {}", names.join(" "))
+    })
+}
+
+fn format(s: &str) -> Result<Format, String> {
+    let known = || FORMATS.iter().filter(|f| oxcart_quant::Quantizer::new(f.format).is_some());
+    known().find(|f| f.name.eq_ignore_ascii_case(s)).map(|f| f.format).ok_or_else(|| {
+        let names: Vec<_> = known().map(|f| f.name).collect();
+        format!("expected one of {}", names.join(" "))
+    })
+}
+
+/// A size as gguf-split has it: a number and M or G, thousands.
+fn size(s: &str) -> Result<u64, String> {
+    let (number, unit) = match s.as_bytes().last() {
+        Some(b'M' | b'm') => (&s[..s.len() - 1], 1_000_000),
+        Some(b'G' | b'g') => (&s[..s.len() - 1], 1_000_000_000),
+        _ => (s, 1),
+    };
+    let n = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0);
+    n.ok_or_else(|| "expected a number of bytes, or one with M or G".to_string())
+}
+
+pub fn run(a: Args) -> anyhow::Result<()> {
+    let g = Gguf::open(&a.input)?;
+    let o = Options {
+        mix: a.mix,
+        wishes: Wishes {
+            pure: a.pure,
+            leave_output: a.leave_output_tensor,
+            output: a.output_tensor_type,
+            embedding: a.token_embedding_type,
+        },
+        allow_requantize: a.allow_requantize,
+        max_part: a.split_max_size,
+        threads: a.threads.into(),
+        report: a.report,
+    };
+    let steps = plan(&g, &o)?;
+    let mut errors = vec![None; steps.len()];
+    let (mut files, start) = (Vec::new(), Instant::now());
+    if !a.dry_run {
+        let same = |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| a.output.canonicalize().is_ok_and(|o| o == p));
+        if g.parts().iter().any(same) {
+            bail!("{}: is what is read, expected another file", a.output.display());
+        }
+        let stop = interruptible()?;
+        let bar = bar(g.tensors().iter().map(|t| t.n_bytes()).sum());
+        let watch = |i: usize, done: &crate::quantize::Done| {
+            let s = &steps[i];
+            errors[i] = done.error;
+            if bar.is_hidden() {
+                let speed = s.tensor.n_bytes() as f64 / 1e6 / done.time.as_secs_f64().max(1e-9);
+                eprintln!(
+                    "[{}/{}] {}: {} to {}, {speed:.0} MB/s",
+                    i + 1,
+                    steps.len(),
+                    s.new.name,
+                    s.tensor.kind,
+                    s.new.kind
+                );
+            }
+            bar.inc(s.tensor.n_bytes());
+            bar.set_message(steps.get(i + 1).map_or(String::new(), |s| s.new.name.clone()));
+        };
+        files = write(&g, &steps, &o, &a.output, watch, || !stop.asked())?;
+        bar.finish_and_clear();
+    }
+    print(&a, &steps, &errors, &files, start.elapsed().as_secs_f64())
+}
+
+/// A bar on a terminal, hidden elsewhere.
+fn bar(bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+    let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}";
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// Totals, and with `--dry-run` or `--report` a line for every tensor.
+fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<f64>], files: &[PathBuf], seconds: f64) -> anyhow::Result<()> {
+    let out = &mut std::io::stdout().lock();
+    let new_bytes = |s: &Step<'_>| s.new.n_bytes().with_context(|| format!("tensor {}: too large", s.new.name));
+    let (mut before, mut after, mut weights) = (0u64, 0u64, 0u64);
+    let mut rows = Vec::new();
+    for (s, error) in steps.iter().zip(errors) {
+        let (bytes, n) = (new_bytes(s)?, s.tensor.n_elements());
+        (before, after, weights) = (before + s.tensor.n_bytes(), after + bytes, weights + n);
+        if a.json {
+            rows.push(serde_json::json!({
+                "name": s.new.name, "dims": s.new.dims, "from": s.tensor.kind.name(), "to": s.new.kind.name(),
+                "bytes": bytes, "bits_per_weight": bytes as f64 * 8.0 / n as f64, "relative_rms_error": error,
+            }));
+        } else if a.dry_run || a.report {
+            let bits = bytes as f64 * 8.0 / n as f64;
+            write!(out, "{:32} {:>7} -> {:7} {bits:6.3} bits", s.new.name, s.tensor.kind.name(), s.new.kind.name())?;
+            match error {
+                Some(e) => writeln!(out, "  error {e:.5}")?,
+                None => writeln!(out)?,
+            }
+        }
+    }
+    if a.json {
+        let whole = serde_json::json!({
+            "model": a.input, "type": a.mix.name, "files": files, "bytes_before": before, "bytes": after,
+            "bits_per_weight": after as f64 * 8.0 / weights as f64, "seconds": seconds, "tensors": rows,
+        });
+        writeln!(out, "{whole}")?;
+        return Ok(());
+    }
+    let mib = |b: u64| b as f64 / (1 << 20) as f64;
+    let bits = |b: u64| b as f64 * 8.0 / weights.max(1) as f64;
+    writeln!(out, "{}: {:.2} MiB, {:.2} bits per weight", a.input.display(), mib(before), bits(before))?;
+    writeln!(out, "{}: {:.2} MiB, {:.2} bits per weight", a.mix.name, mib(after), bits(after))?;
+    for f in files {
+        writeln!(out, "{}", f.display())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        let cases = [
+            ("7", Ok(7)),
+            ("500M", Ok(500_000_000)),
+            ("4G", Ok(4_000_000_000)),
+            ("0", Err(())),
+            ("G", Err(())),
+            ("", Err(())),
+        ];
+        for (text, want) in cases {
+            assert_eq!(size(text).map_err(|_| ()), want, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Which tensor gets which format: llama.cpp's recipes, by the role of a tensor, its layer, and the model's shape.
+
+use crate::gguf::{Gguf, GgufError, Tensor};
+use oxcart_quant::Format;
+
+/// A named mixture of formats.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mix {
+    /// The name by which people ask for it.
+    pub name: &'static str,
+    /// What `general.file_type` says of it (llama.cpp's `llama_ftype`).
+    pub file_type: u32,
+    /// What most of its tensors have.
+    pub format: Format,
+}
+
+const fn mix(name: &'static str, file_type: u32, format: Format) -> Mix {
+    Mix { name, file_type, format }
+}
+
+/// Every mixture, from the largest to the smallest.
+pub const MIXES: &[Mix] = &[
+    mix("F32", 0, Format::F32),
+    mix("F16", 1, Format::F16),
+    mix("BF16", 32, Format::BF16),
+    mix("Q8_0", 7, Format::Q8_0),
+    mix("Q6_K", 18, Format::Q6_K),
+    mix("Q5_1", 9, Format::Q5_1),
+    mix("Q5_K_M", 17, Format::Q5_K),
+    mix("Q5_0", 8, Format::Q5_0),
+    mix("Q5_K_S", 16, Format::Q5_K),
+    mix("Q4_1", 3, Format::Q4_1),
+    mix("Q4_K_M", 15, Format::Q4_K),
+    mix("Q4_0", 2, Format::Q4_0),
+    mix("Q4_K_S", 14, Format::Q4_K),
+    mix("IQ4_NL", 25, Format::IQ4_NL),
+    mix("IQ4_XS", 30, Format::IQ4_XS),
+    mix("Q3_K_L", 13, Format::Q3_K),
+    mix("Q3_K_M", 12, Format::Q3_K),
+    mix("Q3_K_S", 11, Format::Q3_K),
+    mix("Q2_K", 10, Format::Q2_K),
+    mix("TQ2_0", 37, Format::TQ2_0),
+    mix("TQ1_0", 36, Format::TQ1_0),
+];
+
+impl Mix {
+    /// A mixture by name, in any case.
+    pub fn named(name: &str) -> Option<&'static Mix> {
+        MIXES.iter().find(|m| m.name.eq_ignore_ascii_case(name))
+    }
+}
+
+/// What a person may ask for beside the mixture.
+#[derive(Clone, Copy, Default)]
+pub struct Wishes {
+    /// One format for all, whatever the role.
+    pub pure: bool,
+    /// The output matrix stays as it is.
+    pub leave_output: bool,
+    /// A format for the output matrix.
+    pub output: Option<Format>,
+    /// A format for the token embeddings.
+    pub embedding: Option<Format>,
+}
+
+/// What the recipes ask about a model.
+struct Shape {
+    n_layer: u64,
+    gqa: u64, // query heads for each KV head
+    n_expert: u64,
+    tied: bool, // the embeddings serve as output matrix
+    is_70b: bool,
+    n_attn_v: u64,
+}
+
+impl Shape {
+    fn of(g: &Gguf) -> Result<Shape, RecipeError> {
+        let arch = g.str("general.architecture")?.unwrap_or_default();
+        if !["llama", "qwen2"].contains(&arch) {
+            return Err(RecipeError::Architecture(arch.to_string()));
+        }
+        let need = |key: &str| {
+            let key = format!("{arch}.{key}");
+            g.uint(&key)?.ok_or(RecipeError::Missing(key))
+        };
+        let (n_layer, heads) = (need("block_count")?, need("attention.head_count")?);
+        let kv = g.uint(&format!("{arch}.attention.head_count_kv"))?.unwrap_or(heads).max(1);
+        let n_expert = g.uint(&format!("{arch}.expert_count"))?.unwrap_or(0);
+        let n_attn_v = g.tensors().iter().filter(|t| Role::of(&t.name) == Role::AttnV).count() as u64;
+        // llama.cpp gives 70B models, told by their depth, more bits for the few KV heads that they have.
+        let is_70b = n_layer == 80 && (arch == "qwen2" || heads != kv);
+        Ok(Shape { n_layer, gqa: heads / kv, n_expert, tied: g.tensor("output.weight").is_none(), is_70b, n_attn_v })
+    }
+
+    /// The layers of which mixtures with M in their name keep more bits: the first and last eighth, and every third between.
+    fn more_bits(i: u64, n: u64) -> bool {
+        i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
+    }
+}
+
+/// Why there is no recipe.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file says something else than it should.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// Metadata that is missing.
+    #[error("{0}: missing")]
+    Missing(String),
+    /// A model that oxcart does not know.
+    #[error("general.architecture: found {0:?}, expected one of llama, qwen2")]
+    Architecture(String),
+    /// A tensor whose layer cannot be told.
+    #[error("tensor {0}: no layer of this model")]
+    Layer(String),
+}
+
+/// What a tensor is there for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Output,
+    Embedding,
+    AttnV,
+    AttnK,
+    AttnOutput,
+    FfnDown,
+    Other,
+}
+
+impl Role {
+    fn of(name: &str) -> Role {
+        match name {
+            "output.weight" => Role::Output,
+            "token_embd.weight" => Role::Embedding,
+            n if n.contains("attn_v.weight") => Role::AttnV,
+            n if n.contains("attn_k.weight") => Role::AttnK,
+            n if n.contains("attn_output.weight") => Role::AttnOutput,
+            n if n.contains("ffn_down") => Role::FfnDown,
+            _ => Role::Other,
+        }
+    }
+}
+
+/// The layer that a tensor's name speaks of.
+pub fn layer(name: &str) -> Option<u64> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+/// The format of every tensor of a model, in the order of `tensors`; `None` where it stays as it is.
+///
+/// `tensors` are in llama.cpp's order (layers by number, names in a layer by letter): some recipes count as they go.
+pub fn recipe(g: &Gguf, tensors: &[&Tensor], mix: &Mix, wishes: Wishes) -> Result<Vec<Option<Format>>, RecipeError> {
+    let shape = Shape::of(g)?;
+    let (mut attn_v, mut ffn_down) = (0, 0);
+    let mut formats = Vec::with_capacity(tensors.len());
+    for t in tensors {
+        if !is_matrix(t) || wishes.leave_output && t.name == "output.weight" {
+            formats.push(None);
+            continue;
+        }
+        let role = Role::of(&t.name);
+        let wish = match role {
+            Role::Embedding => wishes.embedding,
+            Role::Output => wishes.output,
+            _ => None,
+        };
+        let format = match wish {
+            Some(f) => f,
+            None if is_float(mix.format) => mix.format,
+            None => {
+                let mut f = mix.format;
+                if !wishes.pure {
+                    f = role_format(&shape, mix, role, t, (&mut attn_v, &mut ffn_down), wishes)?;
+                }
+                narrow(f, t.dims[0])
+            }
+        };
+        formats.push(Some(format));
+    }
+    Ok(formats)
+}
+
+fn is_float(f: Format) -> bool {
+    matches!(f, Format::F32 | Format::F16 | Format::BF16)
+}
+
+/// Whether a tensor is quantized at all: matrices are, norms, biases and the routers of experts are not.
+fn is_matrix(t: &Tensor) -> bool {
+    let n_dims = t.dims.iter().rposition(|&d| d != 1).map_or(1, |i| i + 1);
+    n_dims >= 2
+        && t.name.ends_with("weight")
+        && !t.name.contains("_norm.weight")
+        && !t.name.contains("ffn_gate_inp.weight")
+}
+
+/// The recipe proper.
+fn role_format(
+    s: &Shape,
+    mix: &Mix,
+    role: Role,
+    t: &Tensor,
+    (attn_v, ffn_down): (&mut u64, &mut u64),
+    wishes: Wishes,
+) -> Result<Format, RecipeError> {
+    use Format::*;
+    let mut f = mix.format;
+    let eight_experts = s.n_expert == 8;
+    match role {
+        Role::Output => f = output(f, t.dims[0]),
+        Role::Embedding if s.tied => f = wishes.output.unwrap_or(output(f, t.dims[0])),
+        Role::Embedding if matches!(f, TQ1_0 | TQ2_0) => f = Q4_K,
+        Role::AttnV => {
+            let i = *attn_v;
+            *attn_v += 1;
+            f = match mix.name {
+                "Q2_K" if s.gqa >= 4 => Q4_K,
+                "Q2_K" => Q3_K,
+                "Q3_K_M" if i < 2 => Q5_K,
+                "Q3_K_M" => Q4_K,
+                "Q3_K_L" => Q5_K,
+                "IQ4_NL" | "IQ4_XS" if s.gqa >= 4 => Q5_K,
+                "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, s.n_attn_v) => Q6_K,
+                "Q4_K_S" if i < 4 => Q5_K,
+                _ => f,
+            };
+            if s.is_70b && matches!(f, Q3_K | Q4_K) {
+                f = Q5_K;
+            }
+            if eight_experts {
+                f = Q8_0;
+            }
+        }
+        Role::AttnK if eight_experts => f = Q8_0,
+        Role::FfnDown => {
+            let mut i = *ffn_down;
+            *ffn_down += 1;
+            if s.n_expert > 1 {
+                // Names order the experts' tensors; counting would not.
+                i = layer(&t.name).filter(|&i| i < s.n_layer).ok_or_else(|| RecipeError::Layer(t.name.clone()))?;
+            }
+            let n = s.n_layer;
+            f = match mix.name {
+                "Q2_K" => Q3_K,
+                "Q3_K_M" if i < n / 16 => Q5_K,
+                "Q3_K_M" => Q4_K,
+                "Q3_K_L" => Q5_K,
+                "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, n) => Q6_K,
+                "IQ4_NL" | "IQ4_XS" | "Q4_K_S" if i < n / 8 => Q5_K,
+                _ => f,
+            };
+        }
+        Role::AttnOutput if eight_experts => {
+            if ["Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"].contains(&mix.name) {
+                f = Q5_K;
+            }
+        }
+        Role::AttnOutput => {
+            f = match mix.name {
+                "Q2_K" => Q3_K,
+                "Q3_K_M" => Q4_K,
+                "Q3_K_L" => Q5_K,
+                _ => f,
+            }
+        }
+        _ => (),
+    }
+    Ok(f)
+}
+
+/// The output matrix: it decides the next token alone, so it keeps more bits than the rest.
+fn output(f: Format, cols: u64) -> Format {
+    if f == Format::Q8_0 || !cols.is_multiple_of(f.spec().block_len as u64) { Format::Q8_0 } else { Format::Q6_K }
+}
+
+/// A format whose blocks fit the width.
+fn narrow(f: Format, cols: u64) -> Format {
+    use Format::*;
+    let fits = |f: Format| cols.is_multiple_of(f.spec().block_len as u64);
+    if fits(f) {
+        return f;
+    }
+    let smaller = match f {
+        IQ4_XS => IQ4_NL,
+        Q2_K | Q3_K | TQ1_0 | TQ2_0 => Q4_0,
+        Q4_K => Q5_0,
+        Q5_K => Q5_1,
+        Q6_K => Q8_0,
+        f => f,
+    };
+    if fits(smaller) { smaller } else { F16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_any_case() {
+        assert_eq!(Mix::named("q4_k_m").map(|m| m.file_type), Some(15));
+        assert_eq!(Mix::named("Q4_K"), None);
+    }
+
+    #[test]
+    fn widths_that_do_not_fit_take_smaller_blocks() {
+        let cases = [
+            (Format::Q4_K, 256, Format::Q4_K),
+            (Format::Q4_K, 288, Format::Q5_0),
+            (Format::Q5_K, 96, Format::Q5_1),
+            (Format::Q6_K, 288, Format::Q8_0),
+            (Format::IQ4_XS, 288, Format::IQ4_NL),
+            (Format::Q2_K, 32, Format::Q4_0),
+            (Format::Q8_0, 40, Format::F16),
+            (Format::Q3_K, 100, Format::F16),
+        ];
+        for (from, cols, to) in cases {
+            assert_eq!(narrow(from, cols), to, "{} {cols}", from.name());
+        }
+    }
+
+    #[test]
+    fn thirty_layers_have_these_with_more_bits() {
+        let more: Vec<u64> = (0..30).filter(|&i| Shape::more_bits(i, 30)).collect();
+        assert_eq!(more, [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]);
+    }
+}
