@@ -323,7 +323,7 @@ fn keep_sum(
 /// below 1e-11.
 fn exp(x: f64) -> f64 {
     // Below any share that a draw of 53 bits can tell from nothing; and the scale stays a normal number.
-    if !(x >= -700.0) {
+    if x.is_nan() || x < -700.0 {
         return 0.0;
     }
     let k = (x * LOG2_E).round();

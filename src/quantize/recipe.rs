@@ -250,9 +250,10 @@ fn role_format(
             };
         }
         Role::AttnOutput if eight_experts => {
-            if ["Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"].contains(&mix.name) {
-                f = Q5_K;
-            }
+            f = match mix.name {
+                "Q2_K" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "IQ4_XS" | "Q4_K_S" | "Q4_K_M" => Q5_K,
+                _ => f,
+            };
         }
         Role::AttnOutput => {
             f = match mix.name {
