@@ -145,8 +145,8 @@ impl Client {
         }
     }
 
-    /// Brings a file; what is there of it already stays. It is verified and synced when this returns, and deleted where it
-    /// is not what it should be.
+    /// Brings a file; what is there of it already stays. It is verified and synced when this returns, and deleted where
+    /// it is not what it should be.
     pub fn fetch(&self, job: &Job<'_>) -> Result<()> {
         let at = job.partial;
         let mut file =
@@ -231,7 +231,7 @@ impl Client {
                 Ok(0) if *have < job.bytes => return Err(fail("the connection ended early".into(), true)),
                 Ok(0) => return Ok(()),
                 Ok(n) => n,
-                Err(e) => return Err(fail(e.to_string(), true)),
+                Err(e) => return Err(fail(format!("the connection ended early: {e}"), true)),
             };
             file.write_all(&buffer[..n]).map_err(disk)?;
             hash.update(&buffer[..n]);

@@ -276,8 +276,8 @@ struct Parts {
     complete: bool,
 }
 
-/// Which of `paths` are the file `name`, whole or in parts: `-00001-of-00002`, `.part1of2`, `.a` `.b`, `-split-a`. Folders
-/// do not matter, but all parts are in one.
+/// Which of `paths` are the file `name`, whole or in parts: `-00001-of-00002`, `.part1of2`, `.a` `.b`, `-split-a`.
+/// Folders do not matter, but all parts are in one.
 fn parts_of(name: &str, paths: &[String]) -> Option<Parts> {
     let split =
         |p: &str| p.rsplit_once('/').map_or((String::new(), p.to_string()), |(d, n)| (format!("{d}/"), n.to_string()));
