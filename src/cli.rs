@@ -16,6 +16,7 @@ mod sampling;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -49,7 +50,7 @@ enum Verb {
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
+    let result = match Cli::parse_from(long_flags(std::env::args_os())).verb {
         Verb::Chat(a) => chat::run(a),
         Verb::Run(a) => run::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
@@ -68,6 +69,15 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// llama.cpp's flags of several letters behind one dash, which clap would read as several flags of one letter.
+fn long_flags(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    const FLAGS: &[&str] = &["-ub", "-ctk", "-ctv", "-pg", "-sys", "-cnv"];
+    args.map(|a| match FLAGS.iter().find(|f| a == **f) {
+        Some(f) => format!("-{f}").into(),
+        None => a,
+    })
 }
 
 /// Whether the reader of stdout went away (`oxcart list | head -1`): no failure of ours.

@@ -132,7 +132,7 @@ fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions) -> anyhow:
     Ok(vec![
         ("build", env!("CARGO_PKG_VERSION").into()),
         ("isa", isa.into()),
-        ("model_filename", a.engine.model.display().to_string().into()),
+        ("model_filename", e.gguf.path().display().to_string().into()),
         ("model_type", super::engine::model_type(e).into()),
         ("model_size", size.into()),
         ("model_n_params", params.into()),

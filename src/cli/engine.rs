@@ -1,20 +1,20 @@
 //! The flags that every verb with a model has, and the opening of it.
 
+use crate::catalog;
 use crate::engine::{Engine, EngineOptions, SessionOptions, default_threads};
-use crate::sample::SampleParams;
 use anyhow::{Context, bail};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Format, Isa, Kernels};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Which model, and how it computes.
 #[derive(clap::Args)]
 pub struct EngineArgs {
-    /// Model: a GGUF file (any part of a split one)
-    #[arg(short, long, value_name = "FILE")]
-    pub model: PathBuf,
+    /// Model: a GGUF file (any part of a split one), or a name of the catalogue, NAME[:QUANT], fetched on first use
+    /// [default: SmolLM2-135M-Instruct]
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
     /// Worker threads [default: all processors available]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
@@ -64,13 +64,10 @@ impl EngineArgs {
         if !(1..=4096).contains(&threads) {
             bail!("--threads {threads}: expected 1 to 4096");
         }
-        let o = EngineOptions {
-            threads,
-            kernels: kernels(self.isa.as_deref())?,
-            overrides: self.override_kv.clone(),
-            recommended: SampleParams::default(),
-        };
-        let e = Engine::open(&self.model, &o)?;
+        let kernels = kernels(self.isa.as_deref())?;
+        let found = catalog::resolve(self.model.as_deref(), None)?;
+        let o = EngineOptions { threads, kernels, overrides: self.override_kv.clone(), recommended: found.sampling };
+        let e = Engine::open(&found.path, &o)?;
         e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
         Ok(Arc::new(e))
     }

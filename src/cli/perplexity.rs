@@ -72,7 +72,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if a.json {
         let per_chunk: Vec<_> = each.iter().map(|s| s.nll / s.count as f64).collect();
         let result = serde_json::json!({
-            "model": a.engine.model, "file": a.file, "n_ctx": a.ctx_size, "chunks": n, "tokens_scored": total.count,
+            "model": e.gguf.path(), "file": a.file, "n_ctx": a.ctx_size, "chunks": n, "tokens_scored": total.count,
             "ppl": total.perplexity(), "ppl_error": total.error(), "chunk_nll": per_chunk, "seconds": seconds,
         });
         println!("{result}");

@@ -1,0 +1,161 @@
+//! The default model, SmolLM2-135M-Instruct in Q4_1, through the library and through the program. Expected ids and figures
+//! are llama.cpp's (llama-cpp-python 0.3.36) on the same file.
+
+use oxcart::engine::{Engine, EngineOptions, SessionOptions};
+use oxcart::generate::{End, generate};
+use oxcart::model::Batch;
+use oxcart::perplexity::{Score, score};
+use oxcart::sample::{SampleParams, Sampler};
+use oxcart_quant::attention::KvType;
+use oxcart_quant::{Isa, Kernels};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+fn engine(threads: usize, kernels: &'static Kernels) -> Arc<Engine> {
+    let path = oxcart::catalog::default_model().expect("the default model can be fetched");
+    Arc::new(Engine::open(&path, &EngineOptions { threads, kernels, ..EngineOptions::default() }).expect("it opens"))
+}
+
+fn isas() -> Vec<&'static Kernels> {
+    let isas: Vec<_> = Isa::ALL.into_iter().filter_map(Kernels::for_isa).collect();
+    println!("covered: {}", isas.iter().map(|k| k.isa.name()).collect::<Vec<_>>().join(" "));
+    isas
+}
+
+/// A text of our own, long enough for chunks of 128 tokens.
+fn text() -> String {
+    let mut t = String::new();
+    for (i, what) in ["wheels", "ropes", "grain", "stones", "letters", "tools", "wool", "salt"].iter().enumerate() {
+        t.push_str(&format!(
+            "On day {} the old cart carried {what} along the river road. The driver counted {} bags, \
+             stopped twice to rest the animals, and reached the market before the rain began. ",
+            i + 1,
+            7 * i + 3
+        ));
+    }
+    t
+}
+
+/// The logits of every token of a text, in one batch.
+fn logits(e: &Arc<Engine>, tokens: &[u32], o: &SessionOptions) -> Vec<Vec<f32>> {
+    let mut batch = Batch::default();
+    (0..).zip(tokens).for_each(|(i, &t)| batch.push(t, i, 0, true));
+    let rows = Mutex::new(vec![Vec::new(); tokens.len()]);
+    e.session(o).unwrap().forward_each(&batch, &|i, row| rows.lock().unwrap()[i] = row.to_vec()).unwrap();
+    rows.into_inner().unwrap()
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    let o = SessionOptions { context: 64, ubatch: 48, ..SessionOptions::default() };
+    let mut want = None;
+    for threads in [1, 2, 3, 7] {
+        let e = engine(threads, Kernels::best());
+        let tokens = e.tokenizer.encode(text().as_bytes(), true, false).unwrap();
+        let mut got = logits(&e, &tokens[..40], &o);
+        // And one token at a time, where attention is divided by position.
+        let mut s = e.session(&o).unwrap();
+        got.extend((0..20).map(|i| s.forward(&Batch::of(&tokens[i..=i], i, 0)).unwrap()));
+        match &want {
+            None => want = Some(got),
+            Some(want) => assert!(*want == got, "{threads} threads differ from one in some bit"),
+        }
+    }
+}
+
+#[test]
+fn every_isa_and_cache_type_predicts_alike() {
+    let o = SessionOptions { context: 128, ..SessionOptions::default() };
+    let exact = engine(2, Kernels::exact());
+    let tokens = exact.tokenizer.encode(text().as_bytes(), true, false).unwrap();
+    let want = logits(&exact, &tokens[..96], &o);
+    let divergence = |got: &[Vec<f32>]| {
+        let p = |row: &[f32]| -> Vec<f64> {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let e: Vec<f64> = row.iter().map(|&l| ((l - max) as f64).exp()).collect();
+            let sum: f64 = e.iter().sum();
+            e.into_iter().map(|e| e / sum).collect()
+        };
+        let one = |(a, b): (&Vec<f32>, &Vec<f32>)| -> f64 {
+            p(a).iter().zip(p(b)).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * (p / q).ln()).sum()
+        };
+        want.iter().zip(got).map(one).sum::<f64>() / want.len() as f64
+    };
+    for k in isas() {
+        let e = engine(2, k);
+        for kv in KvType::ALL {
+            let got = logits(&e, &tokens[..96], &SessionOptions { k_type: kv, v_type: kv, ..o });
+            let d = divergence(&got);
+            // Rounding activations to bytes costs about 0.002 nats on this model.
+            assert!(d < 0.01, "{} {kv:?}: divergence {d} from the exact reference", k.isa);
+        }
+    }
+}
+
+#[test]
+fn batches_of_any_size_and_reused_caches_agree() {
+    let e = engine(2, Kernels::exact());
+    let tokens = e.tokenizer.encode(text().as_bytes(), true, false).unwrap();
+    let o = SessionOptions { context: 128, sequences: 2, ..SessionOptions::default() };
+    let want = e.session(&o).unwrap().forward(&Batch::of(&tokens[..60], 0, 0)).unwrap();
+    let near = |got: &[f32]| got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-2);
+    for ubatch in [1, 7, 32] {
+        let mut s = e.session(&SessionOptions { ubatch, ..o }).unwrap();
+        assert!(near(&s.forward(&Batch::of(&tokens[..60], 0, 0)).unwrap()), "ubatch {ubatch}");
+        // The other sequence, after a detour that is taken back.
+        s.forward(&Batch::of(&tokens[..40], 0, 1)).unwrap();
+        s.forward(&Batch::of(&tokens[70..80], 40, 1)).unwrap();
+        assert_eq!(s.reuse(1, &tokens[..60]), 40);
+        assert!(near(&s.forward(&Batch::of(&tokens[40..60], 40, 1)).unwrap()), "ubatch {ubatch}, second sequence");
+    }
+    let mut s = e.session(&o).unwrap();
+    assert!(s.forward(&Batch::of(&tokens[..4], 1, 0)).is_err(), "a gap at the start");
+    assert!(s.forward(&Batch::of(&tokens[..4], 0, 2)).is_err(), "a sequence too many");
+    assert!(s.forward(&Batch::of(&[u32::MAX], 0, 0)).is_err(), "no such token");
+    assert!(s.forward(&Batch::of(&tokens[..129], 0, 0)).is_err(), "past the context");
+}
+
+#[test]
+fn greedy_text_is_llama_cpp_s() {
+    let e = engine(2, Kernels::best());
+    let greedy = SampleParams { temp: 0.0, ..SampleParams::default() };
+    for (prompt, want) in GREEDY {
+        let mut s = e.session(&SessionOptions { context: 256, ..SessionOptions::default() }).unwrap();
+        let tokens = e.tokenizer.encode(prompt.as_bytes(), true, true).unwrap();
+        let mut text = String::new();
+        let r = generate(&mut s, &mut Sampler::new(greedy.clone()), &tokens, Some(12), |event| {
+            if let oxcart::generate::Event::Text(t) = event {
+                text.push_str(t);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(text, *want, "{prompt:?}");
+        assert!(r.end == End::Length || r.end == End::Eog);
+    }
+}
+
+#[test]
+fn perplexity_is_near_llama_cpp_s() {
+    let e = engine(2, Kernels::best());
+    let tokens = e.tokenizer.encode(text().as_bytes(), true, false).unwrap();
+    let chunks = tokens.len() / 128;
+    let mut s = e.session(&SessionOptions { context: 128, sequences: chunks, ..SessionOptions::default() }).unwrap();
+    let mut total = Score::default();
+    score(&mut s, &tokens, 0, chunks).unwrap().iter().for_each(|s| total.join(s));
+    let off = total.perplexity() / PERPLEXITY - 1.0;
+    assert!(off.abs() < 0.015, "{} tokens, perplexity {}, llama.cpp's {PERPLEXITY}", tokens.len(), total.perplexity());
+}
+
+/// Prompts and the 12 tokens that follow, as llama.cpp's greedy choice has them.
+const GREEDY: &[(&str, &str)] = &[
+    ("The capital of France is", " Paris.\n\nThe United States has a population of"),
+    ("def fibonacci(n):", "\n    if n == 0:\n        return 1\n"),
+    (
+        "<|im_start|>user\nWhat is two plus two?<|im_end|>\n<|im_start|>assistant\n",
+        "Two plus two is a classic example of a mathematical concept",
+    ),
+];
+
+/// Of the text in chunks of 128.
+const PERPLEXITY: f64 = 1.6466;
