@@ -28,20 +28,20 @@ fn text_is_aligned() {
 valid.gguf: GGUF version 3, 3.19 KiB
 
 tensors: 5
-  token_embd.weight       f32       64 x 5      1.25 KiB
-  blk.0.attn_norm.weight  f16       64             128 B
-  blk.0.ffn-down.weight   q8_0      32 x 3 x 2     204 B
-  blk.0.ffn_up.weight     q4_K     256 x 2         288 B
-  output.weight           iq2_xxs  256              66 B
+  token_embd.weight       f32    64 x 5      1.25 KiB
+  blk.0.attn_norm.weight  f16    64             128 B
+  blk.0.ffn-down.weight   q8_0   32 x 3 x 2     204 B
+  blk.0.ffn_up.weight     q4_K  256 x 2         288 B
+  output.weight           i8     66              66 B
 
 types and totals
-  type     tensors  weights      size   share     bits
-  f32            1      320  1.25 KiB  65.1 %  32.0000
-  q4_K           1      512     288 B  14.6 %   4.5000
-  q8_0           1      192     204 B  10.4 %   8.5000
-  f16            1       64     128 B   6.5 %  16.0000
-  iq2_xxs        1      256      66 B   3.4 %   2.0625  oxcart does not compute with this type
-  all            5    1,344  1.92 KiB          11.7024
+  type  tensors  weights      size   share     bits
+  f32         1      320  1.25 KiB  65.1 %  32.0000
+  q4_K        1      512     288 B  14.6 %   4.5000
+  q8_0        1      192     204 B  10.4 %   8.5000
+  f16         1       64     128 B   6.5 %  16.0000
+  i8          1       66      66 B   3.4 %   8.0000  oxcart does not compute with this type
+  all         5    1,154  1.92 KiB          13.6291
 
 memory at a context of 512 (trained for 512)
   weights     1.92 KiB  mapped from the file
@@ -82,7 +82,7 @@ fn json_has_the_same() {
     assert_eq!(metadata.as_object().map(|m| m.len()), Some(25));
     let want = json!({"name": "blk.0.ffn_up.weight", "dims": [256, 2], "type": "q4_K", "weights": 512, "bytes": 288});
     assert_eq!(o["tensors"][3], want);
-    assert_eq!((&o["version"], &o["parameters"], &o["tensor_bytes"]), (&json!(3), &json!(1344), &json!(1966)));
+    assert_eq!((&o["version"], &o["parameters"], &o["tensor_bytes"]), (&json!(3), &json!(1154), &json!(1966)));
     assert_eq!(o["types"][4]["supported"], json!(false));
     assert_eq!(json_of(&["--summary"])["tensors"], Value::Null);
 }

@@ -189,24 +189,24 @@ impl From<MetadataValue> for Value {
     }
 }
 
-/// A string on one line of at most `most` characters: what would move the cursor or break the line is escaped.
+/// A string on one line of about `most` characters: what would move the cursor or break the line is escaped.
 pub(crate) fn one_line(text: &str, most: usize) -> String {
-    let mut out = String::new();
-    for (i, c) in text.chars().enumerate() {
-        if i == most {
+    // Marks that turn the direction of text, and separators of lines.
+    let unseen = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let (mut out, mut len) = (String::new(), 0);
+    for c in text.chars() {
+        if len >= most {
             let _ = write!(out, "… ({} bytes)", text.len()); // a String takes everything
             break;
         }
+        let from = out.len();
         match c {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
-            c if c.is_control()
-                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
-                out.extend(c.escape_unicode())
-            }
+            c if c.is_control() || unseen(c) => out.extend(c.escape_unicode()),
             c => out.push(c),
         }
+        len += out[from..].chars().count();
     }
     out
 }
