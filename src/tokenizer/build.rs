@@ -276,6 +276,7 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, rule: &Rule) -> Result<tokenizers::Token
     let lines = g.strings("tokenizer.ggml.merges")?.ok_or_else(|| unfit("merges", "missing"))?;
     let vocab: AHashMap<String, u32> = tokens.iter().map(str::to_string).zip(0..).collect();
     let mut merges = Vec::with_capacity(lines.len());
+    let mut whole = String::new();
     for (i, m) in lines.iter().enumerate() {
         // The first space that is not the piece itself.
         let at = m.bytes().skip(1).position(|b| b == b' ').map(|p| p + 1);
@@ -283,7 +284,9 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, rule: &Rule) -> Result<tokenizers::Token
             return Err(unfit("merges", format_args!("merge {i} is {m:?}, expected two pieces and a space")));
         };
         // A merge of pieces that the vocabulary lacks can never apply; such lines stand in real files.
-        if vocab.contains_key(a) && vocab.contains_key(b) && vocab.contains_key([a, b].concat().as_str()) {
+        whole.clear();
+        whole.extend([a, b]);
+        if vocab.contains_key(a) && vocab.contains_key(b) && vocab.contains_key(&whole) {
             merges.push((a.to_string(), b.to_string()));
         }
     }
@@ -370,13 +373,12 @@ fn byte_of(t: &str) -> Option<u8> {
 /// The bytes of every token.
 fn pieces(tokens: &Strings, kinds: &[Kind], scheme: &Scheme) -> Result<Pieces, TokenizerError> {
     // GPT-2 writes the 256 bytes as printable characters (Radford et al., 2019): this is the way back.
-    let mut byte_of_char = HashMap::new();
+    let mut byte_of_char = [None; 512];
     let mut next = 256;
     for b in 0..=255u8 {
         let printable = matches!(b, 33..=126 | 161..=172 | 174..=255);
-        let c = if printable { b as u32 } else { next };
-        next += !printable as u32;
-        byte_of_char.insert(char::from_u32(c).expect("below the surrogates"), b);
+        byte_of_char[if printable { b as usize } else { next }] = Some(b);
+        next += !printable as usize;
     }
     let mut p = Pieces { bytes: Vec::new(), ends: Vec::with_capacity(tokens.len()) };
     for (t, kind) in tokens.iter().zip(kinds) {
@@ -384,8 +386,8 @@ fn pieces(tokens: &Strings, kinds: &[Kind], scheme: &Scheme) -> Result<Pieces, T
             (_, Kind::Control | Kind::UserDefined | Kind::Unknown) => p.bytes.extend_from_slice(t.as_bytes()),
             (Scheme::Bytes, _) => {
                 for c in t.chars() {
-                    match byte_of_char.get(&c) {
-                        Some(&b) => p.bytes.push(b),
+                    match byte_of_char.get(c as usize).copied().flatten() {
+                        Some(b) => p.bytes.push(b),
                         None => p.bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
                     }
                 }
