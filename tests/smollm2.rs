@@ -149,11 +149,11 @@ fn perplexity_is_near_llama_cpp_s() {
 
 /// Prompts and the 12 tokens that follow, as llama.cpp's greedy choice has them.
 const GREEDY: &[(&str, &str)] = &[
-    ("The capital of France is", " Paris.\n\nThe United States has a population of"),
-    ("def fibonacci(n):", "\n    if n == 0:\n        return 1\n"),
+    ("The capital of France is", " Paris.\n\nThe United States has a population of approximately"),
+    ("def fibonacci(n):", "\n    if n == 0:\n        return 1\n   "),
     (
         "<|im_start|>user\nWhat is two plus two?<|im_end|>\n<|im_start|>assistant\n",
-        "Two plus two is a classic example of a mathematical concept",
+        "Two plus two is a classic example of a mathematical concept that",
     ),
 ];
 
