@@ -85,9 +85,9 @@ pub struct Geometry {
     /// Tokens of context that it was trained for.
     pub context: u32,
     /// Base of the rotary embedding.
-    pub rope_theta: f32,
+    pub rope_theta: f64,
     /// Epsilon of the RMS norms.
-    pub rms_eps: f32,
+    pub rms_eps: f64,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
 }

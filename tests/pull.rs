@@ -119,7 +119,7 @@ fn answer(stream: TcpStream, b: &Behaviour, log: &Mutex<Vec<Seen>>) -> std::io::
     let body = &body[..b.cut.unwrap_or(body.len()).min(body.len())];
     for piece in body.chunks(64 << 10) {
         out.write_all(piece)?;
-        b.slow.map(std::thread::sleep);
+        std::thread::sleep(b.slow.unwrap_or_default());
     }
     Ok(())
 }

