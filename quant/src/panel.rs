@@ -14,8 +14,7 @@ use std::ops::Range;
 /// A zeroed buffer that the workers of a team read and write in turns.
 ///
 /// Memory comes from the kernel as untouched zero pages: what is never written costs nothing, so a KV cache for 32768
-/// positions can be made at once and grows as it is filled. Aligned to a page; backed by huge pages from 2 MiB on where
-/// the system allows.
+/// positions can be made at once and grows as it is filled. Aligned to a page.
 pub struct Shared<T> {
     // Kept for its Drop: unmaps. `ptr` points into it.
     _map: MmapMut,
@@ -30,15 +29,25 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 impl<T: Zeroable + Copy> Shared<T> {
-    /// A buffer of `len` zeroed elements. Fails where the address space or the system's limit does not hold it.
+    /// A buffer of `len` zeroed elements, from 2 MiB on in huge pages where the system has them. Fails where the address space or the system's limit does not hold it.
     pub fn new(len: usize) -> std::io::Result<Shared<T>> {
+        Shared::with_pages(len, true)
+    }
+
+    /// The same in small pages: for a buffer that is filled slowly and in many places, of which huge pages would take
+    /// 2 MiB each time. (A KV cache of 80 layers would begin with gigabytes.)
+    pub fn sparse(len: usize) -> std::io::Result<Shared<T>> {
+        Shared::with_pages(len, false)
+    }
+
+    fn with_pages(len: usize, huge: bool) -> std::io::Result<Shared<T>> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|&b| b <= isize::MAX as usize).ok_or_else(|| {
             std::io::Error::new(std::io::ErrorKind::OutOfMemory, "buffer larger than the address space")
         })?;
         // Not reserved: a context that is never filled must not be refused.
         let mut map = memmap2::MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
         #[cfg(target_os = "linux")]
-        if bytes >= 2 << 20 {
+        if huge && bytes >= 2 << 20 {
             // Without huge pages it works all the same.
             let _ = map.advise(memmap2::Advice::HugePage);
         }

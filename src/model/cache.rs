@@ -38,8 +38,8 @@ impl KvCache {
                 })
         };
         Ok(KvCache {
-            k: Shared::new(bytes(k_type)?)?,
-            v: Shared::new(bytes(v_type)?)?,
+            k: Shared::sparse(bytes(k_type)?)?,
+            v: Shared::sparse(bytes(v_type)?)?,
             k_type,
             v_type,
             n_seqs,

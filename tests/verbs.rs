@@ -1,0 +1,87 @@
+//! The program as a person runs it, on the default model: what goes to stdout, what to stderr, and with which status.
+
+use assert_cmd::Command;
+use std::fs;
+
+fn oxcart(args: &[&str]) -> Command {
+    let mut c = Command::cargo_bin("oxcart").expect("the binary is built");
+    c.args(args);
+    c
+}
+
+/// stdout, stderr and exit status.
+fn ends(c: &mut Command) -> (String, String, Option<i32>) {
+    let o = c.output().expect("it runs");
+    let text = |b: Vec<u8>| String::from_utf8(b).expect("UTF-8");
+    (text(o.stdout), text(o.stderr), o.status.code())
+}
+
+#[test]
+fn a_piped_conversation_keeps_its_cache_and_ends() {
+    let mut c = oxcart(&["chat", "--temp", "0", "-n", "24", "-c", "512", "--show-timings", "--sys", "Be brief."]);
+    let (out, err, code) = ends(c.write_stdin("My name is Ada.\nWhat is my name?\n/nonsense\n/regen\n"));
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.lines().filter(|l| !l.is_empty()).count() >= 3, "two answers and one again: {out:?}");
+    assert!(err.contains("no command /nonsense"), "{err}");
+    // Tokens fed in each turn: the second feeds the new question only, the third one token of what it knows.
+    let fed: Vec<usize> = err
+        .lines()
+        .filter(|l| l.starts_with("prompt eval"))
+        .map(|l| l.split(" / ").nth(1).and_then(|t| t.split_whitespace().next()?.parse().ok()).expect("a count"))
+        .collect();
+    assert_eq!(fed.len(), 3, "{err}");
+    assert!(fed[1] < fed[0] && fed[2] <= fed[1], "tokens fed: {fed:?}");
+}
+
+#[test]
+fn a_seed_repeats_a_text_and_json_is_one_object() {
+    let run = |seed: &str| {
+        let (out, err, code) =
+            ends(&mut oxcart(&["run", "-p", "A short story:", "-n", "12", "--seed", seed, "--json"]));
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str::<serde_json::Value>(&out).expect("one JSON object")
+    };
+    let (a, b, c) = (run("7"), run("7"), run("8"));
+    assert_eq!(a["tokens"], b["tokens"]);
+    assert_ne!(a["tokens"], c["tokens"]);
+    assert_eq!(a["tokens"].as_array().expect("a list").len(), 12);
+}
+
+#[test]
+fn text_goes_to_stdout_and_figures_to_stderr() {
+    let (out, err, code) = ends(&mut oxcart(&["run", "-p", "The capital of France is", "-n", "2", "--temp", "0"]));
+    assert_eq!((out.as_str(), code), ("The capital of France is Paris.\n", Some(0)));
+    assert!(err.contains("tokens per second"), "{err}");
+}
+
+#[test]
+fn failures_are_one_line_and_have_their_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().expect("UTF-8").to_string()
+    };
+    let (short, binary, empty) = (file("short.txt", b"too short"), file("b.gguf", b"\x7fELF"), file("empty.gguf", b""));
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["perplexity", "-f", &short], 1, "short.txt: 2 tokens, expected at least 1024"),
+        (&["run", "-m", &binary, "-p", "x"], 1, "b.gguf: magic"),
+        (&["run", "-m", &empty, "-p", "x"], 1, "empty.gguf: open: the file is empty"),
+        (&["run", "-m", "no-such-model", "-p", "x"], 1, "no-such-model"),
+        (&["run", "-p", "x", "--isa", "avx3"], 1, "--isa: unknown instruction set"),
+        (&["run", "-p", "x", "-c", "1"], 1, "the prompt has 1 tokens, the context 1"),
+        (&["run", "-p", "x", "-t", "0"], 1, "--threads 0"),
+        (&["run", "-p", "x", "--top-p", "2"], 2, "--top-p"),
+        (&["run", "-p", "x", "-ctk", "q9"], 2, "expected f16, bf16 or q8_0"),
+        (&["frobnicate"], 2, "frobnicate"),
+    ];
+    let mut wrong = Vec::new();
+    for (args, status, says) in cases {
+        let (_, err, code) = ends(&mut oxcart(args));
+        let lines = err.lines().filter(|l| l.starts_with("oxcart: ")).count();
+        if code != Some(*status) || !err.contains(says) || (*status == 1 && lines != 1) {
+            wrong.push(format!("{args:?}: status {code:?}, {err}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
