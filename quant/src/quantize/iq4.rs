@@ -11,13 +11,26 @@ const N: usize = 32;
 /// Candidates on either side.
 const TRIES: i32 = 7;
 
-/// The nearest value (or its index), the larger of two as near: counts the middles between values that `x` has reached.
+/// The values as f32, and where between two of them the larger becomes the nearer.
+const LEVELS: [f32; 16] = floats();
+const INDICES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+const fn floats() -> [f32; 16] {
+    let (mut f, mut i) = ([0.0; 16], 0);
+    while i < 16 {
+        f[i] = VALUES[i] as f32;
+        i += 1;
+    }
+    f
+}
+
+/// What `of` has for the value nearest to `x`, the larger of two as near: passes the middles that `x` has reached.
 #[inline(always)]
-fn nearest_of<V: Lanes>(x: V, of: impl Fn(usize) -> f32) -> V {
-    let mut v = V::splat(of(0));
+fn nearest_of<V: Lanes>(x: V, of: &[f32; 16]) -> V {
+    let mut v = V::splat(of[0]);
     for j in 0..15 {
-        let middle = (VALUES[j] as f32 + VALUES[j + 1] as f32) / 2.0;
-        v = x.below(V::splat(middle), v, V::splat(of(j + 1)));
+        let middle = (LEVELS[j] + LEVELS[j + 1]) / 2.0;
+        v = x.below(V::splat(middle), v, V::splat(of[j + 1]));
     }
     v
 }
@@ -26,9 +39,22 @@ fn nearest_of<V: Lanes>(x: V, of: impl Fn(usize) -> f32) -> V {
 fn indices<V: Lanes>(x: &Groups<V, N>, id: V) -> Groups<V, N> {
     let mut q = *x;
     for q in &mut q {
-        *q = nearest_of(id.mul(*q), |j| j as f32);
+        *q = nearest_of(id.mul(*q), &INDICES);
     }
     q
+}
+
+/// Sums of `w * q * x` and `w * q * q` for the values `q` nearest to `id * x`.
+#[inline(always)]
+fn moments<V: Lanes>(x: &Groups<V, N>, w: &Groups<V, N>, id: V) -> (V, V) {
+    let (mut qx, mut q2) = (V::splat(0.0), V::splat(0.0));
+    for i in 0..N {
+        let q = nearest_of(id.mul(x[i]), &LEVELS);
+        let wq = w[i].mul(q);
+        qx = qx.add(wq.mul(x[i]));
+        q2 = q2.add(wq.mul(q));
+    }
+    (qx, q2)
 }
 
 /// The scale of each group.
@@ -36,22 +62,12 @@ fn indices<V: Lanes>(x: &Groups<V, N>, id: V) -> Groups<V, N> {
 fn scales<V: Lanes>(x: &Groups<V, N>, w: &Groups<V, N>) -> V {
     let zero = V::splat(0.0);
     let (max, amax) = extreme(x);
-    let moments = |id: V| {
-        let (mut qx, mut q2) = (zero, zero);
-        for i in 0..N {
-            let q = nearest_of(id.mul(x[i]), |j| VALUES[j] as f32);
-            let wq = w[i].mul(q);
-            qx = qx.add(wq.mul(x[i]));
-            q2 = q2.add(wq.mul(q));
-        }
-        (qx, q2)
-    };
     let first = V::splat(VALUES[0] as f32);
-    let (qx, q2) = moments(V::splat(1.0).div(V::splat(-0.0).sub(max).div(first)));
+    let (qx, q2) = moments(x, w, V::splat(1.0).div(V::splat(-0.0).sub(max).div(first)));
     let mut d = zero.below(q2, qx.div(q2), zero);
     let mut best = d.mul(qx);
     for step in -TRIES..=TRIES {
-        let (qx, q2) = moments(V::splat((step + VALUES[0] as i32) as f32).div(max));
+        let (qx, q2) = moments(x, w, V::splat((step + VALUES[0] as i32) as f32).div(max));
         let gain = zero.below(q2, qx.mul(qx), V::splat(f32::NEG_INFINITY));
         let (limit, candidate) = (best.mul(q2), qx.div(q2));
         d = limit.below(gain, candidate, d);
