@@ -198,16 +198,15 @@ mod tests {
                 let (mut w, mut codes) = ([0.0f32; SLAB], Codes::ZERO);
                 (s.dequant)(&bytes, &mut w);
                 (c.unpack)(&bytes, &mut codes);
-                for i in 0..SLAB {
+                for (i, &w) in w.iter().enumerate() {
                     let g = i / c.group;
                     let x = codes.scale[g] * (codes.q[i] as i32 - c.offset) as f32 - codes.min[g];
                     // Random bits make random f16 scales, huge and NaN ones among them.
                     let bound = 1e-6 * (codes.scale[g].abs() * 256.0 + codes.min[g].abs());
                     assert!(
-                        !bound.is_finite() || (x - w[i]).abs() <= bound,
-                        "{} round {round} weight {i}: {x} {}",
-                        s.name,
-                        w[i]
+                        !bound.is_finite() || (x - w).abs() <= bound,
+                        "{} round {round} weight {i}: {x} {w}",
+                        s.name
                     );
                 }
             }

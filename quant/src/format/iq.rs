@@ -37,7 +37,7 @@ fn signed(magnitudes: [u8; 8], signs: u8) -> [u8; 8] {
     let bits = (signs as u64 * ONES) & 0x8040_2010_0804_0201;
     let negative = (bits + 0x7F * ONES) >> 7 & ONES;
     // Two's complement, and 128 more.
-    (((u64::from_le_bytes(magnitudes) ^ negative * 0xFF) + negative) ^ 0x80 * ONES).to_le_bytes()
+    (((u64::from_le_bytes(magnitudes) ^ (negative * 0xFF)) + negative) ^ (0x80 * ONES)).to_le_bytes()
 }
 
 /// Two halves of a grid point.

@@ -88,9 +88,9 @@ pub(super) mod q2 {
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
         let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
-        for g in 0..16 {
-            c.scale[g] = d * (b[g] & 15) as f32;
-            c.min[g] = dmin * (b[g] >> 4) as f32;
+        for (g, s) in b[..16].iter().enumerate() {
+            c.scale[g] = d * (s & 15) as f32;
+            c.min[g] = dmin * (s >> 4) as f32;
         }
         crumbs(&part(b, 16), &mut c.q);
     }

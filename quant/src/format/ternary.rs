@@ -32,7 +32,7 @@ pub(super) mod tq1 {
         let mut power = 1u8;
         for q in q.as_chunks_mut::<N>().0.iter_mut().take(places) {
             for i in 0..N {
-                q[i] = (b[i].wrapping_mul(power) as u16 * 3 >> 8) as u8;
+                q[i] = ((b[i].wrapping_mul(power) as u16 * 3) >> 8) as u8;
             }
             power = power.wrapping_mul(3);
         }

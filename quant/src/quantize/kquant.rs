@@ -81,8 +81,8 @@ pub(super) fn q2<V: Lanes>(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]
                 };
                 let (scales, mins) = (level(&scale), level(&min));
                 (d, dmin) = (scales.0, mins.0);
-                for g in 0..16 {
-                    out[g] = scales.1[g] | mins.1[g] << 4;
+                for (out, (s, m)) in out.iter_mut().zip(scales.1.iter().zip(&mins.1)) {
+                    *out = s | m << 4;
                 }
             }
             Some(w) => {

@@ -1,0 +1,187 @@
+//! `oxcart quantize` on a small model: recipes, what is refused, and that nothing half-written stays.
+
+use assert_cmd::Command;
+use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, TensorKind, Value};
+use oxcart_quant::Format;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LAYERS: usize = 8;
+
+/// A model of eight layers in F16, three KV heads, and one matrix whose width is no multiple of 256. `poison` becomes the
+/// first weight of the last layer's ffn_down.
+fn model(path: &Path, poison: Option<u16>) {
+    let text = |s: &str| Value::from(MetadataValue::String(s.into()));
+    let number = |n: u32| Value::from(MetadataValue::U32(n));
+    let metadata = vec![
+        ("general.architecture".to_string(), text("llama")),
+        ("general.file_type".to_string(), number(1)),
+        ("llama.block_count".to_string(), number(LAYERS as u32)),
+        ("llama.attention.head_count".to_string(), number(6)),
+        ("llama.attention.head_count_kv".to_string(), number(3)),
+    ];
+    let (f32, f16) = (TensorKind::from_id(0).unwrap(), TensorKind::from_id(1).unwrap());
+    let mut tensors =
+        vec![("token_embd.weight".to_string(), vec![256, 40], f16), ("output.weight".to_string(), vec![256, 40], f16)];
+    for i in 0..LAYERS {
+        tensors.push((format!("blk.{i}.attn_norm.weight"), vec![256], f32));
+        tensors.push((format!("blk.{i}.attn_v.weight"), vec![256, 9], f16));
+        tensors.push((format!("blk.{i}.attn_output.weight"), vec![256, 8], f16));
+        tensors.push((format!("blk.{i}.ffn_up.weight"), vec![256, 288], f16));
+        tensors.push((format!("blk.{i}.ffn_down.weight"), vec![288, 8], f16));
+    }
+    let tensors: Vec<_> = tensors.into_iter().map(|(name, dims, kind)| NewTensor { name, dims, kind }).collect();
+    let mut w = GgufWriter::create(path, metadata, tensors.clone(), None).unwrap();
+    let mut state = 1u64;
+    for t in &tensors {
+        let mut bytes = vec![0; t.n_bytes().unwrap() as usize];
+        for b in bytes.as_chunks_mut::<2>().0 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            // An f16 in ±[1/64, 1/2), also where it is one half of an f32.
+            *b = ((state >> 48) as u16 & 0x93FF | 0x2400).to_le_bytes();
+        }
+        if let Some(p) = poison.filter(|_| t.name == "blk.7.ffn_down.weight") {
+            bytes[..2].copy_from_slice(&p.to_le_bytes());
+        }
+        w.tensor(&t.name, &bytes).unwrap();
+    }
+    w.finish().unwrap();
+}
+
+fn quantize(args: &[&str]) -> Command {
+    let mut c = Command::cargo_bin("oxcart").unwrap();
+    c.arg("quantize").args(args);
+    c
+}
+
+#[test]
+fn roles_and_layers_decide_formats() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from.gguf"), dir.path().join("to.gguf"));
+    model(&from, None);
+    let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, Format)]);
+    let cases: &[Case<'_>] = &[
+        (
+            &["Q4_K_M"],
+            &[
+                ("output.weight", Format::Q6_K),
+                ("token_embd.weight", Format::Q4_K),
+                ("blk.0.attn_norm.weight", Format::F32),
+                ("blk.0.attn_v.weight", Format::Q6_K),
+                ("blk.1.attn_v.weight", Format::Q4_K),
+                ("blk.3.attn_v.weight", Format::Q6_K),
+                ("blk.7.attn_v.weight", Format::Q6_K),
+                ("blk.0.ffn_down.weight", Format::Q8_0), // q6_K does not fit 288 columns
+                ("blk.1.ffn_down.weight", Format::Q5_0),
+                ("blk.1.ffn_up.weight", Format::Q4_K),
+            ],
+        ),
+        (
+            &["Q2_K"],
+            &[
+                ("blk.1.attn_v.weight", Format::Q3_K),
+                ("blk.1.attn_output.weight", Format::Q3_K),
+                ("blk.1.ffn_up.weight", Format::Q2_K),
+                ("blk.1.ffn_down.weight", Format::Q4_0),
+            ],
+        ),
+        (&["Q3_K_M", "--pure"], &[("output.weight", Format::Q3_K), ("blk.0.attn_v.weight", Format::Q3_K)]),
+        (
+            &["IQ4_XS", "--leave-output-tensor"],
+            &[("output.weight", Format::F16), ("blk.0.ffn_down.weight", Format::Q5_1)],
+        ),
+        (
+            &["Q8_0", "--output-tensor-type", "q6_k", "--token-embedding-type", "bf16"],
+            &[
+                ("output.weight", Format::Q6_K),
+                ("token_embd.weight", Format::BF16),
+                ("blk.7.ffn_up.weight", Format::Q8_0),
+            ],
+        ),
+        (&["F32"], &[("output.weight", Format::F32), ("blk.0.ffn_up.weight", Format::F32)]),
+    ];
+    let mut wrong = Vec::new();
+    for (args, want) in cases {
+        quantize(&[&[from, to], *args].concat()).assert().success();
+        let g = Gguf::open(Path::new(to)).unwrap();
+        for (name, format) in *want {
+            let got = g.tensor(name).unwrap().format();
+            if got != Some(*format) {
+                wrong.push(format!("{args:?} {name}: {got:?}, expected {format:?}"));
+            }
+        }
+        assert_eq!(g.uint("general.quantization_version").unwrap(), Some(2));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn threads_and_parts_do_not_change_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (from, one, three, split) = (path("from.gguf"), path("one.gguf"), path("three.gguf"), path("split.gguf"));
+    model(Path::new(&from), None);
+    quantize(&[&from, &one, "Q5_K_M", "1"]).assert().success();
+    quantize(&[&from, &three, "Q5_K_M", "3"]).assert().success();
+    assert!(fs::read(&one).unwrap() == fs::read(&three).unwrap());
+    quantize(&[&from, &split, "Q5_K_M", "--split-max-size", "100000"]).assert().success();
+    let whole = Gguf::open(Path::new(&one)).unwrap();
+    let files = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+    let is_first = |p: &PathBuf| p.to_string_lossy().contains("split-00001-of-");
+    let parts = Gguf::open(&files.into_iter().find(is_first).unwrap()).unwrap();
+    assert!(parts.parts().len() > 1);
+    for t in whole.tensors() {
+        assert!(**t.bytes() == **parts.tensor(&t.name).unwrap().bytes(), "{}", t.name);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (from, nan, small, to) = (path("from.gguf"), path("nan.gguf"), path("small.gguf"), path("to.gguf"));
+    model(Path::new(&from), None);
+    model(Path::new(&nan), Some(0x7E00));
+    quantize(&[&from, &small, "Q4_0"]).assert().success();
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    let cases: &[(&[&str], &str)] = &[
+        (&[&nan, &to, "Q4_K_M"], "tensor blk.7.ffn_down.weight: 1 of 2304 weights are NaN or infinite"),
+        (&[&small, &to, "Q2_K"], "is q4_0 already; quantizing again loses twice (--allow-requantize)"),
+        (&[&from, &from, "Q4_0"], "is what is read, expected another file"),
+        (&[&from, &to, "Q4_K"], "expected one of F32 F16"),
+        (&[&from, &to, "Q4_0", "--split-max-size", "1T"], "expected a number of bytes"),
+    ];
+    for (args, want) in cases {
+        let out = quantize(args).assert().failure().get_output().clone();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains(want), "{args:?}: {said}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "files were left");
+    quantize(&[&small, &to, "Q2_K", "--allow-requantize"]).assert().success();
+}
+
+#[test]
+fn a_dry_run_tells_the_size_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (from, to) = (path("from.gguf"), path("to.gguf"));
+    model(Path::new(&from), None);
+    let json = |args: &[&str]| {
+        let out = quantize(args).arg("--json").assert().success().get_output().stdout.clone();
+        serde_json::from_slice::<serde_json::Value>(&out).unwrap()
+    };
+    let dry = json(&[&from, &to, "Q4_K_M", "--dry-run"]);
+    assert!(!Path::new(&to).exists());
+    let real = json(&[&from, &to, "Q4_K_M", "--report"]);
+    assert_eq!(dry["bytes"], real["bytes"]);
+    let written: u64 = Gguf::open(Path::new(&to)).unwrap().tensors().iter().map(|t| t.n_bytes()).sum();
+    assert_eq!(real["bytes"], written);
+    let error = |name: &str| {
+        let tensors = real["tensors"].as_array().unwrap();
+        tensors.iter().find(|t| t["name"] == name).unwrap()["relative_rms_error"].as_f64()
+    };
+    assert_eq!(error("blk.0.attn_norm.weight"), None);
+    let (four, six) = (error("token_embd.weight").unwrap(), error("output.weight").unwrap());
+    assert!(six < four / 2.0 && six > 0.005 && four < 0.1, "{six} {four}");
+}
