@@ -79,6 +79,23 @@ fn f16_at(b: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes(part(b, at)).to_f32()
 }
 
+/// Dequantizes super-blocks by unpacking: `scale * (q - offset) - min`, rounded as ggml rounds, the product first.
+fn dequant_codes<const BYTES: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    unpack: fn(&[u8], &mut Codes),
+    group: usize,
+    offset: i32,
+) {
+    for (b, o) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<SLAB>().0) {
+        let mut c = Codes::ZERO;
+        unpack(b, &mut c);
+        for (i, o) in o.iter_mut().enumerate() {
+            *o = c.scale[i / group] * (c.q[i] as i32 - offset) as f32 - c.min[i / group];
+        }
+    }
+}
+
 /// `N` bytes of a block.
 fn part<const N: usize>(b: &[u8], at: usize) -> [u8; N] {
     b[at..at + N].try_into().expect("of that length")

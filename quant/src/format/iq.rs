@@ -17,7 +17,7 @@
 
 mod grid;
 
-use super::{Codes, SLAB, f16_at, part};
+use super::{Codes, dequant_codes, f16_at, part};
 
 /// What is added to the codes of IQ2 and IQ3.
 pub(super) const OFFSET: i32 = 128;
@@ -45,28 +45,11 @@ fn pair(a: [u8; 4], b: [u8; 4]) -> [u8; 8] {
     (u32::from_le_bytes(a) as u64 | (u32::from_le_bytes(b) as u64) << 32).to_le_bytes()
 }
 
-/// `out = scale * (q - offset)`.
-fn dequant<const BYTES: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    unpack: fn(&[u8], &mut Codes),
-    group: usize,
-    offset: i32,
-) {
-    for (b, o) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<SLAB>().0) {
-        let mut c = Codes::ZERO;
-        unpack(b, &mut c);
-        for (i, o) in o.iter_mut().enumerate() {
-            *o = c.scale[i / group] * (c.q[i] as i32 - offset) as f32;
-        }
-    }
-}
-
 pub(super) mod xxs2 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<66>(bytes, out, unpack, 32, OFFSET);
+        dequant_codes::<66>(bytes, out, unpack, 32, OFFSET);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -92,7 +75,7 @@ pub(super) mod xs2 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<74>(bytes, out, unpack, 16, OFFSET);
+        dequant_codes::<74>(bytes, out, unpack, 16, OFFSET);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -108,7 +91,7 @@ pub(super) mod s2 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<82>(bytes, out, unpack, 16, OFFSET);
+        dequant_codes::<82>(bytes, out, unpack, 16, OFFSET);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -125,7 +108,7 @@ pub(super) mod xxs3 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<98>(bytes, out, unpack, 32, OFFSET);
+        dequant_codes::<98>(bytes, out, unpack, 32, OFFSET);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -145,7 +128,7 @@ pub(super) mod s3 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<110>(bytes, out, unpack, 32, OFFSET);
+        dequant_codes::<110>(bytes, out, unpack, 32, OFFSET);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -171,7 +154,7 @@ pub(super) mod s1 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<50>(bytes, out, unpack, 32, OFFSET_1);
+        dequant_codes::<50>(bytes, out, unpack, 32, OFFSET_1);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -191,7 +174,7 @@ pub(super) mod m1 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<56>(bytes, out, unpack, 16, OFFSET_1);
+        dequant_codes::<56>(bytes, out, unpack, 16, OFFSET_1);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {

@@ -5,7 +5,7 @@
 //! IQ4_XS  d, 8 x 2 high scale bits, 8 x 4 low ones, 128 bytes    w = d * (s - 32) * value[q]    8 groups of 32
 //! ```
 
-use super::{Codes, SLAB, f16_at, part};
+use super::{Codes, dequant_codes, f16_at, part};
 
 /// The values (ggml's `kvalues_iq4nl`).
 pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -46,13 +46,7 @@ pub(super) mod xs {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        for (b, o) in bytes.as_chunks::<136>().0.iter().zip(out.as_chunks_mut::<SLAB>().0) {
-            let mut c = Codes::ZERO;
-            unpack(b, &mut c);
-            for (i, o) in o.iter_mut().enumerate() {
-                *o = c.scale[i / 32] * (c.q[i] as i32 - 128) as f32;
-            }
-        }
+        dequant_codes::<136>(bytes, out, unpack, 32, 128);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {

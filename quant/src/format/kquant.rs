@@ -13,7 +13,7 @@
 //! The fields of a byte belong to weights that are 32 (2-bit, 4-bit) or 64 (Q6_K's low nibbles) apart, so that a vector of
 //! bytes shifted by one amount is a stretch of consecutive weights.
 
-use super::{Codes, SLAB, f16_at, part};
+use super::{Codes, SLAB, dequant_codes, f16_at, part};
 
 /// The 6-bit scales and minimums of Q4_K and Q5_K.
 fn scales_6bit(b: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
@@ -57,33 +57,11 @@ fn high_bits(b: &[u8; 32], to: u32, q: &mut [u8; SLAB]) {
     }
 }
 
-/// `out = scale * (q - offset) - min`, rounded as ggml rounds: the product first.
-fn weights(c: &Codes, group: usize, offset: i32, out: &mut [f32; SLAB]) {
-    for (i, o) in out.iter_mut().enumerate() {
-        *o = c.scale[i / group] * (c.q[i] as i32 - offset) as f32 - c.min[i / group];
-    }
-}
-
-/// Dequantizes by unpacking: for formats whose scale times minimum is exact in either form.
-fn dequant<const BYTES: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    unpack: fn(&[u8], &mut Codes),
-    group: usize,
-    offset: i32,
-) {
-    for (b, o) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<SLAB>().0) {
-        let mut c = Codes::ZERO;
-        unpack(b, &mut c);
-        weights(&c, group, offset, o);
-    }
-}
-
 pub(super) mod q2 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<84>(bytes, out, unpack, 16, 0);
+        dequant_codes::<84>(bytes, out, unpack, 16, 0);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -100,7 +78,7 @@ pub(super) mod q3 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<110>(bytes, out, unpack, 16, 4);
+        dequant_codes::<110>(bytes, out, unpack, 16, 4);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -120,7 +98,7 @@ pub(super) mod q4 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<144>(bytes, out, unpack, 32, 0);
+        dequant_codes::<144>(bytes, out, unpack, 32, 0);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -142,7 +120,7 @@ pub(super) mod q5 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<176>(bytes, out, unpack, 32, 0);
+        dequant_codes::<176>(bytes, out, unpack, 32, 0);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -156,7 +134,7 @@ pub(super) mod q6 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<210>(bytes, out, unpack, 16, 32);
+        dequant_codes::<210>(bytes, out, unpack, 16, 32);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
@@ -183,7 +161,7 @@ pub(super) mod q8 {
     use super::*;
 
     pub fn dequant(bytes: &[u8], out: &mut [f32]) {
-        super::dequant::<292>(bytes, out, unpack, 32, 128);
+        dequant_codes::<292>(bytes, out, unpack, 32, 128);
     }
 
     pub fn unpack(b: &[u8], c: &mut Codes) {
