@@ -1,6 +1,6 @@
 //! Every kernel x format x instruction set: GB/s of weights for one column, GFLOPS for 512.
 //!
-//! `cargo bench -p oxcart-quant --bench kernels -- [--rows=N] [--k=N] [FORMAT ...]`. One thread; medians of several runs. The
+//! `cargo bench -p oxcart-quant --bench kernels -- [--rows=N] [--k=N] [FORMAT ...]`. One thread; the best of several runs. The
 //! last rung's line is the dispatcher's pick; a `!` marks a pick that a lower rung beats by more than 5 %. `rows` (8192) of
 //! the matrix with one column, and `k` (8192) columns of all: few rows stay in the caches and show what unpacking costs.
 
@@ -9,17 +9,15 @@ use oxcart_quant::format::FORMATS;
 use oxcart_quant::{ActBuf, Format, Isa, Kernels, Matrix, Out, Scratch};
 use std::time::Instant;
 
+/// The best of nine: what other programs on the machine take away is not the kernel's.
 fn seconds(mut f: impl FnMut()) -> f64 {
     f();
-    let mut times: Vec<f64> = (0..5)
-        .map(|_| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[2]
+    let once = |_| {
+        let start = Instant::now();
+        f();
+        start.elapsed().as_secs_f64()
+    };
+    (0..9).map(once).fold(f64::INFINITY, f64::min)
 }
 
 /// Seconds of one product of `rows` rows with `n` columns.

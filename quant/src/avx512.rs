@@ -28,7 +28,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
-use crate::panel::{Out, Panel, Scratch};
+use crate::panel::{Out, Panel, Scratch, padded};
 use slab::{Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
@@ -169,11 +169,12 @@ avx512! {
     /// Adds one row's slab to its accumulators of `NC` columns.
     #[inline]
     fn accumulate<const G: usize, const MIN: bool, const PAIRED: bool, const NC: usize>(
-        slab: &Slab, cols: &Columns<NC>, lanes: &[__m512i; 4], acc: &mut [__m512; NC], low: &mut [__m512; NC],
+        slab: &Slab, cols: &Columns<NC>, lanes: &[__m512i; 4], acc: &mut [__m512; NC],
     ) {
         for c in 0..NC {
             if MIN {
-                low[c] = _mm512_fmadd_ps(if G == 32 { slab.scale } else { slab.min }, cols.sum[c], low[c]);
+                let min = if G == 32 { slab.scale } else { slab.min };
+                acc[c] = _mm512_fnmadd_ps(min, cols.sum[c], acc[c]);
             }
             let scale = _mm512_mul_ps(slab.scale, cols.d[c]);
             let (start, x) = (&cols.start[c], &cols.q[c]);
@@ -201,7 +202,6 @@ avx512! {
     ) {
         let lanes = lanes_of_groups::<G, PAIRED>();
         let mut acc = [[_mm512_setzero_ps(); NC]; R];
-        let mut low = [[_mm512_setzero_ps(); NC]; R];
         let mut rows: [&[[u8; BYTES]]; R] = [&[]; R];
         let mut ends = [[0u8; BYTES]; R];
         for i in 0..R {
@@ -217,12 +217,12 @@ avx512! {
             let cols = columns::<G, MIN, PAIRED, NC>(x.q8(s).try_into().expect("NC columns"), offset);
             for r in 0..R {
                 let slab = unpack(rows[r].get(s).unwrap_or(&ends[r]));
-                accumulate::<G, MIN, PAIRED, NC>(&slab, &cols, &lanes, &mut acc[r], &mut low[r]);
+                accumulate::<G, MIN, PAIRED, NC>(&slab, &cols, &lanes, &mut acc[r]);
             }
         }
         for r in 0..R.min(w.rows - r0) {
             for c in 0..NC {
-                out.column(c, r0 + r, 1)[0] = _mm512_reduce_add_ps(_mm512_sub_ps(acc[r][c], low[r][c]));
+                out.column(c, r0 + r, 1)[0] = _mm512_reduce_add_ps(acc[r][c]);
             }
         }
     }
@@ -499,13 +499,6 @@ slabs! {
     TQ1_0 tq1_0 54 32 false false gemv_tq1_0 store_tq1_0;
     TQ2_0 tq2_0 66 32 false false gemv_tq2_0 store_tq2_0;
     MXFP4 mxfp4 136 32 false true gemv_mxfp4 store_mxfp4;
-}
-
-/// The blocks that end a row, and zeros behind them.
-fn padded<const BYTES: usize>(b: &[u8]) -> [u8; BYTES] {
-    let mut whole = [0; BYTES];
-    whole[..b.len()].copy_from_slice(b);
-    whole
 }
 
 avx512! {

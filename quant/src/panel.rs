@@ -138,6 +138,13 @@ impl<'a> Panel<'a> {
     }
 }
 
+/// The blocks that end a row, and zeros behind them.
+pub(crate) fn padded<const BYTES: usize>(b: &[u8]) -> [u8; BYTES] {
+    let mut whole = [0; BYTES];
+    whole[..b.len()].copy_from_slice(b);
+    whole
+}
+
 /// Where a kernel writes: element (row, column) at `column * stride + row`.
 pub struct Out<'a> {
     ptr: *mut f32,
