@@ -1,14 +1,14 @@
 //! AVX-512 with VNNI.
 //!
-//! Everything rests on one function a format: a slab of 256 weights from memory to registers ([`Slab`]), codes in the
-//! order of the weights. The matrix-vector body dots it with one or a few columns at once; the matrix-matrix body stores
-//! it interleaved and dots the tile with all columns.
+//! Everything rests on one function a format: a slab of 256 weights from memory to registers ([`Slab`]). The matrix-vector
+//! body dots it with up to 16 columns at once; the matrix-matrix body stores it interleaved and dots the tile with all.
 //!
 //! ```text
 //! gemv   4 rows at once (four memory streams), for each slab:
-//!            slab = unpack(row)                            4 x 64 codes, 16 lanes of scales and minimums
-//!            for each column: 4 vpdpbusd, each to f32, times (scale * d) spread over its lanes
-//!            minimums: one fma of 16 groups
+//!            slab = turned(unpack(row))        4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
+//!            for each column:
+//!                acc += float(4 vpdpbusd, one after the other) * (scale * d)       16 lanes, 16 weights each
+//!                acc -= min * (d * sum)                                            16 groups, or 8
 //!
 //! gemm   32 rows at once, for each slab:
 //!            unpack 32 rows, transposed: tile[k / 4][row][4]   a vector = 16 rows x 4 positions
@@ -33,7 +33,7 @@ use slab::{Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
 /// Columns up to which unpacking a slab for a few dots beats interleaving it for many.
-const GEMV_COLS: usize = 3;
+const GEMV_COLS: usize = 16;
 /// Rows that the gemv reads side by side.
 const STREAMS: usize = 4;
 /// Rows of a gemm tile: two vectors.
@@ -71,12 +71,14 @@ fn gemm_of(codes: &CodeSpec) -> Run {
     }
 }
 
-/// What `NC` columns' slab brings to the dots.
-struct Columns<const NC: usize> {
-    d: [__m512; NC],
-    sum: [__m512; NC],
-    start: [[__m512i; 4]; NC],
-    q: [[__m512i; 4]; NC],
+/// What the gemv needs of one column's slab, in the order of its lanes.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Column {
+    q: [[i8; 64]; 4],
+    d: [f32; 16],
+    sum: [f32; 16], // d * sum of each group, as `Slab::min` lies
+    start: [i32; 16],
 }
 
 avx512! {
@@ -105,106 +107,99 @@ avx512! {
 
     // ---- matrix times a few columns ----------------------------------------------------------------------------------
 
-    /// What a column's slab brings to the dot: 16 lanes of d and of d * sum, laid out as `Slab::scale` and `Slab::min` are.
-    fn column<const G: usize>(x: &Q8Block) -> (__m512, __m512) {
-        // SAFETY: both arrays are 32 bytes.
-        let (d, sums) = unsafe { (_mm256_loadu_ps(x.d.as_ptr()), _mm256_loadu_si256(x.sums.as_ptr().cast())) };
-        if G == 32 {
-            let sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-            let zero = _mm512_setzero_ps();
-            (_mm512_insertf32x8::<0>(zero, d), _mm512_insertf32x8::<1>(zero, _mm256_mul_ps(d, sums)))
-        } else {
-            let twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-            let d = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(d));
-            (d, _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sums))))
-        }
-    }
-
-    /// For each vector of codes, which group's scale a lane (4 positions) takes.
-    fn lanes_of_groups<const G: usize, const PAIRED: bool>() -> [__m512i; 4] {
-        let (first, steps) = if G == 16 {
-            (_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), [0, 4, 8, 12])
-        } else if PAIRED {
-            (_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), [0, 0, 4, 4])
-        } else {
-            (_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), [0, 2, 4, 6])
-        };
-        let mut lanes = [first; 4];
-        for j in 1..4 {
-            lanes[j] = _mm512_add_epi32(first, _mm512_set1_epi32(steps[j]));
-        }
-        lanes
-    }
-
+    /// The sixteen 16-byte parts of four vectors, turned: lane `4 a + v` of vector `j` is dword `j` of lane `a` of vector `v`.
+    /// A dot of four vectors then has the sum of one part in each lane, and needs one conversion and one scale in all.
     #[inline]
-    fn columns<const G: usize, const MIN: bool, const PAIRED: bool, const NC: usize>(
-        x: &[Q8Block; NC], offset: i8,
-    ) -> Columns<NC> {
-        let zero = _mm512_setzero_si512();
-        let mut cols = Columns {
-            d: [_mm512_setzero_ps(); NC],
-            sum: [_mm512_setzero_ps(); NC],
-            start: [[zero; 4]; NC],
-            q: [[zero; 4]; NC],
-        };
-        for c in 0..NC {
-            (cols.d[c], cols.sum[c]) = column::<G>(&x[c]);
-            for j in 0..4 {
-                cols.q[c][j] = signed(&x[c].q.as_chunks().0[j]);
-            }
-            if PAIRED {
-                cols.q[c] = slab::paired(cols.q[c]);
-            }
-            // With minimums there is no offset; else what the offset adds to each lane, exactly, is taken off beforehand.
-            for j in 0..4 {
-                if !MIN {
-                    let plus = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(offset), cols.q[c][j]);
-                    cols.start[c][j] = _mm512_sub_epi32(zero, plus);
-                }
-            }
-        }
-        cols
+    fn turned(v: [__m512i; 4]) -> [__m512i; 4] {
+        let (a, b) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+        let (c, d) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+        [
+            _mm512_unpacklo_epi64(a, c),
+            _mm512_unpackhi_epi64(a, c),
+            _mm512_unpacklo_epi64(b, d),
+            _mm512_unpackhi_epi64(b, d),
+        ]
     }
 
-    /// Adds one row's slab to its accumulators of `NC` columns.
+    /// Which 16 weights a lane of `turned` vectors belongs to.
     #[inline]
-    fn accumulate<const G: usize, const MIN: bool, const PAIRED: bool, const NC: usize>(
-        slab: &Slab, cols: &Columns<NC>, lanes: &[__m512i; 4], acc: &mut [__m512; NC],
+    fn sixteenth<const PAIRED: bool>() -> __m512i {
+        if PAIRED {
+            _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
+        } else {
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+        }
+    }
+
+    /// Prepares the columns of all slabs, (slabs, n).
+    fn columns<const G: usize, const MIN: bool, const PAIRED: bool>(
+        x: Acts<'_>, slabs: usize, offset: i32, to: &mut [Column],
     ) {
-        for c in 0..NC {
-            if MIN {
-                let min = if G == 32 { slab.scale } else { slab.min };
-                acc[c] = _mm512_fnmadd_ps(min, cols.sum[c], acc[c]);
-            }
-            let scale = _mm512_mul_ps(slab.scale, cols.d[c]);
-            let (start, x) = (&cols.start[c], &cols.q[c]);
-            if PAIRED {
-                for j in [0, 2] {
-                    let dot = _mm512_dpbusd_epi32(_mm512_add_epi32(start[j], start[j + 1]), slab.q[j], x[j]);
-                    let dot = _mm512_dpbusd_epi32(dot, slab.q[j + 1], x[j + 1]);
-                    acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(lanes[j], scale), acc[c]);
-                }
-            } else {
+        let lanes = sixteenth::<PAIRED>();
+        for (s, to) in to.chunks_exact_mut(x.n()).take(slabs).enumerate() {
+            for (to, x) in to.iter_mut().zip(x.q8(s)) {
+                let mut q = [_mm512_setzero_si512(); 4];
                 for j in 0..4 {
-                    let dot = _mm512_dpbusd_epi32(start[j], slab.q[j], x[j]);
-                    acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(lanes[j], scale), acc[c]);
+                    q[j] = signed(&x.q.as_chunks().0[j]);
+                }
+                let q = turned(if PAIRED { slab::paired(q) } else { q });
+                // SAFETY: both arrays are 32 bytes.
+                let (d, sums) = unsafe { (_mm256_loadu_ps(x.d.as_ptr()), _mm256_loadu_si256(x.sums.as_ptr().cast())) };
+                let sums = _mm512_cvtepi16_epi32(sums);
+                let d16 = _mm512_permutexvar_ps(_mm512_srli_epi32::<1>(lanes), _mm512_castps256_ps512(d));
+                // Each side of a minimum's product lies as `Slab::min` does.
+                let sum = if G == 32 {
+                    let pairs = _mm512_add_epi32(sums, _mm512_shuffle_epi32::<0b10_11_00_01>(sums));
+                    let eight = _mm512_cvtepi32_ps(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(pairs)));
+                    let eight = _mm256_mul_ps(_mm512_castps512_ps256(eight), d);
+                    _mm512_insertf32x8::<1>(_mm512_setzero_ps(), eight)
+                } else {
+                    let twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+                    _mm512_mul_ps(_mm512_permutexvar_ps(twice, _mm512_castps256_ps512(d)), _mm512_cvtepi32_ps(sums))
+                };
+                // What the offset adds to each lane, exactly, is taken off beforehand.
+                let start = _mm512_mullo_epi32(_mm512_permutexvar_epi32(lanes, sums), _mm512_set1_epi32(-offset));
+                // SAFETY: every field is as long as the vectors stored to it.
+                unsafe {
+                    for j in 0..4 {
+                        _mm512_store_si512(to.q[j].as_mut_ptr().cast(), q[j]);
+                    }
+                    _mm512_store_ps(to.d.as_mut_ptr(), d16);
+                    _mm512_store_ps(to.sum.as_mut_ptr(), sum);
+                    _mm512_store_si512(to.start.as_mut_ptr().cast(), start);
                 }
             }
         }
     }
 
-    /// `R` consecutive rows from `r0` on, or as many as there are; all `NC` columns.
+    /// One row's slab times one column's, added to `acc`. The slab is `turned`, its scales are those of the lanes.
     #[inline]
-    fn gemv_rows<
-        const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize, const R: usize, const NC: usize,
-    >(
-        unpack: impl Fn(&[u8; BYTES]) -> Slab, offset: i8, w: &Panel<'_>, r0: usize, x: Acts<'_>, out: &mut Out<'_>,
+    fn accumulate<const MIN: bool>(slab: &Slab, x: &Column, acc: __m512) -> __m512 {
+        // SAFETY: the fields are 64 bytes and aligned.
+        let (start, d, sum) = unsafe {
+            let start = _mm512_load_si512(x.start.as_ptr().cast());
+            (start, _mm512_load_ps(x.d.as_ptr()), _mm512_load_ps(x.sum.as_ptr()))
+        };
+        let mut dot = if MIN { _mm512_setzero_si512() } else { start };
+        for j in 0..4 {
+            dot = _mm512_dpbusd_epi32(dot, slab.q[j], signed(&x.q[j]));
+        }
+        let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(slab.scale, d), acc);
+        if MIN { _mm512_fnmadd_ps(slab.min, sum, acc) } else { acc }
+    }
+
+    /// Four consecutive rows from `r0` on, or as many as there are. `ONE` column in registers, or several in `acc`,
+    /// (n, rows).
+    #[inline]
+    fn gemv_rows<const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize, const ONE: bool>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, r0: usize, n: usize, cols: &[Column],
+        acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
-        let lanes = lanes_of_groups::<G, PAIRED>();
-        let mut acc = [[_mm512_setzero_ps(); NC]; R];
-        let mut rows: [&[[u8; BYTES]]; R] = [&[]; R];
-        let mut ends = [[0u8; BYTES]; R];
-        for i in 0..R {
+        let lanes = sixteenth::<PAIRED>();
+        let lanes = if G == 32 { _mm512_srli_epi32::<1>(lanes) } else { lanes };
+        let mut rows: [&[[u8; BYTES]]; STREAMS] = [&[]; STREAMS];
+        let mut ends = [[0u8; BYTES]; STREAMS];
+        for i in 0..STREAMS {
             let end: &[u8];
             (rows[i], end) = w.row((r0 + i).min(w.rows - 1)).as_chunks();
             // The blocks at the end of a row that is no multiple of 256, and zeros behind them, which weigh nothing
@@ -213,36 +208,54 @@ avx512! {
                 ends[i][..end.len()].copy_from_slice(end);
             }
         }
-        for s in 0..w.slabs() {
-            let cols = columns::<G, MIN, PAIRED, NC>(x.q8(s).try_into().expect("NC columns"), offset);
-            for r in 0..R {
-                let slab = unpack(rows[r].get(s).unwrap_or(&ends[r]));
-                accumulate::<G, MIN, PAIRED, NC>(&slab, &cols, &lanes, &mut acc[r]);
+        let turn = |b: &[u8; BYTES]| {
+            let slab = unpack(b);
+            let min = if G == 32 { slab.scale } else { slab.min };
+            Slab { q: turned(slab.q), scale: _mm512_permutexvar_ps(lanes, slab.scale), min }
+        };
+        let mut sums = [_mm512_setzero_ps(); STREAMS];
+        acc.fill([0.0; 16]);
+        for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
+            let block = |r: usize| rows[r].get(s).unwrap_or(&ends[r]);
+            if ONE {
+                for r in 0..STREAMS {
+                    sums[r] = accumulate::<MIN>(&turn(block(r)), &x[0], sums[r]);
+                }
+                continue;
+            }
+            let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
+            for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
+                for r in 0..STREAMS {
+                    let sum = accumulate::<MIN>(&slabs[r], x, floats(&acc[r]));
+                    // SAFETY: 16 floats.
+                    unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
+                }
             }
         }
-        for r in 0..R.min(w.rows - r0) {
-            for c in 0..NC {
-                out.column(c, r0 + r, 1)[0] = _mm512_reduce_add_ps(acc[r][c]);
+        for r in 0..STREAMS.min(w.rows - r0) {
+            for c in 0..n {
+                let sum = if ONE { sums[r] } else { floats(&acc[c * STREAMS + r]) };
+                out.column(c, r0 + r, 1)[0] = _mm512_reduce_add_ps(sum);
             }
         }
     }
 
     #[inline]
     fn gemv<const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize>(
-        unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>,
+        unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
-        let offset = w.format.spec().codes.as_ref().expect("installed for formats with codes").offset as u8 as i8;
-        match x.n() {
-            1 => (0..w.rows).step_by(STREAMS).for_each(|r| {
-                gemv_rows::<G, MIN, PAIRED, BYTES, STREAMS, 1>(unpack, offset, &w, r, x, out)
-            }),
-            2 => (0..w.rows).step_by(2).for_each(|r| {
-                gemv_rows::<G, MIN, PAIRED, BYTES, 2, 2>(unpack, offset, &w, r, x, out)
-            }),
-            GEMV_COLS => (0..w.rows).step_by(2).for_each(|r| {
-                gemv_rows::<G, MIN, PAIRED, BYTES, 2, GEMV_COLS>(unpack, offset, &w, r, x, out)
-            }),
-            n => unreachable!("{n} columns go to the gemm"),
+        let (n, offset) = (x.n(), w.format.spec().codes.as_ref().expect("installed for formats with codes").offset);
+        let cols = scratch.sums.take::<Column>(w.slabs() * n);
+        columns::<G, MIN, PAIRED>(x, w.slabs(), offset, cols);
+        if n == 1 {
+            (0..w.rows).step_by(STREAMS).for_each(|r| {
+                gemv_rows::<G, MIN, PAIRED, BYTES, true>(unpack, &w, r, n, cols, &mut [], out)
+            });
+        } else {
+            let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
+            (0..w.rows).step_by(STREAMS).for_each(|r| {
+                gemv_rows::<G, MIN, PAIRED, BYTES, false>(unpack, &w, r, n, cols, acc, out)
+            });
         }
     }
 
@@ -436,8 +449,8 @@ macro_rules! slabs {
     ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $paired:literal $gemv:ident $store:ident;)*) => {
         avx512! {
             $(
-                fn $gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, _: &mut Scratch) {
-                    gemv::<$group, $min, $paired, $bytes>(|b| slab::$unpack(b), w, x, out);
+                fn $gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+                    gemv::<$group, $min, $paired, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
                 }
 
                 fn $store(b: &[u8], codes: &mut Codes) {
