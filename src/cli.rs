@@ -9,6 +9,7 @@ mod inspect;
 mod interrupt;
 mod list;
 mod perplexity;
+mod plan;
 mod pull;
 mod quantize;
 mod run;
@@ -32,6 +33,8 @@ enum Verb {
     Chat(chat::Args),
     /// Continue a text
     Run(run::Args),
+    /// Say whether a model fits this machine, and how fast it will be
+    Plan(plan::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
     /// Measure speed, against what this machine can do
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse_from(long_flags(std::env::args_os())).verb {
         Verb::Chat(a) => chat::run(a),
         Verb::Run(a) => run::run(a),
+        Verb::Plan(a) => plan::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Inspect(a) => inspect::run(a),

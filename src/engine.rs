@@ -5,6 +5,7 @@
 //! a session is its cache; of an engine, the pages of the file that are in use.
 
 use crate::gguf::{Gguf, GgufError};
+use crate::machine::Machine;
 use crate::model::decoder::{self, Local, Plan};
 use crate::model::{Batch, Buffers, KvCache, Model, ModelError};
 use crate::sample::SampleParams;
@@ -69,6 +70,21 @@ pub enum EngineError {
         /// What the system said.
         error: io::Error,
     },
+    /// A session that cannot fit: refused, before the system ends the program over it.
+    #[error(
+        "a session of {sequences} x {context} tokens: {needed} bytes of KV cache and more, {available} bytes of memory and \
+         swap available; a smaller context or -ctk q8_0 -ctv q8_0 takes less"
+    )]
+    Memory {
+        /// Sequences.
+        sequences: usize,
+        /// Tokens of each.
+        context: usize,
+        /// Bytes of the cache when it is full.
+        needed: u64,
+        /// Bytes that can be had.
+        available: u64,
+    },
     /// A batch that does not continue its sequences.
     #[error("batch: token {index}: {problem}")]
     Batch {
@@ -129,6 +145,12 @@ impl Engine {
         let ubatch = o.ubatch.clamp(1, (o.context * o.sequences).max(1));
         let cache = KvCache::new(c, o.sequences, o.context, o.k_type, o.v_type)
             .map_err(system(format!("KV cache of {} sequences of {} tokens", o.sequences, o.context)))?;
+        let machine = Machine::here();
+        let available = machine.available.map_or(u64::MAX, |a| a.saturating_add(machine.swap));
+        let needed = cache.n_bytes() as u64;
+        if needed > available {
+            return Err(EngineError::Memory { sequences: o.sequences, context: o.context, needed, available });
+        }
         let buffers = Buffers::new(c, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"))?;
         Ok(Session {
             tokens: vec![Vec::new(); o.sequences],

@@ -13,6 +13,7 @@
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
+//! * [`machine`], [`plan`]: what this machine has, whether a model fits it, and how fast it will be;
 //! * [`quantize`]: from one GGUF to another of other formats, by llama.cpp's recipes;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
@@ -24,9 +25,11 @@ pub mod cli;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
+pub mod machine;
 pub mod mmap;
 pub mod model;
 pub mod perplexity;
+pub mod plan;
 pub mod quantize;
 pub mod sample;
 pub mod tokenizer;
