@@ -14,6 +14,7 @@ mod pull;
 mod quantize;
 mod run;
 mod sampling;
+mod sessions;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ struct Cli {
 enum Verb {
     /// Talk with a model
     Chat(chat::Args),
+    /// Conversations that were kept: list, show, export, rename, delete
+    Sessions(sessions::Args),
     /// Continue a text
     Run(run::Args),
     /// Say whether a model fits this machine, and how fast it will be
@@ -55,6 +58,7 @@ enum Verb {
 pub fn main() -> ExitCode {
     let result = match Cli::parse_from(long_flags(std::env::args_os())).verb {
         Verb::Chat(a) => chat::run(a),
+        Verb::Sessions(a) => sessions::run(a),
         Verb::Run(a) => run::run(a),
         Verb::Plan(a) => plan::run(a),
         Verb::Perplexity(a) => perplexity::run(a),

@@ -234,8 +234,14 @@ mod tests {
     fn errors_name_file_line_and_key() {
         let cases = [
             ("colour = 1", "c.toml: line 1: colour = 1: unknown field `colour`"),
-            ("\n[sampling]\ntemp = \"hot\"", "c.toml: line 3: temp = \"hot\": invalid type: string \"hot\", expected f32"),
-            ("[sampling]\ntop_k = 1", "c.toml: line 2: top_k = 1: unknown field `top_k`, expected one of `temp`, `top-k`"),
+            (
+                "\n[sampling]\ntemp = \"hot\"",
+                "c.toml: line 3: temp = \"hot\": invalid type: string \"hot\", expected f32",
+            ),
+            (
+                "[sampling]\ntop_k = 1",
+                "c.toml: line 2: top_k = 1: unknown field `top_k`, expected one of `temp`, `top-k`",
+            ),
             ("model = ", "c.toml: line 1: model =: "),
             ("threads = -1", "c.toml: line 1: threads = -1: "),
             ("threads = 0", "c.toml: threads: 0, expected 1 to 4096"),

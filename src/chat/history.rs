@@ -9,9 +9,11 @@
 //! program; others may [`Conversation::read`] it.
 
 mod export;
+mod folder;
 mod text;
 
 pub use export::{export_json, export_markdown};
+pub use folder::{Summary, delete, find, list, stem, timestamp};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -57,6 +59,14 @@ pub enum HistoryError {
         /// Which line, from 1.
         line: usize,
         /// What was found and expected.
+        problem: String,
+    },
+    /// No conversation, or several, that a name may mean.
+    #[error("{}: {problem}", dir.display())]
+    Name {
+        /// The folder.
+        dir: PathBuf,
+        /// What was looked for and found.
         problem: String,
     },
     /// A turn or a role that cannot be written.
@@ -500,7 +510,7 @@ fn check_regular(path: &Path) -> Result<()> {
     }
 }
 
-fn read_file(mut file: &File, path: &Path) -> Result<Vec<u8>> {
+fn read_file(file: &File, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(io_error(path))?;
     match bytes.len() as u64 > MOST_BYTES {
@@ -515,80 +525,4 @@ fn contents(path: &Path, bytes: &[u8]) -> Result<text::Contents> {
         line,
         problem,
     })
-}
-
-/// A line of a list of conversations.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// The file.
-    pub path: PathBuf,
-    /// As [`Conversation::title`].
-    pub title: String,
-    /// The model that it was begun with.
-    pub model: String,
-    /// When it was last written to.
-    pub modified: SystemTime,
-    /// Turns, of all branches.
-    pub turns: usize,
-}
-
-/// The conversations in a folder, the latest first. Files that are none are passed over.
-pub fn list(dir: &Path) -> Vec<Summary> {
-    let files = fs::read_dir(dir).into_iter().flatten().filter_map(|f| Some(f.ok()?.path()));
-    let mut found: Vec<Summary> = files
-        .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
-        .filter_map(|path| {
-            let c = Conversation::read(&path).ok()?;
-            let modified = fs::metadata(&path).and_then(|m| m.modified()).ok()?;
-            Some(Summary { title: c.title(), turns: c.turns.len(), model: c.model, modified, path })
-        })
-        .collect();
-    found.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| b.path.cmp(&a.path)));
-    found
-}
-
-/// Deletes a conversation and the KV cache beside it. Refused for a file that is none, and while another program has it
-/// open.
-pub fn delete(path: &Path) -> Result<()> {
-    check_regular(path)?;
-    let tail = Tail::of(File::open(path).map_err(io_error(path))?, path)?;
-    let mut sign = Vec::new();
-    (&*tail.file).take(64).read_to_end(&mut sign).map_err(io_error(path))?;
-    if !text::is_conversation(&sign) {
-        return Err(HistoryError::Refused { path: path.to_path_buf(), problem: "not a conversation".into() });
-    }
-    fs::remove_file(path).map_err(io_error(path))
-}
-
-/// A point in time as the name of a file: `2026-11-23-154012`, UTC.
-fn timestamp(t: SystemTime) -> String {
-    let seconds = t.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (mut days, second) = (seconds / 86400, seconds % 86400);
-    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let months = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    while days >= months[month] {
-        days -= months[month];
-        month += 1;
-    }
-    let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{:02}-{:02}-{h:02}{m:02}{s:02}", month + 1, days + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_point_in_time_is_a_name() {
-        let cases = [(0, "1970-01-01-000000"), (951_826_154, "2000-02-29-120914"), (1_795_448_412, "2026-11-23-154012")];
-        for (seconds, want) in cases {
-            assert_eq!(timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), want);
-        }
-    }
 }
