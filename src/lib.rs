@@ -12,6 +12,7 @@
 //! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
+//! * [`kv_store`]: what sessions remember, kept on disk;
 //! * [`config`]: what a person sets once;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
 //! * [`machine`], [`plan`]: what this machine has, whether a model fits it, and how fast it will be;
@@ -27,6 +28,7 @@ pub mod config;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
+pub mod kv_store;
 pub mod machine;
 pub mod mmap;
 pub mod model;
