@@ -7,6 +7,7 @@ mod chat;
 mod engine;
 mod inspect;
 mod interrupt;
+mod kept;
 mod list;
 mod perplexity;
 mod plan;
