@@ -1,7 +1,7 @@
 //! Conversations that last: one append-only text file each, which a person can read and mend in an editor.
 //!
 //! What was said is a tree: an edited question or a second answer is another child of the same turn. Every change is a
-//! line or a few at the end of the file ([`text`] says which), written before anybody is told that it happened; an answer
+//! line or a few at the end of the file (`history/text.rs` says which), written before anybody is told that it happened; an answer
 //! that is still coming is appended piece by piece. So whatever ends the program, the file has all that was said, and
 //! [`Conversation::open`] mends where it was cut.
 //!
