@@ -250,11 +250,10 @@ impl Session {
     }
 
     /// Appends the keys and values of these positions of a sequence to `out`.
-    #[allow(unsafe_code)]
     pub fn copy_positions(&self, seq: usize, positions: Range<usize>, out: &mut Vec<u8>) {
         assert!(positions.end <= self.len(seq), "{positions:?} of {}", self.len(seq));
-        // SAFETY: only a forward pass writes to the cache, and it holds `&mut self`.
-        unsafe { self.cache.copy_out(seq, positions, out) }
+        // Only a forward pass writes to the cache, and it holds `&mut self`.
+        self.cache.copy_out(seq, positions, out);
     }
 
     /// Continues a sequence by `tokens`, with the keys and values that [`Session::copy_positions`] gave of `positions` in a

@@ -23,6 +23,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, sync_channel};
 use std::time::SystemTime;
 
 /// The ending of the file's name, beside that of the conversation.
@@ -73,6 +74,12 @@ impl Span {
     fn positions(&self) -> Range<usize> {
         self.start..self.start + self.tokens.len()
     }
+}
+
+/// How far a reading went.
+struct Done {
+    end: usize,                      // the position after the last that was read; 0 for none
+    damage: Option<(usize, String)>, // a span, and what is wrong with it
 }
 
 /// The file of a conversation's keys and values.
@@ -151,23 +158,13 @@ impl KvStore {
             }
             let missing = |(_, positions): &(usize, Range<usize>)| positions.end > common + read;
             let chain: Vec<_> = chain.into_iter().rev().filter(missing).collect();
-            let mut whole = true;
-            for (i, positions) in chain {
-                if let Err(problem) = self.read(session, i, &tokens[positions.clone()]) {
-                    self.spans[i].damaged = true;
-                    let Range { start, end } = self.spans[i].positions();
-                    self.notes.push(format!(
-                        "{}: positions {start} to {end}: {problem}; they are computed anew",
-                        self.path.display()
-                    ));
-                    whole = false;
-                    break;
-                }
-                read = positions.end.saturating_sub(common);
-            }
-            if whole {
-                return read;
-            }
+            let done = self.read(session, &chain, tokens);
+            read = read.max(done.end.saturating_sub(common));
+            let Some((span, problem)) = done.damage else { return read };
+            self.spans[span].damaged = true;
+            let Range { start, end } = self.spans[span].positions();
+            let what = format!("positions {start} to {end}: {problem}; they are computed anew");
+            self.notes.push(format!("{}: {what}", self.path.display()));
         }
     }
 
@@ -230,16 +227,49 @@ impl KvStore {
         best
     }
 
-    /// Reads the first of a span's positions into the sequence.
-    fn read(&mut self, session: &mut Session, span: usize, tokens: &[u32]) -> Result<(), String> {
-        let s = &self.spans[span];
-        self.buffer.resize(session.span_bytes(&s.positions()), 0);
-        self.file.read_exact_at(&mut self.buffer, s.at).map_err(|e| e.to_string())?;
-        if crc32fast::hash(&self.buffer) != s.crc {
-            return Err("the checksum does not fit".into());
-        }
-        session.truncate(0, s.start);
-        session.restore_positions(0, s.positions(), tokens, &self.buffer).map_err(|e| e.to_string())
+    /// Reads positions of spans, each where the one before ends, into the sequence. While one is put in its place, the next
+    /// is read and checked.
+    fn read(&mut self, session: &mut Session, chain: &[(usize, Range<usize>)], tokens: &[u32]) -> Done {
+        let (file, spans) = (&self.file, &self.spans);
+        let sizes: Vec<usize> = chain.iter().map(|&(i, _)| session.span_bytes(&spans[i].positions())).collect();
+        let mut done = Done { end: 0, damage: None };
+        std::thread::scope(|scope| {
+            let (give, take) = sync_channel::<Result<Vec<u8>, String>>(1);
+            let (give_back, take_back) = channel::<Vec<u8>>();
+            scope.spawn(move || {
+                for (&(i, _), &size) in chain.iter().zip(&sizes) {
+                    let mut data = take_back.try_recv().unwrap_or_default();
+                    data.resize(size, 0);
+                    let read = file.read_exact_at(&mut data, spans[i].at).map_err(|e| e.to_string());
+                    let checked = read.and_then(|()| match crc32fast::hash(&data) == spans[i].crc {
+                        true => Ok(data),
+                        false => Err("the checksum does not fit".into()),
+                    });
+                    // Nobody takes any more after damage.
+                    if give.send(checked).is_err() {
+                        break;
+                    }
+                }
+            });
+            for ((i, positions), data) in chain.iter().zip(take) {
+                let put = data.and_then(|data| {
+                    session.truncate(0, positions.start);
+                    let tokens = &tokens[positions.clone()];
+                    session.restore_positions(0, spans[*i].positions(), tokens, &data).map_err(|e| e.to_string())?;
+                    Ok(data)
+                });
+                match put {
+                    // The thread may have read its last.
+                    Ok(data) => drop(give_back.send(data)),
+                    Err(problem) => {
+                        done.damage = Some((*i, problem));
+                        break;
+                    }
+                }
+                done.end = positions.end;
+            }
+        });
+        done
     }
 
     /// Appends a span.

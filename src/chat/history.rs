@@ -298,7 +298,8 @@ impl Conversation {
     pub fn title(&self) -> String {
         self.title.clone().unwrap_or_else(|| {
             let first = self.turns.iter().find(|t| t.role == "user").map(|t| t.content.as_str()).unwrap_or_default();
-            let line = text::one_line(first.lines().find(|l| !l.trim().is_empty()).unwrap_or_default());
+            let line = first.lines().find(|l| !l.trim().is_empty()).unwrap_or_default();
+            let line = text::one_line(line).split_whitespace().collect::<Vec<_>>().join(" ");
             match line.char_indices().nth(TITLE_CHARS) {
                 Some((end, _)) => format!("{}…", line[..end].trim_end()),
                 None => line,

@@ -164,11 +164,11 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
             }
             // The question that did not fit is taken back; the conversation goes on.
             Err(error) => {
-                eprintln!("oxcart: {error}");
                 talk.take_back()?;
                 if !terminal {
                     return Err(error.into());
                 }
+                eprintln!("oxcart: {error}");
             }
         }
     }

@@ -142,12 +142,14 @@ impl Dialogue {
     /// Takes a question back that cannot be answered.
     pub fn take_back(&mut self) -> anyhow::Result<()> {
         self.pop();
-        if let Some(Kept { file: Some(file), ids, .. }) = &mut self.kept
-            && let Some(&last) = ids.last()
-        {
-            file.set_head(last)?;
+        let Some(Kept { file: Some(file), ids, answer, .. }) = &mut self.kept else { return Ok(()) };
+        if let Some(id) = answer.take() {
+            file.end(id, TurnState::Partial)?;
         }
-        Ok(())
+        match ids.last() {
+            Some(&last) => Ok(file.set_head(last)?),
+            None => Ok(()),
+        }
     }
 
     fn pop(&mut self) {

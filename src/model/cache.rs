@@ -125,14 +125,11 @@ impl KvCache {
 
     /// Appends these positions of a sequence to `out`: of each layer and head, the K blocks that they touch (with whatever
     /// their other positions hold), then the V rows.
-    ///
-    /// # Safety
-    /// Nobody writes to the sequence meanwhile.
     #[allow(unsafe_code)]
-    pub unsafe fn copy_out(&self, seq: usize, positions: Range<usize>, out: &mut Vec<u8>) {
+    pub fn copy_out(&self, seq: usize, positions: Range<usize>, out: &mut Vec<u8>) {
         out.reserve(self.span_bytes(&positions));
         for (layer, head) in self.heads() {
-            // SAFETY: the caller's promise.
+            // SAFETY: whoever writes has promised that nobody reads meanwhile ([`KvCache::store`]).
             let c = unsafe { self.view(layer, seq, head, positions.end) };
             let (k, v) = (blocks(&positions), positions.clone());
             out.extend_from_slice(&c.k[self.range(self.k_type, k.start, k.len())]);

@@ -49,7 +49,7 @@ pub fn delete(path: &Path) -> Result<()> {
     }
     let cache = kv_store::beside(path);
     match fs::remove_file(&cache) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&cache)(e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error(&cache)(e)),
         _ => fs::remove_file(path).map_err(io_error(path)),
     }
 }
