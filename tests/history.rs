@@ -209,6 +209,25 @@ fn a_file_mended_by_hand_is_read_and_nonsense_names_its_line() {
 }
 
 #[test]
+fn a_large_file_of_nonsense_is_refused_or_told_of_briefly() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.txt");
+    fs::write(&path, format!("% oxcart conversation 1\n{}", "% head 7\n".repeat(100_000))).unwrap();
+    assert_eq!(Conversation::read(&path).unwrap().notes().len(), 21);
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(1 << 40).unwrap(); // sparse
+    let e = Conversation::open(&path).map(|c| c.turns().len()).unwrap_err().to_string();
+    assert!(e.ends_with("c.txt: larger than 64 MiB, which no conversation may be"), "{e}");
+    let mut c = Conversation::create(dir.path(), "m").unwrap();
+    let e = c.add(None, "user", &"x".repeat(65 << 20)).unwrap_err().to_string();
+    assert!(e.contains("larger than 64 MiB"), "{e}");
+    c.add(None, "user", "still here").unwrap();
+    let path = c.path().to_path_buf();
+    drop(c);
+    assert_eq!(Conversation::open(&path).unwrap().turns().len(), 1);
+}
+
+#[test]
 fn one_program_at_a_time_writes() {
     let dir = tempfile::tempdir().unwrap();
     let mut c = Conversation::create(dir.path(), "m").unwrap();
@@ -247,6 +266,11 @@ fn conversations_are_listed_renamed_and_deleted() {
     assert_eq!(got, [("The first".into(), "m1".into(), 1), ("Second?".into(), "m2".into(), 1)]);
     first.rename("").unwrap();
     assert_eq!(first.title(), "First?");
+    // What an editor broke is not hidden.
+    fs::write(dir.path().join("broken.txt"), "% oxcart conversation 1\n% turn 1 user after 1\n").unwrap();
+    let broken = list(dir.path()).into_iter().find(|s| s.path.ends_with("broken.txt")).expect("it is listed");
+    assert!(broken.title.contains("cannot be read: ") && broken.title.contains("line 2: turn 1 after itself"));
+    fs::remove_file(broken.path).unwrap();
     assert!(delete(&dir.path().join("notes.txt")).unwrap_err().to_string().contains("not a conversation"));
     let path = first.path().to_path_buf();
     drop(first);

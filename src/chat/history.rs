@@ -27,8 +27,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// The ending of a conversation's file name.
 pub const EXTENSION: &str = "txt";
-/// A larger file is no conversation.
-const MOST_BYTES: u64 = 1 << 30;
+/// No conversation grows larger, and no larger file is read as one.
+const MOST_BYTES: u64 = 64 << 20;
 /// How often a growing answer is made durable against a power cut. (The end of the program does not harm it at all.)
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Characters of a title that is taken from the first question.
@@ -415,6 +415,9 @@ impl Tail {
         if !same {
             return Err(HistoryError::Changed(path.to_path_buf()));
         }
+        if self.len + text.len() as u64 > MOST_BYTES {
+            return Err(too_large(path));
+        }
         if let Err(e) = (&*self.file).write_all(text.as_bytes()) {
             // If this fails too, the length gives the next write away, and reading mends it.
             let _ = self.file.set_len(self.len);
@@ -515,9 +518,14 @@ fn read_file(file: &File, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(io_error(path))?;
     match bytes.len() as u64 > MOST_BYTES {
-        true => Err(HistoryError::Refused { path: path.to_path_buf(), problem: "larger than 1 GiB".into() }),
+        true => Err(too_large(path)),
         false => Ok(bytes),
     }
+}
+
+fn too_large(path: &Path) -> HistoryError {
+    let problem = format!("larger than {} MiB, which no conversation may be", MOST_BYTES >> 20);
+    HistoryError::Refused { path: path.to_path_buf(), problem }
 }
 
 fn contents(path: &Path, bytes: &[u8]) -> Result<text::Contents> {

@@ -28,9 +28,16 @@ pub fn list(dir: &Path) -> Vec<Summary> {
     let mut found: Vec<Summary> = files
         .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
         .filter_map(|path| {
-            let c = Conversation::read(&path).ok()?;
             let modified = fs::metadata(&path).and_then(|m| m.modified()).ok()?;
-            Some(Summary { title: c.title(), turns: c.turns.len(), model: c.model, modified, path })
+            match Conversation::read(&path) {
+                Ok(c) => Some(Summary { title: c.title(), turns: c.turns.len(), model: c.model, modified, path }),
+                // What an editor broke is still there, and whoever opens it is told where.
+                Err(e) if begins_as_one(&path) => {
+                    let title = format!("cannot be read: {e}");
+                    Some(Summary { title, turns: 0, model: String::new(), modified, path })
+                }
+                Err(_) => None,
+            }
         })
         .collect();
     found.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| b.path.cmp(&a.path)));
@@ -41,10 +48,9 @@ pub fn list(dir: &Path) -> Vec<Summary> {
 /// open.
 pub fn delete(path: &Path) -> Result<()> {
     check_regular(path)?;
-    let tail = Tail::of(File::open(path).map_err(io_error(path))?, path)?;
-    let mut sign = Vec::new();
-    (&*tail.file).take(64).read_to_end(&mut sign).map_err(io_error(path))?;
-    if !text::is_conversation(&sign) {
+    // Held until it is gone.
+    let _tail = Tail::of(File::open(path).map_err(io_error(path))?, path)?;
+    if !begins_as_one(path) {
         return Err(HistoryError::Refused { path: path.to_path_buf(), problem: "not a conversation".into() });
     }
     let cache = kv_store::beside(path);
@@ -82,6 +88,14 @@ pub fn find(dir: &Path, name: &str) -> Result<PathBuf> {
 /// A file's name without its ending: what a conversation is called where its title is not.
 pub fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Whether a file begins as conversations do.
+fn begins_as_one(path: &Path) -> bool {
+    let mut sign = Vec::new();
+    let read = check_regular(path).is_ok()
+        && File::open(path).is_ok_and(|f| f.take(text::SIGN.len() as u64).read_to_end(&mut sign).is_ok());
+    read && text::is_conversation(&sign)
 }
 
 /// A point in time as the name of a file: `2026-11-23-154012`, UTC.

@@ -27,7 +27,7 @@ use super::{Turn, TurnId, TurnState};
 use std::collections::HashMap;
 
 /// What every file begins with.
-const SIGN: &str = "% oxcart conversation ";
+pub(super) const SIGN: &str = "% oxcart conversation ";
 /// The version that this program writes.
 const VERSION: &str = "1";
 /// The largest number of a turn: far from overflow.
@@ -51,6 +51,9 @@ pub(super) struct Contents {
     pub notes: Vec<String>,
 }
 
+/// Notes that are made of a file, at most: one that is no conversation at all would have millions.
+const MOST_NOTES: usize = 20;
+
 /// A line that cannot be.
 pub(super) struct Contradiction {
     pub line: usize,
@@ -70,6 +73,11 @@ pub(super) fn mark(words: &str) -> String {
 /// A text that stays in its line.
 pub(super) fn one_line(text: &str) -> String {
     text.split(|c: char| c.is_control()).collect::<Vec<_>>().join(" ").trim().to_string()
+}
+
+/// The beginning of a line, for a note.
+fn excerpt(line: &str) -> String {
+    one_line(&line.chars().take(80).collect::<String>())
 }
 
 /// The beginning of a turn, after a blank line, which a turn before it that is still open takes for its line end.
@@ -150,7 +158,7 @@ fn without_torn_end(bytes: &[u8]) -> usize {
 pub(super) fn read(bytes: &[u8]) -> Result<Contents, Contradiction> {
     let mut c = Contents { len: without_torn_end(bytes), ..Contents::default() };
     if c.len < bytes.len() {
-        c.notes.push(format!("{} bytes of an unfinished write at the end are left out", bytes.len() - c.len));
+        c.note(format!("{} bytes of an unfinished write at the end are left out", bytes.len() - c.len));
     }
     let bytes = &bytes[..c.len];
     let first = bytes.iter().position(|&b| b == b'\n');
@@ -158,7 +166,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Contradiction> {
         if !is_conversation(bytes) {
             return Err(Contradiction { line: 1, problem: format!("expected {SIGN:?}, not a conversation") });
         }
-        c.notes.push("the header was not finished".into());
+        c.note("the header was not finished".into());
         (c.headless, c.len) = (true, 0);
         return Ok(c);
     };
@@ -181,19 +189,19 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Contradiction> {
         // Cut short, a number may still look whole.
         let cut = !raw.ends_with(b"\n") && !matches!(parsed, Some(Mark::Title(_) | Mark::End(..)));
         if is_mark && cut && is_torn_mark(raw) {
-            c.notes.push(format!("line {line}: an unfinished mark is left out: {:?}", one_line(&text)));
+            c.note(format!("line {line}: an unfinished mark is left out: {:?}", excerpt(&text)));
             c.len = start - usize::from(said.drop_line_end());
             break;
         }
         let Some(mark) = parsed else {
             if is_mark {
-                c.notes.push(format!("line {line}: no mark of a conversation, taken as text: {:?}", one_line(&text)));
+                c.note(format!("line {line}: no mark of a conversation, taken as text: {:?}", excerpt(&text)));
             }
             let raw = raw.strip_prefix(b"%").filter(|r| r.starts_with(b"%")).unwrap_or(raw);
             if said.open.is_some() {
                 said.text.extend_from_slice(raw);
             } else if !raw.trim_ascii().is_empty() {
-                c.notes.push(format!("line {line}: belongs to no turn, left where it is"));
+                c.note(format!("line {line}: belongs to no turn, left where it is"));
             }
             continue;
         };
@@ -203,7 +211,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Contents, Contradiction> {
     }
     said.flush(&mut c);
     if said.invalid {
-        c.notes.push("bytes that are no UTF-8 are shown as U+FFFD".into());
+        c.note("bytes that are no UTF-8 are shown as U+FFFD".into());
     }
     c.open = said.open.map(|i| c.turns[i].id);
     Ok(c)
@@ -233,11 +241,19 @@ impl Said {
 }
 
 impl Contents {
+    fn note(&mut self, note: String) {
+        match self.notes.len() {
+            0..MOST_NOTES => self.notes.push(note),
+            MOST_NOTES => self.notes.push("and more of the kind".into()),
+            _ => (),
+        }
+    }
+
     fn apply(&mut self, mark: Mark<'_>, line: usize, said: &mut Said) -> Result<(), Contradiction> {
         let known = |c: &mut Contents, id: TurnId| {
             let found = c.by_id.get(&id).copied();
             if found.is_none() {
-                c.notes.push(format!("line {line}: there is no turn {id}"));
+                c.note(format!("line {line}: there is no turn {id}"));
             }
             found
         };
@@ -252,7 +268,7 @@ impl Contents {
                 let parent = parent.and_then(|p| match self.by_id.contains_key(&p) {
                     true => Some(p),
                     false => {
-                        self.notes.push(format!("line {line}: turn {p} is not there, {id} follows the turn before it"));
+                        self.note(format!("line {line}: turn {p} is not there, {id} follows the turn before it"));
                         self.turns.last().map(|t| t.id)
                     }
                 });
