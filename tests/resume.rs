@@ -154,6 +154,8 @@ fn pipes_leave_no_trace_and_what_is_kept_is_managed() {
     let titles: Vec<&str> =
         json["conversations"].as_array().unwrap().iter().filter_map(|c| c["title"].as_str()).collect();
     assert_eq!(titles, ["Third?", "Second?", "First?"]);
+    let at = json["conversations"][0]["modified"].as_str().unwrap();
+    assert!(at.starts_with("20") && at.ends_with('Z') && at.len() == "2026-11-23T15:40:12Z".len(), "{at}");
     let export = out(&sessions(&["export", "second", "--json"]));
     let export: serde_json::Value = serde_json::from_str(&export).unwrap();
     assert_eq!(

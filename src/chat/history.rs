@@ -157,7 +157,7 @@ impl Conversation {
     /// Begins a conversation in a new file of `dir`, named after the time. Creates `dir`, for the owner alone.
     pub fn create(dir: &Path, model: &str) -> Result<Conversation> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
-        let stem = timestamp(SystemTime::now());
+        let stem = timestamp(SystemTime::now()).replace(' ', "-").replace(':', "");
         let mut no = 1;
         let (path, file) = loop {
             let name = if no == 1 { format!("{stem}.{EXTENSION}") } else { format!("{stem}-{no}.{EXTENSION}") };

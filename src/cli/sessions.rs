@@ -117,7 +117,7 @@ fn print_list(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()
         let entries: Vec<_> = all
             .iter()
             .map(|s| {
-                let (name, at) = (stem(&s.path), timestamp(s.modified));
+                let (name, at) = (stem(&s.path), timestamp(s.modified).replace(' ', "T") + "Z");
                 json!({"name": name, "title": s.title, "model": s.model, "modified": at, "turns": s.turns, "path": s.path})
             })
             .collect();
@@ -128,9 +128,9 @@ fn print_list(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()
         eprintln!("no conversations in {}", dir.display());
         return Ok(());
     }
-    writeln!(out, "{:<20} {:<17} {:>5}  TITLE", "NAME", "CHANGED (UTC)", "TURNS")?;
+    writeln!(out, "{:<20} {:<19} {:>5}  TITLE", "NAME", "CHANGED (UTC)", "TURNS")?;
     for s in all {
-        writeln!(out, "{:<20} {:<17} {:>5}  {}", stem(&s.path), timestamp(s.modified), s.turns, s.title)?;
+        writeln!(out, "{:<20} {:<19} {:>5}  {}", stem(&s.path), timestamp(s.modified), s.turns, s.title)?;
     }
     Ok(())
 }

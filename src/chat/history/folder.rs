@@ -98,7 +98,7 @@ fn begins_as_one(path: &Path) -> bool {
     read && text::is_conversation(&sign)
 }
 
-/// A point in time as the name of a file: `2026-11-23-154012`, UTC.
+/// A point in time, UTC: `2026-11-23 15:40:12`.
 pub fn timestamp(t: SystemTime) -> String {
     let seconds = t.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (mut days, second) = (seconds / 86400, seconds % 86400);
@@ -115,7 +115,7 @@ pub fn timestamp(t: SystemTime) -> String {
         month += 1;
     }
     let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{:02}-{:02}-{h:02}{m:02}{s:02}", month + 1, days + 1)
+    format!("{year:04}-{:02}-{:02} {h:02}:{m:02}:{s:02}", month + 1, days + 1)
 }
 
 #[cfg(test)]
@@ -124,9 +124,9 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_point_in_time_is_a_name() {
+    fn a_point_in_time_is_a_date() {
         let cases =
-            [(0, "1970-01-01-000000"), (951_826_154, "2000-02-29-120914"), (1_795_448_412, "2026-11-23-154012")];
+            [(0, "1970-01-01 00:00:00"), (951_826_154, "2000-02-29 12:09:14"), (1_795_448_412, "2026-11-23 15:40:12")];
         for (seconds, want) in cases {
             assert_eq!(timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), want);
         }
