@@ -17,6 +17,7 @@
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
 //! * [`machine`], [`plan`]: what this machine has, whether a model fits it, and how fast it will be;
 //! * [`quantize`]: from one GGUF to another of other formats, by llama.cpp's recipes;
+//! * [`tui`]: the chat as a full screen;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
 
@@ -37,3 +38,4 @@ pub mod plan;
 pub mod quantize;
 pub mod sample;
 pub mod tokenizer;
+pub mod tui;

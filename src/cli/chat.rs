@@ -1,14 +1,16 @@
-//! `oxcart chat`: a conversation, line by line.
+//! `oxcart chat`: a conversation, on the full screen of a terminal or line by line.
 
 use super::engine::{EngineArgs, SessionArgs, facts};
 use super::interrupt::interruptible;
 use super::kept::{Dialogue, KeepArgs, lasting_name};
 use super::sampling::SamplingArgs;
+use crate::catalog;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
 use crate::config::Config;
 use crate::generate::{End, Event, generate_with};
 use crate::sample::Sampler;
+use crate::tui::{self, Chat, Opening, Scheme};
 use anyhow::Context;
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -38,11 +40,24 @@ pub struct Args {
     /// Tokens of context [default: what the model was trained for]
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<usize>,
-    /// Print the figures of every answer
+    /// Print the figures of every answer, with --line
     #[arg(long)]
     show_timings: bool,
     #[command(flatten)]
     keep: KeepArgs,
+    /// Line by line instead of the full screen; so it is without a terminal
+    #[arg(long)]
+    line: bool,
+    /// Colours: dark, light, none [default: as NO_COLOR and COLORFGBG say]
+    #[arg(long, value_name = "THEME", value_parser = theme)]
+    theme: Option<Scheme>,
+    /// Leave the mouse to the terminal
+    #[arg(long)]
+    no_mouse: bool,
+}
+
+fn theme(name: &str) -> Result<Scheme, String> {
+    Scheme::named(name).ok_or_else(|| "expected dark, light or none".into())
 }
 
 const HELP: &str = "/clear forgets the conversation, /regen answers again, /exit ends; Ctrl-C stops an answer";
@@ -51,14 +66,62 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
     let config = Config::load()?;
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let file = match a.keep.keeps(terminal) {
-        true => a.keep.file(&config.conversations_dir()?)?.map(|p| Conversation::open(&p)).transpose()?,
+        true => a.keep.file(&config.conversations_dir()?)?,
         false => None,
     };
     // A conversation goes on with its own model, unless another one is named.
-    let own_model = file.as_ref().map(|c| c.model().to_string()).filter(|m| !m.is_empty());
+    let begun = file.as_ref().map(|p| Conversation::read(p)).transpose()?;
+    let own_model = begun.map(|c| c.model().to_string()).filter(|m| !m.is_empty());
     a.engine.model = a.engine.model.or(own_model).or_else(|| config.model.clone());
     a.engine.threads = a.engine.threads.or(config.threads);
     a.system_prompt = a.system_prompt.or_else(|| config.system_prompt.clone());
+    match terminal && !a.line {
+        true => screen(a, &config, file),
+        false => lines(a, &config, file, terminal),
+    }
+}
+
+/// On the full screen.
+fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<()> {
+    // What has to be fetched is announced and fetched before the screen is taken.
+    catalog::resolve(a.engine.model.as_deref(), None)?;
+    let template = match &a.chat_template_file {
+        Some(f) => Some(std::fs::read_to_string(f).with_context(|| f.display().to_string())?),
+        None => None,
+    };
+    let named =
+        |name: &String| Scheme::named(name).with_context(|| format!("theme {name}: expected dark, light or none"));
+    let scheme = match a.theme {
+        Some(s) => Some(s),
+        None => config.theme.as_ref().map(named).transpose()?,
+    };
+    let keep = a.keep.keeps(true);
+    let (sampling, configured) = (a.sampling.clone(), config.sampling.clone());
+    tui::run(Chat {
+        opening: Opening {
+            engine: a.engine.options()?,
+            session: a.session.options(0, 1),
+            context: a.ctx_size.or(config.ctx_size),
+            template,
+            describe: facts,
+            kv_limit: if keep { config.kv_cache_bytes() } else { 0 },
+        },
+        model: a.engine.model,
+        set_params: Box::new(move |base| sampling.params(configured.params(base))),
+        system: a.system_prompt.unwrap_or_default(),
+        prompt: a.prompt,
+        limit: a.n_predict.and_then(|n| usize::try_from(n).ok()),
+        dir: if keep { Some(config.conversations_dir()?) } else { None },
+        resume,
+        scheme,
+        mouse: !a.no_mouse,
+    })?;
+    Ok(())
+}
+
+/// Line by line.
+fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> anyhow::Result<()> {
+    let file = file.map(|p| Conversation::open(&p)).transpose()?;
     let e = a.engine.open()?;
     let context = a.ctx_size.or(config.ctx_size).unwrap_or(e.model.config.n_context);
     let mut session = e.session(&a.session.options(context, 1))?;
@@ -77,7 +140,7 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
     }
     let opening: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
     let keep = a.keep.keeps(terminal);
-    let mut talk = Dialogue::new(opening, file, keep, &config, lasting_name(a.engine.model.as_deref()))?;
+    let mut talk = Dialogue::new(opening, file, keep, config, lasting_name(a.engine.model.as_deref()))?;
     let mut first = a.prompt.clone();
     let mut lines = std::io::stdin().lock().lines();
     loop {

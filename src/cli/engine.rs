@@ -60,15 +60,21 @@ pub fn kernels(isa: Option<&str>) -> anyhow::Result<&'static Kernels> {
 }
 
 impl EngineArgs {
-    /// Opens the model and says on stderr what it is.
-    pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
+    /// How models are to be opened.
+    pub fn options(&self) -> anyhow::Result<EngineOptions> {
         let threads = self.threads.unwrap_or_else(default_threads);
         if !(1..=4096).contains(&threads) {
             bail!("--threads {threads}: expected 1 to 4096");
         }
         let kernels = kernels(self.isa.as_deref())?;
+        Ok(EngineOptions { threads, kernels, overrides: self.override_kv.clone(), ..EngineOptions::default() })
+    }
+
+    /// Opens the model and says on stderr what it is.
+    pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
+        let o = self.options()?;
         let found = catalog::resolve(self.model.as_deref(), None)?;
-        let o = EngineOptions { threads, kernels, overrides: self.override_kv.clone(), recommended: found.sampling };
+        let o = EngineOptions { recommended: found.sampling, ..o };
         let e = Engine::open(&found.path, &o)?;
         e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
         if let Some(available) = Machine::here().available.filter(|&a| a < e.gguf.file_size()) {

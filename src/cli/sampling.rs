@@ -3,7 +3,7 @@
 use crate::sample::SampleParams;
 
 /// How the next token is chosen.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct SamplingArgs {
     /// Temperature; 0 or less always takes the most likely token
     #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = number::<-100, 100>, allow_negative_numbers = true)]

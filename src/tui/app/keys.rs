@@ -1,0 +1,464 @@
+//! Keys and the mouse.
+
+use super::{App, Completion, Effect, Scroll, Weight};
+use crate::tui::command::Action;
+use crate::tui::editor::{Editor, Motion};
+use crate::tui::panel::{Confirmed, Find, Items, Panel};
+use crate::tui::store::Op;
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseEventKind};
+use std::time::Duration;
+
+/// Rows that one step of the wheel goes.
+const WHEEL: isize = 3;
+/// How long a second Ctrl-C means the first.
+const TWICE: Duration = Duration::from_secs(2);
+
+impl App {
+    pub(super) fn terminal(&mut self, e: Event) {
+        match e {
+            Event::Key(k) if k.kind != KeyEventKind::Release => self.key(k),
+            Event::Paste(text) => self.paste(&text),
+            Event::Mouse(m) => match m.kind {
+                MouseEventKind::ScrollUp => self.wheel(-WHEEL),
+                MouseEventKind::ScrollDown => self.wheel(WHEEL),
+                _ => {}
+            },
+            Event::Resize(columns, rows) => {
+                self.size = (columns, rows);
+            }
+            _ => {}
+        }
+    }
+
+    fn wheel(&mut self, rows: isize) {
+        match &mut self.panel {
+            Some(Panel::Help(at)) => *at = at.saturating_add_signed(rows),
+            Some(Panel::List(l)) => {
+                l.at = l.at.saturating_add_signed(rows.signum()).min(l.shown().len().saturating_sub(1))
+            }
+            _ => self.scroll_by(rows),
+        }
+    }
+
+    fn paste(&mut self, text: &str) {
+        match &mut self.panel {
+            Some(Panel::Settings(s)) => {
+                if let Some(e) = &mut s.editor {
+                    text.chars().for_each(|c| e.insert(c));
+                }
+            }
+            Some(Panel::List(l)) => l.filter.push_str(text.lines().next().unwrap_or_default()),
+            Some(Panel::Find(f)) => f.query.push_str(text.lines().next().unwrap_or_default()),
+            Some(_) => {}
+            None => {
+                if let Some(i) = self.editor.paste(text) {
+                    let content = self.editor.attachments()[i].content.clone();
+                    self.count(i, content);
+                }
+                self.completion = Completion::default();
+            }
+        }
+    }
+
+    fn key(&mut self, k: KeyEvent) {
+        let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
+        if ctrl && k.code == KeyCode::Char('c') {
+            return self.interrupt();
+        }
+        if ctrl && k.code == KeyCode::Char('l') {
+            return self.effects.push(Effect::Redraw);
+        }
+        if ctrl && k.code == KeyCode::Char('z') {
+            return self.effects.push(Effect::Suspend);
+        }
+        match self.panel.take() {
+            Some(p) => self.panel_key(p, k),
+            None => self.main_key(k),
+        }
+    }
+
+    /// Ctrl-C: stops, then clears, then ends.
+    fn interrupt(&mut self) {
+        if self.panel.take().is_some() {
+            return;
+        }
+        if self.answer.is_some() {
+            return self.stop();
+        }
+        if !self.editor.is_empty() || self.editing.is_some() {
+            self.editor.remember();
+            self.editor.clear();
+            (self.editing, self.completion) = (None, Completion::default());
+            return;
+        }
+        match self.quit_asked {
+            Some(at) if self.now - at < TWICE => self.quit(),
+            _ => {
+                self.quit_asked = Some(self.now);
+                self.note("Ctrl-C once more ends");
+            }
+        }
+    }
+
+    fn escape(&mut self) {
+        if !self.completion.choices.is_empty() {
+            self.completion = Completion::default();
+        } else if self.answer.is_some() {
+            self.stop();
+        } else if self.editing.take().is_some() {
+            self.editor.clear();
+        } else if self.selected.take().is_none() {
+            self.notice = None;
+            self.scroll = Scroll::End;
+        }
+    }
+
+    fn main_key(&mut self, k: KeyEvent) {
+        let (ctrl, alt) = (k.modifiers.contains(KeyModifiers::CONTROL), k.modifiers.contains(KeyModifiers::ALT));
+        let shift = k.modifiers.contains(KeyModifiers::SHIFT);
+        let choosing = !self.completion.choices.is_empty();
+        let page = self.page() as isize;
+        match k.code {
+            KeyCode::Esc => self.escape(),
+            KeyCode::Up if choosing && !alt => self.completion.at = self.completion.at.saturating_sub(1),
+            KeyCode::Down if choosing && !alt => {
+                self.completion.at = (self.completion.at + 1).min(self.completion.choices.len() - 1);
+            }
+            KeyCode::Tab if choosing => self.take_completion(),
+            KeyCode::Enter if choosing && self.completed_otherwise() && !alt && !shift => {
+                self.take_completion();
+                // A command that needs nothing more is meant to be done.
+                if self.editor.text().starts_with('/') && !self.editor.text().ends_with([' ', '/']) {
+                    self.submit();
+                }
+            }
+            KeyCode::Enter if alt || shift || ctrl => self.typed('\n'),
+            KeyCode::Char('j') if ctrl => self.typed('\n'),
+            KeyCode::Enter => self.submit(),
+            KeyCode::Tab => self.look_for_completions(),
+            KeyCode::F(1) => self.act(Action::Help, ""),
+            KeyCode::Char('?') if self.editor.is_empty() => self.act(Action::Help, ""),
+
+            KeyCode::Up if alt => self.select(-1),
+            KeyCode::Down if alt => self.select(1),
+            KeyCode::Left if alt => self.branch(-1),
+            KeyCode::Right if alt => self.branch(1),
+            KeyCode::Up if shift => self.scroll_by(-1),
+            KeyCode::Down if shift => self.scroll_by(1),
+            KeyCode::PageUp => self.scroll_by(2 - page),
+            KeyCode::PageDown => self.scroll_by(page - 2),
+            KeyCode::Home if ctrl => self.scroll_to(0),
+            KeyCode::End if ctrl => self.scroll = Scroll::End,
+
+            KeyCode::Char('r') if ctrl || alt => self.act(Action::Regenerate, ""),
+            KeyCode::Char('e') if alt => self.act(Action::Edit, ""),
+            KeyCode::Char('c') if alt => self.act(Action::Continue, ""),
+            KeyCode::Char('y') if ctrl => self.copy(""),
+            KeyCode::Char('y') if alt => self.copy("code"),
+            KeyCode::Char('f') if ctrl => self.act(Action::Find, ""),
+            KeyCode::Char('t') if ctrl => self.act(Action::Fold, ""),
+            KeyCode::Char('n') if ctrl => self.act(Action::New, ""),
+            KeyCode::Char('o') if ctrl => self.act(Action::Conversations, ""),
+            KeyCode::Char('p') if ctrl => self.act(Action::Settings, ""),
+            KeyCode::Char('m') if alt => self.act(Action::Model, ""),
+            KeyCode::Char('g') if ctrl => self.effects.push(Effect::Write(self.editor.expanded())),
+            KeyCode::Char('d') if ctrl && self.editor.is_empty() => self.act(Action::Quit, ""),
+
+            _ => {
+                let before = (self.editor.text().len(), self.editor.cursor());
+                if !edit(&mut self.editor, k) {
+                    return;
+                }
+                if before != (self.editor.text().len(), self.editor.cursor()) {
+                    self.look_for_completions();
+                }
+            }
+        }
+    }
+
+    fn typed(&mut self, c: char) {
+        self.editor.insert(c);
+        self.completion = Completion::default();
+    }
+
+    /// Whether the chosen completion is another than what stands there.
+    fn completed_otherwise(&self) -> bool {
+        let c = &self.completion;
+        let there = &self.editor.text()[c.from..self.editor.cursor()];
+        c.choices.get(c.at).is_some_and(|choice| choice.text != there && choice.text.starts_with(there))
+    }
+
+    fn take_completion(&mut self) {
+        let c = std::mem::take(&mut self.completion);
+        let Some(choice) = c.choices.get(c.at) else { return };
+        let range = c.from..self.editor.cursor();
+        let command = choice.text.starts_with('/') && c.from == 0;
+        let folder = choice.text.ends_with('/');
+        let takes_more = command && choice.what.starts_with(|c: char| c == '[' || c.is_ascii_uppercase());
+        self.editor.complete(range, &format!("{}{}", choice.text, if takes_more { " " } else { "" }));
+        if folder {
+            self.look_for_completions();
+        } else if !command {
+            // A file: read at once, so that its size is seen.
+            (self.reading_files, self.attached) = (1, false);
+            self.effects.push(Effect::Read(choice.text.clone()));
+        }
+    }
+
+    fn panel_key(&mut self, panel: Panel, k: KeyEvent) {
+        let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
+        match panel {
+            Panel::Help(mut at) => {
+                match k.code {
+                    KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | '?') | KeyCode::F(1) => return,
+                    KeyCode::Up => at = at.saturating_sub(1),
+                    KeyCode::Down => at += 1,
+                    KeyCode::PageUp => at = at.saturating_sub(10),
+                    KeyCode::PageDown | KeyCode::Char(' ') => at += 10,
+                    KeyCode::Home => at = 0,
+                    _ => {}
+                }
+                self.panel = Some(Panel::Help(at));
+            }
+            Panel::Settings(mut s) => {
+                match (&mut s.editor, k.code) {
+                    (Some(e), KeyCode::Enter) if k.modifiers.is_empty() => {
+                        let value = e.expanded();
+                        let name = s.rows[s.at].0;
+                        let set = match name {
+                            "system" => {
+                                self.system = value.trim().to_string();
+                                Ok(())
+                            }
+                            name => crate::tui::panel::set(&mut self.params, name, &value),
+                        };
+                        s.problem = set.err();
+                        if s.problem.is_none() {
+                            s.rows[s.at].1 = value.trim().to_string();
+                            s.editor = None;
+                        }
+                    }
+                    (Some(e), KeyCode::Enter) => e.insert('\n'),
+                    (Some(_), KeyCode::Esc) => (s.editor, s.problem) = (None, None),
+                    (Some(e), _) => _ = edit(e, k),
+                    (None, KeyCode::Esc | KeyCode::Char('q')) => return,
+                    (None, KeyCode::Char('p')) if ctrl => return,
+                    (None, KeyCode::Up) => s.at = s.at.saturating_sub(1),
+                    (None, KeyCode::Down) => s.at = (s.at + 1).min(s.rows.len() - 1),
+                    (None, KeyCode::Enter) => {
+                        let mut e = Editor::default();
+                        e.set(&s.rows[s.at].1);
+                        s.editor = Some(e);
+                    }
+                    (None, KeyCode::Char(c)) if !ctrl && !c.is_ascii_alphabetic() && s.at > 0 => {
+                        let mut e = Editor::default();
+                        e.insert(c);
+                        s.editor = Some(e);
+                    }
+                    _ => {}
+                }
+                if let Some(e) = &mut s.editor {
+                    e.layout(self.size.0.saturating_sub(24).max(8) as usize);
+                }
+                self.panel = Some(Panel::Settings(s));
+            }
+            Panel::List(l) => self.list_key(l, k),
+            Panel::Find(mut f) => {
+                match k.code {
+                    KeyCode::Esc => return,
+                    KeyCode::Char('f') if ctrl => return,
+                    KeyCode::Enter | KeyCode::Up => {
+                        let back = k.code == KeyCode::Up || !k.modifiers.contains(KeyModifiers::SHIFT);
+                        self.panel = Some(Panel::Find(f));
+                        return self.found(if back { -1 } else { 1 });
+                    }
+                    KeyCode::Down => {
+                        self.panel = Some(Panel::Find(f));
+                        return self.found(1);
+                    }
+                    KeyCode::Backspace => _ = f.query.pop(),
+                    KeyCode::Char('u') if ctrl => f.query.clear(),
+                    KeyCode::Char(c) if !ctrl => f.query.push(c),
+                    _ => {}
+                }
+                // The last place where it stands is the one looked for, as a rule.
+                let rows = self.transcript.find(&f.query);
+                f.at = rows.len().saturating_sub(1);
+                self.panel = Some(Panel::Find(Find { rows, ..f }));
+                self.found(0);
+            }
+            Panel::Confirm(text, then) => match k.code {
+                KeyCode::Enter | KeyCode::Char('y') => self.confirmed(then),
+                KeyCode::Esc | KeyCode::Char('n' | 'q') => {
+                    if then == Confirmed::LeaveOut {
+                        self.answer = None;
+                    }
+                    if let Confirmed::Delete(_) = then {
+                        self.list();
+                    }
+                }
+                _ => self.panel = Some(Panel::Confirm(text, then)),
+            },
+        }
+    }
+
+    /// Goes to another place where what was sought stands.
+    pub(super) fn found(&mut self, step: isize) {
+        let Some(Panel::Find(f)) = &mut self.panel else { return };
+        if f.rows.is_empty() {
+            return;
+        }
+        let n = f.rows.len() as isize;
+        f.at = (f.at as isize + step).rem_euclid(n) as usize;
+        let row = f.rows[f.at];
+        self.show_row(row);
+    }
+
+    fn confirmed(&mut self, then: Confirmed) {
+        match then {
+            Confirmed::LeaveOut => {
+                self.may_leave_out = true;
+                self.hand_over();
+            }
+            Confirmed::Delete(path) => {
+                if self.path.as_ref() == Some(&path) {
+                    self.begin_anew();
+                }
+                self.effects.push(Effect::Store(Op::Delete(path)));
+                self.list();
+            }
+            Confirmed::Fetch(name) => self.load(Some(name)),
+        }
+    }
+
+    fn list_key(&mut self, mut l: crate::tui::panel::List, k: KeyEvent) {
+        let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
+        let shown = l.shown().len();
+        if let Some(e) = &mut l.naming {
+            match k.code {
+                KeyCode::Esc => l.naming = None,
+                KeyCode::Enter => {
+                    let title = e.expanded();
+                    if let Some(c) = l.conversation() {
+                        let op = match self.path.as_ref() == Some(&c.path) {
+                            true => {
+                                self.title = title.clone();
+                                Op::Rename(title)
+                            }
+                            false => Op::RenameOther(c.path.clone(), title),
+                        };
+                        self.effects.push(Effect::Store(op));
+                    }
+                    l.naming = None;
+                    self.list();
+                }
+                _ => _ = edit(e, k),
+            }
+            self.panel = Some(Panel::List(l));
+            return;
+        }
+        match k.code {
+            KeyCode::Esc if l.filter.is_empty() => return,
+            KeyCode::Esc => l.filter.clear(),
+            KeyCode::Up => l.at = l.at.saturating_sub(1),
+            KeyCode::Down => l.at = (l.at + 1).min(shown.saturating_sub(1)),
+            KeyCode::PageUp => l.at = l.at.saturating_sub(10),
+            KeyCode::PageDown => l.at = (l.at + 10).min(shown.saturating_sub(1)),
+            KeyCode::Enter => match &l.items {
+                Items::Conversations(_) if self.answer.is_some() => {
+                    self.say(Weight::Note, "an answer is still coming: Esc stops it");
+                }
+                Items::Conversations(_) => {
+                    if let Some(c) = l.conversation() {
+                        self.effects.push(Effect::Store(Op::Open(c.path.clone())));
+                        return;
+                    }
+                }
+                Items::Models(_) => {
+                    if let Some(m) = l.model().cloned() {
+                        match m.here {
+                            true => self.load(Some(m.name)),
+                            false => {
+                                let size = m.bytes.map_or(String::new(), |b| format!(" ({:.1} GB)", b as f64 / 1e9));
+                                let text = format!(
+                                    "{}{size} is not on this machine. Enter fetches it from the network.",
+                                    m.name
+                                );
+                                self.panel = Some(Panel::Confirm(text, Confirmed::Fetch(m.name)));
+                            }
+                        }
+                        return;
+                    }
+                }
+            },
+            KeyCode::F(2) => l.naming = naming(&l),
+            KeyCode::Char('r') if ctrl => l.naming = naming(&l),
+            KeyCode::Delete | KeyCode::Char('d') if ctrl || k.code == KeyCode::Delete => {
+                if let Some(c) = l.conversation() {
+                    let text = format!("Delete \u{201c}{}\u{201d} and its {} turns for good?", c.title, c.turns);
+                    self.panel = Some(Panel::Confirm(text, Confirmed::Delete(c.path.clone())));
+                    return;
+                }
+            }
+            KeyCode::Char('e') if ctrl => {
+                if let Some(c) = l.conversation() {
+                    let name = c.path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                    self.effects.push(Effect::Store(Op::Export(Some(c.path.clone()), format!("{name}.md").into())));
+                }
+            }
+            KeyCode::Backspace => _ = l.filter.pop(),
+            KeyCode::Char(c) if !ctrl => {
+                l.filter.push(c);
+                l.at = 0;
+            }
+            _ => {}
+        }
+        self.panel = Some(Panel::List(l));
+    }
+}
+
+fn naming(l: &crate::tui::panel::List) -> Option<Editor> {
+    let mut e = Editor::default();
+    e.set(&l.conversation()?.title);
+    Some(e)
+}
+
+/// Keys that change a text. Whether this was one.
+fn edit(e: &mut Editor, k: KeyEvent) -> bool {
+    let (ctrl, alt) = (k.modifiers.contains(KeyModifiers::CONTROL), k.modifiers.contains(KeyModifiers::ALT));
+    match k.code {
+        // Ctrl-_ arrives as what the terminal makes of it.
+        KeyCode::Char('_' | '/' | '7' | '-') if ctrl => e.undo(),
+        KeyCode::Char('_' | '/') if alt => e.redo(),
+        KeyCode::Char('<') if alt => e.go(Motion::Start),
+        KeyCode::Char('>') if alt => e.go(Motion::Finish),
+        KeyCode::Char('a') if ctrl => e.go(Motion::Home),
+        KeyCode::Char('e') if ctrl => e.go(Motion::End),
+        KeyCode::Char('b') if ctrl => e.go(Motion::Left),
+        KeyCode::Char('b') if alt => e.go(Motion::WordLeft),
+        KeyCode::Char('f') if alt => e.go(Motion::WordRight),
+        KeyCode::Char('w') if ctrl => e.delete(Motion::WordLeft),
+        KeyCode::Char('u') if ctrl => e.delete(Motion::Home),
+        KeyCode::Char('k') if ctrl => e.delete(Motion::End),
+        KeyCode::Char('d') if alt => e.delete(Motion::WordRight),
+        KeyCode::Char('d') if ctrl => e.delete(Motion::Right),
+        KeyCode::Char('h') if ctrl => e.delete(Motion::Left),
+        KeyCode::Char('v') if ctrl => e.yank(),
+        KeyCode::Backspace if ctrl || alt => e.delete(Motion::WordLeft),
+        KeyCode::Backspace => e.delete(Motion::Left),
+        KeyCode::Delete if ctrl || alt => e.delete(Motion::WordRight),
+        KeyCode::Delete => e.delete(Motion::Right),
+        KeyCode::Left if ctrl => e.go(Motion::WordLeft),
+        KeyCode::Right if ctrl => e.go(Motion::WordRight),
+        KeyCode::Left => e.go(Motion::Left),
+        KeyCode::Right => e.go(Motion::Right),
+        KeyCode::Home => e.go(Motion::Home),
+        KeyCode::End => e.go(Motion::End),
+        KeyCode::Up => e.up(),
+        KeyCode::Down => e.down(),
+        // AltGr is Ctrl and Alt together on some keyboards.
+        KeyCode::Char(c) if ctrl == alt => e.insert(c),
+        _ => return false,
+    }
+    true
+}

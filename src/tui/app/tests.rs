@@ -1,0 +1,384 @@
+//! Sequences of events, what they leave on the screen, and what they ask for.
+
+use super::*;
+use crate::tui::worker::Event as W;
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+
+const NONE: KeyModifiers = KeyModifiers::NONE;
+const CTRL: KeyModifiers = KeyModifiers::CONTROL;
+const ALT: KeyModifiers = KeyModifiers::ALT;
+
+fn app(size: (u16, u16)) -> App {
+    let b = Beginning {
+        model: None,
+        scheme: Scheme::None,
+        mouse: true,
+        set_params: Box::new(|p| p),
+        system: String::new(),
+        prompt: None,
+        limit: None,
+    };
+    let mut a = App::new(b, size, Instant::now());
+    a.update(Msg::Tick);
+    a.effects.clear();
+    a
+}
+
+fn loaded() -> Loaded {
+    Loaded {
+        name: "Model".into(),
+        facts: "Model | llama Q4_1 0.09 GiB | avx2 | 2 threads | ctx 1000".into(),
+        context: 1000,
+        bytes_per_token: 100_000_000,
+        cache_per_token: 1000,
+        recommended: SampleParams::default(),
+        notes: Vec::new(),
+    }
+}
+
+impl App {
+    fn press(&mut self, code: KeyCode, modifiers: KeyModifiers) -> Vec<Effect> {
+        self.hear(Msg::Terminal(Event::Key(KeyEvent::new(code, modifiers))))
+    }
+
+    fn write(&mut self, text: &str) {
+        for c in text.chars() {
+            self.press(KeyCode::Char(c), NONE);
+        }
+    }
+
+    fn hear(&mut self, msg: Msg) -> Vec<Effect> {
+        self.update(msg);
+        std::mem::take(&mut self.effects)
+    }
+
+    fn ready(&mut self) -> Vec<Effect> {
+        let effects = self.hear(Msg::Worker(W::Loaded(Box::new(loaded()), None)));
+        self.hear(Msg::Worker(W::Loading(1, 1)));
+        effects
+    }
+
+    /// An answer up to its end, or to where it is.
+    fn answer(&mut self, text: &str, end: Option<End>) -> Vec<Effect> {
+        let (tokens, time, used) = (10, Duration::from_secs(2), 120);
+        self.hear(Msg::Worker(W::Reading { done: 100, of: 100, reused: 0, time: Duration::from_secs(1) }));
+        let mut effects = self.hear(Msg::Worker(W::Text { text: text.into(), tokens, time, used }));
+        if let Some(end) = end {
+            effects.extend(self.hear(Msg::Worker(W::Ended { end, tokens, time, used })));
+        }
+        effects
+    }
+
+    fn ask_for(&mut self, question: &str) -> Vec<Effect> {
+        self.write(question);
+        self.press(KeyCode::Enter, NONE)
+    }
+
+    fn screen(&self) -> String {
+        let mut t = Terminal::new(TestBackend::new(self.size.0, self.size.1)).unwrap();
+        t.draw(|f| view::draw(f, self)).unwrap();
+        let buffer = t.backend().buffer();
+        let row = |y| {
+            let mut line = String::new();
+            let mut x = 0;
+            while x < self.size.0 {
+                let symbol = buffer[(x, y)].symbol();
+                line.push_str(symbol);
+                x += crate::tui::wrap::width(symbol).max(1) as u16;
+            }
+            line.trim_end().to_string()
+        };
+        (0..self.size.1).map(row).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn asked(effects: &[Effect]) -> Option<&Ask> {
+    effects.iter().find_map(|e| if let Effect::Ask(a) = e { Some(a) } else { None })
+}
+
+fn said(a: &Ask) -> Vec<&str> {
+    a.messages.iter().map(|m| m.content.as_str()).collect()
+}
+
+#[test]
+fn a_question_waits_for_the_model_but_is_written_at_once() {
+    let mut a = app((80, 24));
+    let effects = a.ask_for("hello");
+    let add = Op::Add { parent: None, role: "user".into(), content: "hello".into() };
+    assert_eq!(effects, [Effect::Store(add)]);
+    assert_eq!(said(asked(&a.ready()).unwrap()), ["hello"]);
+}
+
+#[test]
+fn what_is_heard_is_written_before_it_is_over() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    let effects = a.answer("part", None);
+    let begin = Op::Begin { parent: Some(0), role: "assistant".into() };
+    assert_eq!(effects, [Effect::Store(begin), Effect::Store(Op::Append(1, "part".into()))]);
+    assert_eq!(a.state, State::Answering);
+    assert_eq!(a.press(KeyCode::Esc, NONE), [Effect::Stop(1)]);
+    assert_eq!(a.answer(" more", Some(End::Stopped)).last(), Some(&Effect::Store(Op::End(1, TurnState::Stopped))));
+    assert_eq!((a.state.clone(), a.tree.nodes[1].content.as_str()), (State::Stopped, "part more"));
+    // And it can be gone on with.
+    let effects = a.press(KeyCode::Char('c'), ALT);
+    let ask = asked(&effects).unwrap();
+    assert!(ask.go_on && said(ask) == ["q", "part more"]);
+    a.answer(", end", Some(End::Eog));
+    assert_eq!((a.tree.nodes[1].content.as_str(), a.tree.nodes[1].state), ("part more, end", TurnState::Whole));
+}
+
+#[test]
+fn branches_are_made_and_walked() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.answer("first", Some(End::Eog));
+    assert_eq!(said(asked(&a.press(KeyCode::Char('r'), CTRL)).unwrap()), ["q"]);
+    a.answer("second", Some(End::Eog));
+    assert!(a.screen().contains("‹ 2 of 2 ›") && a.screen().contains("second") && !a.screen().contains("first"));
+    assert_eq!(a.press(KeyCode::Left, ALT), [Effect::Store(Op::Head(1))]);
+    assert!(a.screen().contains("‹ 1 of 2 ›") && a.screen().contains("first"));
+    // A changed question is a branch of its own.
+    a.press(KeyCode::Char('e'), ALT);
+    assert_eq!(a.editor.text(), "q");
+    let effects = a.ask_for("2");
+    assert_eq!(said(asked(&effects).unwrap()), ["q2"]);
+    a.answer("third", Some(End::Eog));
+    assert!(!a.screen().contains("first") && a.screen().contains("third"));
+    a.press(KeyCode::Left, ALT);
+    assert!(a.screen().contains("second"), "the branch last begun below the first question:\n{}", a.screen());
+}
+
+#[test]
+fn what_is_sent_meanwhile_waits() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("one");
+    a.answer("1", None);
+    assert!(asked(&a.ask_for("two")).is_none());
+    assert!(a.screen().contains("next: two"));
+    assert_eq!(said(asked(&a.answer("", Some(End::Eog))).unwrap()), ["one", "1", "two"]);
+    // Stopped, it comes back to be thought over.
+    a.answer("2", None);
+    a.ask_for("three");
+    a.press(KeyCode::Esc, NONE);
+    assert_eq!((a.editor.text(), a.queued.as_deref()), ("three", None));
+}
+
+#[test]
+fn the_oldest_turns_are_left_out_only_when_that_is_agreed_to() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("one");
+    a.answer("1", Some(End::Eog));
+    a.ask_for("two");
+    a.hear(Msg::Worker(W::Full(2)));
+    assert!(a.screen().contains("no longer fits"));
+    let effects = a.press(KeyCode::Enter, NONE);
+    assert!(asked(&effects).unwrap().may_leave_out);
+    a.hear(Msg::Worker(W::LeftOut(2)));
+    a.answer("2", Some(End::Eog));
+    assert!(a.screen().contains("no longer reads what stands above"));
+}
+
+#[test]
+fn nearly_full_is_said_before_it_is_full() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    let (tokens, time) = (10, Duration::from_secs(1));
+    a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, time, used: 900 }));
+    a.hear(Msg::Worker(W::Ended { end: End::Eog, tokens, time, used: 900 }));
+    assert!(a.screen().contains("90 % full"));
+}
+
+#[test]
+fn the_end_is_followed_unless_somebody_looks_up() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.answer(&(0..60).map(|i| format!("line {i}\n\n")).collect::<String>(), None);
+    assert!(a.screen().contains("line 59"));
+    a.press(KeyCode::PageUp, NONE);
+    let before = a.screen();
+    assert!(!before.contains("line 59") && before.contains("Ctrl-End"));
+    a.answer("line 60\n\nline 61", None);
+    let transcript = |s: &str| s.lines().take(15).map(str::to_string).collect::<Vec<_>>();
+    assert_eq!(transcript(&a.screen())[1..], transcript(&before)[1..], "what is looked at stays");
+    a.press(KeyCode::End, CTRL);
+    assert!(a.screen().contains("line 61"));
+    // From turn to turn, and search.
+    a.press(KeyCode::Up, ALT);
+    a.press(KeyCode::Up, ALT);
+    assert!(a.screen().contains("┃ q"), "{}", a.screen());
+    a.press(KeyCode::Esc, NONE);
+    a.press(KeyCode::Char('f'), CTRL);
+    a.write("LINE 7");
+    assert!(a.screen().contains("▶ line 7"), "{}", a.screen());
+}
+
+#[test]
+fn commands_are_completed_and_done() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.write("/ex");
+    assert!(a.screen().contains("/export") && a.screen().contains("/quit"));
+    a.press(KeyCode::Esc, NONE);
+    a.press(KeyCode::Char('u'), CTRL);
+    a.write("/the");
+    a.press(KeyCode::Enter, NONE);
+    assert_eq!(a.editor.text(), "/theme ", "what takes more is only completed");
+    a.write("light");
+    a.press(KeyCode::Enter, NONE);
+    assert_eq!(a.theme.scheme, Scheme::Light);
+    a.write("/set temp 0.25");
+    a.press(KeyCode::Enter, NONE);
+    assert_eq!(a.params.temp, 0.25);
+    a.write("/nonsense");
+    assert!(asked(&a.press(KeyCode::Enter, NONE)).is_none());
+    assert!(a.screen().contains("no command /nonsense"));
+    a.press(KeyCode::Char('u'), CTRL);
+    a.write("/he");
+    a.press(KeyCode::Enter, NONE);
+    assert!(a.screen().contains("keys and commands"));
+}
+
+#[test]
+fn files_come_in_before_they_are_sent() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.write("what says @notes.txt ?");
+    let effects = a.press(KeyCode::Enter, NONE);
+    assert_eq!(effects, [Effect::Read("notes.txt".into())]);
+    let effects = a.hear(Msg::File("notes.txt".into(), Ok("some notes".into())));
+    assert_eq!(effects, [Effect::Count(0, "some notes".into())]);
+    a.hear(Msg::Counted(0, 3));
+    assert!(a.screen().contains("[@notes.txt 10 B, 3 tokens]"));
+    let effects = a.press(KeyCode::Enter, NONE);
+    assert_eq!(said(asked(&effects).unwrap()), ["what says notes.txt:\n```txt\nsome notes\n```\n ?"]);
+    a.answer("notes", Some(End::Eog));
+    // A word with an @ that is no file is a word.
+    a.write("hello @ada");
+    assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Read("ada".into())]);
+    let effects = a.hear(Msg::File("ada".into(), Err("ada: no such file".into())));
+    assert_eq!(asked(&effects).unwrap().messages.last().unwrap().content, "hello @ada");
+}
+
+#[test]
+fn a_system_prompt_goes_with_the_next_question() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.press(KeyCode::Char('p'), CTRL);
+    a.press(KeyCode::Enter, NONE);
+    a.write("Be brief.");
+    a.press(KeyCode::Enter, NONE);
+    a.press(KeyCode::Esc, NONE);
+    assert_eq!(said(asked(&a.ask_for("q")).unwrap()), ["Be brief.", "q"]);
+    a.answer("a", Some(End::Eog));
+    a.write("/system Be long.");
+    a.press(KeyCode::Enter, NONE);
+    assert_eq!(said(asked(&a.ask_for("r")).unwrap()), ["Be long.", "q", "a", "r"]);
+}
+
+#[test]
+fn ctrl_c_stops_then_clears_then_ends() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.write("draft");
+    assert_eq!(a.press(KeyCode::Char('c'), CTRL), [Effect::Stop(1)]);
+    a.answer("", Some(End::Stopped));
+    a.press(KeyCode::Char('c'), CTRL);
+    assert!(a.editor.is_empty() && !a.quit);
+    a.press(KeyCode::Char('c'), CTRL);
+    assert!(!a.quit);
+    a.press(KeyCode::Char('c'), CTRL);
+    assert!(a.quit);
+}
+
+const ANSWER: &str = "<think>\nThe person asks about oxen. Strength, patience.\n</think>\n\n## Oxen\n\nAn **ox** pulls \
+    a cart; 牛很有耐心，力气也大。 مرحبا 👩‍🌾\n\n1. strong\n2. patient\n\n| animal | km/h |\n|---|--:|\n| ox | 3 |\n| horse | 6 |\n\n\
+    ```rust\nfn speed(ox: &Ox) -> f32 {\n    3.0 // km/h\n}\n```\n\n> Slow is steady.\n";
+
+/// The main screens, as a person meets them.
+fn scenes(size: (u16, u16)) -> Vec<(&'static str, App)> {
+    let mut answered = app(size);
+    answered.ready();
+    answered.ask_for("Tell me about oxen");
+    answered.answer(ANSWER, Some(End::Eog));
+    let mut answering = app(size);
+    answering.ready();
+    answering.ask_for("Why?");
+    answering.answer("Because the **road** is long and", None);
+    answering.write("and then");
+    let mut reading = app(size);
+    reading.ready();
+    reading.hear(Msg::Terminal(Event::Paste("word ".repeat(20_000))));
+    reading.press(KeyCode::Enter, NONE);
+    reading.hear(Msg::Worker(W::Reading { done: 512, of: 2048, reused: 0, time: Duration::from_secs(4) }));
+    let mut help = app(size);
+    help.press(KeyCode::Char('?'), NONE);
+    let mut settings = app(size);
+    settings.ready();
+    settings.press(KeyCode::Char('p'), CTRL);
+    let mut list = app(size);
+    list.press(KeyCode::Char('o'), CTRL);
+    let summary = |title: &str, turns| Summary {
+        path: format!("{turns}.txt").into(),
+        title: title.into(),
+        model: String::new(),
+        modified: std::time::SystemTime::now(),
+        turns,
+    };
+    list.hear(Msg::Store(store::Event::Listed(vec![summary("Oxen and carts", 12), summary("牛车的历史", 4)])));
+    let mut commands = app(size);
+    commands.write("/");
+    vec![
+        ("begin", app(size)),
+        ("answered", answered),
+        ("answering", answering),
+        ("reading", reading),
+        ("help", help),
+        ("settings", settings),
+        ("conversations", list),
+        ("commands", commands),
+    ]
+}
+
+/// What the main screens look like. `OXCART_BLESS=1` writes them anew.
+#[test]
+fn the_main_screens_look_as_they_did() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/screens");
+    let bless = std::env::var_os("OXCART_BLESS").is_some();
+    let mut wrong = Vec::new();
+    for size in [(80, 24), (120, 40), (40, 10)] {
+        for (name, a) in scenes(size) {
+            let path = folder.join(format!("{name}-{}x{}.txt", size.0, size.1));
+            let got = a.screen() + "\n";
+            if bless {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&path, &got).unwrap();
+            }
+            let want = std::fs::read_to_string(&path).unwrap_or_default();
+            if got != want {
+                wrong.push(format!("{}:\n{got}expected:\n{want}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_screen_can_be_of_any_size() {
+    for (_, mut a) in scenes((80, 24)) {
+        for size in (1..30).flat_map(|h| [1, 5, 10, 11, 17, 40, 81, 200].map(|w| (w, h))) {
+            a.hear(Msg::Terminal(Event::Resize(size.0, size.1)));
+            a.hear(Msg::Terminal(Event::Key(KeyEvent::new(KeyCode::PageUp, NONE))));
+            a.screen();
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What lies over the conversation for a while: help, settings, lists, search, a question.
+
+use super::editor::Editor;
+use crate::chat::history::Summary;
+use crate::sample::SampleParams;
+
+/// One of them.
+pub enum Panel {
+    /// Keys and commands, from a line on.
+    Help(usize),
+    /// System prompt and sampling.
+    Settings(Settings),
+    /// Conversations or models.
+    List(List),
+    /// A search in the conversation.
+    Find(Find),
+    /// A question, and what to do when Enter answers it.
+    Confirm(String, Confirmed),
+}
+
+/// What a yes means.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Confirmed {
+    /// Ask again, the oldest turns left out.
+    LeaveOut,
+    /// Delete a conversation.
+    Delete(std::path::PathBuf),
+    /// Fetch a model over the network.
+    Fetch(String),
+}
+
+/// A search.
+#[derive(Default)]
+pub struct Find {
+    /// What is sought.
+    pub query: String,
+    /// The rows where it stands.
+    pub rows: Vec<usize>,
+    /// Which of them is shown.
+    pub at: usize,
+}
+
+/// The panel of settings.
+pub struct Settings {
+    /// Name, value, what it is.
+    pub rows: Vec<(&'static str, String, &'static str)>,
+    /// The row under the cursor.
+    pub at: usize,
+    /// A value that is being changed.
+    pub editor: Option<Editor>,
+    /// Why the last one could not be set.
+    pub problem: Option<String>,
+}
+
+impl Settings {
+    /// With the values as they are.
+    pub fn new(system: &str, p: &SampleParams) -> Settings {
+        let mut rows = vec![("system", system.to_string(), "what the model is told before all else")];
+        rows.extend(SAMPLING.iter().map(|s| (s.name, (s.get)(p), s.what)));
+        Settings { rows, at: 0, editor: None, problem: None }
+    }
+}
+
+/// A parameter of sampling by its name.
+struct Parameter {
+    name: &'static str,
+    what: &'static str,
+    get: fn(&SampleParams) -> String,
+    set: fn(&mut SampleParams, &str) -> Option<()>,
+    expected: &'static str,
+}
+
+fn number(s: &str, range: std::ops::RangeInclusive<f32>) -> Option<f32> {
+    s.parse().ok().filter(|x| range.contains(x))
+}
+
+const SAMPLING: &[Parameter] = &[
+    Parameter {
+        name: "temp",
+        what: "temperature; 0 always takes the most likely token",
+        get: |p| p.temp.to_string(),
+        set: |p, s| number(s, -100.0..=100.0).map(|x| p.temp = x),
+        expected: "a number from -100 to 100",
+    },
+    Parameter {
+        name: "top-k",
+        what: "keep the K most likely tokens; 0 for all",
+        get: |p| p.top_k.to_string(),
+        set: |p, s| s.parse().ok().map(|k| p.top_k = k),
+        expected: "a whole number",
+    },
+    Parameter {
+        name: "top-p",
+        what: "keep the most likely tokens up to a sum of P",
+        get: |p| p.top_p.to_string(),
+        set: |p, s| number(s, 0.0..=1.0).map(|x| p.top_p = x),
+        expected: "a number from 0 to 1",
+    },
+    Parameter {
+        name: "min-p",
+        what: "keep tokens at least P times as likely as the first",
+        get: |p| p.min_p.to_string(),
+        set: |p, s| number(s, 0.0..=1.0).map(|x| p.min_p = x),
+        expected: "a number from 0 to 1",
+    },
+    Parameter {
+        name: "typical",
+        what: "locally typical sampling up to a sum of P",
+        get: |p| p.typical_p.to_string(),
+        set: |p, s| number(s, 0.0..=1.0).map(|x| p.typical_p = x),
+        expected: "a number from 0 to 1",
+    },
+    Parameter {
+        name: "repeat-penalty",
+        what: "penalty for recent tokens; 1 for none",
+        get: |p| p.repeat_penalty.to_string(),
+        set: |p, s| number(s, 0.0..=100.0).filter(|x| *x > 0.0).map(|x| p.repeat_penalty = x),
+        expected: "a number above 0, to 100",
+    },
+    Parameter {
+        name: "repeat-last-n",
+        what: "how many tokens are recent",
+        get: |p| p.repeat_last_n.to_string(),
+        set: |p, s| s.parse().ok().map(|n| p.repeat_last_n = n),
+        expected: "a whole number",
+    },
+    Parameter {
+        name: "presence-penalty",
+        what: "subtracted from the logits of recent tokens",
+        get: |p| p.presence_penalty.to_string(),
+        set: |p, s| number(s, -100.0..=100.0).map(|x| p.presence_penalty = x),
+        expected: "a number from -100 to 100",
+    },
+    Parameter {
+        name: "frequency-penalty",
+        what: "subtracted for each recent occurrence",
+        get: |p| p.frequency_penalty.to_string(),
+        set: |p, s| number(s, -100.0..=100.0).map(|x| p.frequency_penalty = x),
+        expected: "a number from -100 to 100",
+    },
+    Parameter {
+        name: "seed",
+        what: "seed of the random numbers; -1 for a random one",
+        get: |p| p.seed.map_or("-1".into(), |s| s.to_string()),
+        set: |p, s| {
+            p.seed = if s == "-1" { None } else { Some(s.parse().ok()?) };
+            Some(())
+        },
+        expected: "a whole number, or -1",
+    },
+];
+
+/// Sets a parameter by its name.
+pub fn set(p: &mut SampleParams, name: &str, value: &str) -> Result<(), String> {
+    let Some(s) = SAMPLING.iter().find(|s| s.name == name) else {
+        let names: Vec<_> = SAMPLING.iter().map(|s| s.name).collect();
+        return Err(format!("no setting {name}; there are system, {}", names.join(", ")));
+    };
+    (s.set)(p, value.trim()).ok_or_else(|| format!("{name} {value}: expected {}", s.expected))
+}
+
+/// A model that can be switched to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelItem {
+    /// `NAME:QUANT`, or a path.
+    pub name: String,
+    /// Bytes, where they are known.
+    pub bytes: Option<u64>,
+    /// Whether it is on this machine.
+    pub here: bool,
+}
+
+/// What a list holds.
+pub enum Items {
+    /// Conversations.
+    Conversations(Vec<Summary>),
+    /// Models.
+    Models(Vec<ModelItem>),
+}
+
+/// A list to choose from.
+pub struct List {
+    /// Of what.
+    pub items: Items,
+    /// What their names must contain.
+    pub filter: String,
+    /// The row under the cursor, of those that are shown.
+    pub at: usize,
+    /// A new name that is being written.
+    pub naming: Option<Editor>,
+}
+
+impl List {
+    /// A list from its beginning.
+    pub fn new(items: Items) -> List {
+        List { items, filter: String::new(), at: 0, naming: None }
+    }
+
+    /// The places in the list of those that are shown.
+    pub fn shown(&self) -> Vec<usize> {
+        let filter = self.filter.to_lowercase();
+        let fits = |s: &str| s.to_lowercase().contains(&filter);
+        match &self.items {
+            Items::Conversations(c) => (0..c.len()).filter(|&i| fits(&c[i].title)).collect(),
+            Items::Models(m) => (0..m.len()).filter(|&i| fits(&m[i].name)).collect(),
+        }
+    }
+
+    /// The conversation under the cursor.
+    pub fn conversation(&self) -> Option<&Summary> {
+        let Items::Conversations(c) = &self.items else { return None };
+        self.shown().get(self.at).map(|&i| &c[i])
+    }
+
+    /// The model under the cursor.
+    pub fn model(&self) -> Option<&ModelItem> {
+        let Items::Models(m) = &self.items else { return None };
+        self.shown().get(self.at).map(|&i| &m[i])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_set_by_name_or_refused() {
+        let mut p = SampleParams::default();
+        for (name, value) in [("temp", "0.5"), ("top-k", "0"), ("seed", "7"), ("repeat-penalty", " 1.1 ")] {
+            assert_eq!(set(&mut p, name, value), Ok(()), "{name}");
+        }
+        let want = SampleParams { temp: 0.5, top_k: 0, seed: Some(7), repeat_penalty: 1.1, ..SampleParams::default() };
+        assert_eq!(p, want);
+        set(&mut p, "seed", "-1").unwrap();
+        assert_eq!(p.seed, None);
+        for (name, value) in
+            [("temp", "x"), ("temp", "NaN"), ("top-p", "2"), ("top-k", "-3"), ("nothing", "1"), ("repeat-penalty", "0")]
+        {
+            assert!(set(&mut p, name, value).is_err(), "{name} {value}");
+        }
+        // What is shown can be typed.
+        for (name, value, _) in Settings::new("", &p).rows.into_iter().skip(1) {
+            assert_eq!(set(&mut p.clone(), name, &value), Ok(()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The thread that writes what is said to the conversation's file, so that a slow disk never holds up a key press.
+//!
+//! Changes arrive in order and are written in order. Turns are numbered as the screen numbers them; the file's own
+//! numbers stay here. Dropping the [`Store`] waits until everything is written.
+
+use super::Msg;
+use crate::chat::history::{self, Conversation, HistoryError, Summary, TurnId, TurnState};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+/// What to write, or to read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A whole turn.
+    Add {
+        /// What it follows.
+        parent: Option<usize>,
+        /// Who.
+        role: String,
+        /// What.
+        content: String,
+    },
+    /// A turn whose text is still to come.
+    Begin {
+        /// What it follows.
+        parent: Option<usize>,
+        /// Who.
+        role: String,
+    },
+    /// More of it.
+    Append(usize, String),
+    /// The end of it.
+    End(usize, TurnState),
+    /// The conversation goes to another turn.
+    Head(usize),
+    /// Its name.
+    Rename(String),
+    /// Another conversation, to be created with its first turn; the name of the model that it is begun with.
+    New(String),
+    /// Go on with a file.
+    Open(PathBuf),
+    /// Say which there are.
+    List,
+    /// Delete one.
+    Delete(PathBuf),
+    /// Name another one.
+    RenameOther(PathBuf, String),
+    /// Write this one (or another) for other programs: `.json`, else Markdown.
+    Export(Option<PathBuf>, PathBuf),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Event {
+    /// A file was opened: its turns, with parents by their place in the list, and where it stands.
+    Opened {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        title: String,
+        /// Parent, role, content, state.
+        turns: Vec<(Option<usize>, String, String, TurnState)>,
+        /// Where it stands.
+        head: Option<usize>,
+        /// What was mended.
+        notes: Vec<String>,
+    },
+    /// A file was created.
+    Created(PathBuf),
+    /// The conversations, the latest first.
+    Listed(Vec<Summary>),
+    /// Something was done that the person should hear of.
+    Done(String),
+    /// Something was not.
+    Failed(String),
+}
+
+/// The thread.
+pub struct Store {
+    ops: Option<Sender<Op>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    /// Starts it on a folder; without one, nothing is written.
+    pub fn start(dir: Option<PathBuf>, tell: Sender<Msg>) -> std::io::Result<Store> {
+        let (ops, inbox) = channel();
+        let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+            let mut s = Shelf { dir, tell, model: String::new(), open: None, failed: false };
+            s.run(inbox);
+        })?;
+        Ok(Store { ops: Some(ops), thread: Some(thread) })
+    }
+
+    /// Hands a change over.
+    pub fn send(&self, op: Op) {
+        if let Some(ops) = &self.ops {
+            // It ends only with us.
+            let _ = ops.send(op);
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.ops = None;
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
+}
+
+struct Shelf {
+    dir: Option<PathBuf>,
+    tell: Sender<Msg>,
+    model: String,
+    open: Option<(Conversation, Vec<TurnId>)>, // and the file's numbers of the screen's turns
+    failed: bool,
+}
+
+impl Shelf {
+    fn run(&mut self, inbox: Receiver<Op>) {
+        for op in inbox {
+            if let Err(e) = self.apply(op) {
+                self.say(Event::Failed(e));
+            }
+        }
+    }
+
+    fn say(&self, e: Event) {
+        // Nobody listens any more when the program ends.
+        let _ = self.tell.send(Msg::Store(e));
+    }
+
+    fn apply(&mut self, op: Op) -> Result<(), String> {
+        let text = |e: HistoryError| e.to_string();
+        match op {
+            Op::New(model) => (self.model, self.open, self.failed) = (model, None, false),
+            Op::Open(path) => {
+                // The lock of the file that is open now must not be in the way.
+                let before = self.open.take();
+                let c = match Conversation::open(&path) {
+                    Ok(c) => c,
+                    Err(e) => {
+                        self.open = before;
+                        return Err(e.to_string());
+                    }
+                };
+                let ids: Vec<TurnId> = c.turns().iter().map(|t| t.id).collect();
+                let place = |id: TurnId| ids.iter().position(|&i| i == id);
+                let turns =
+                    c.turns().iter().map(|t| (t.parent.and_then(place), t.role.clone(), t.content.clone(), t.state));
+                let turns = turns.collect();
+                let (title, head, notes) = (c.title(), c.head().and_then(place), c.notes().to_vec());
+                self.say(Event::Opened { path, title, turns, head, notes });
+                (self.open, self.failed) = (Some((c, ids)), false);
+            }
+            Op::List => {
+                let found = self.dir.as_deref().map(history::list).unwrap_or_default();
+                self.say(Event::Listed(found));
+            }
+            Op::Delete(path) => {
+                if self.open.as_ref().is_some_and(|(c, _)| c.path() == path) {
+                    self.open = None;
+                }
+                history::delete(&path).map_err(text)?;
+                self.say(Event::Done("deleted".into()));
+            }
+            Op::RenameOther(path, title) => match &mut self.open {
+                Some((c, _)) if c.path() == path => c.rename(&title).map_err(text)?,
+                _ => Conversation::open(&path).and_then(|mut c| c.rename(&title)).map_err(text)?,
+            },
+            Op::Export(from, to) => self.export(from, &to)?,
+            change => {
+                if self.dir.is_some() && !self.failed {
+                    // One that could not be written would be followed by turns that hang in the air.
+                    self.change(change).map_err(|e| {
+                        self.failed = true;
+                        format!("from here on nothing is saved: {e}")
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, op: Op) -> Result<(), HistoryError> {
+        if self.open.is_none() {
+            let Some(dir) = &self.dir else { return Ok(()) };
+            let c = Conversation::create(dir, &self.model)?;
+            self.say(Event::Created(c.path().to_path_buf()));
+            self.open = Some((c, Vec::new()));
+        }
+        let Some((c, ids)) = &mut self.open else { return Ok(()) };
+        match op {
+            Op::Add { parent, role, content } => {
+                let id = c.add(parent.map(|p| ids[p]), &role, &content)?;
+                ids.push(id);
+            }
+            Op::Begin { parent, role } => {
+                let id = c.begin(parent.map(|p| ids[p]), &role)?;
+                ids.push(id);
+            }
+            Op::Append(i, text) => c.append(ids[i], &text)?,
+            Op::End(i, state) => c.end(ids[i], state)?,
+            Op::Head(i) => c.set_head(ids[i])?,
+            Op::Rename(title) => c.rename(&title)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn export(&self, from: Option<PathBuf>, to: &Path) -> Result<(), String> {
+        let other = match from {
+            Some(path) => Some(Conversation::read(&path).map_err(|e| e.to_string())?),
+            None => None,
+        };
+        let c = other.as_ref().or(self.open.as_ref().map(|o| &o.0)).ok_or("nothing has been said yet")?;
+        let text = match to.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+            true => format!("{:#}\n", history::export_json(c)),
+            false => history::export_markdown(c),
+        };
+        // A file that is there stays.
+        let file = OpenOptions::new().write(true).create_new(true).open(to);
+        file.and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
+            .map_err(|e| format!("{}: {e}", to.display()))?;
+        self.say(Event::Done(format!("written to {}", to.display())));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, told) = channel();
+        let store = Store::start(Some(dir.path().to_path_buf()), tell.clone()).unwrap();
+        let add = |parent, role: &str, content: &str| Op::Add { parent, role: role.into(), content: content.into() };
+        store.send(Op::New("m".into()));
+        store.send(add(None, "user", "question"));
+        store.send(Op::Begin { parent: Some(0), role: "assistant".into() });
+        store.send(Op::Append(1, "ans".into()));
+        store.send(Op::Append(1, "wer".into()));
+        store.send(Op::End(1, TurnState::Stopped));
+        store.send(add(Some(0), "assistant", "another"));
+        store.send(Op::Head(1));
+        store.send(Op::Export(None, dir.path().join("out.md")));
+        drop(store);
+        let created =
+            told.try_iter().find_map(|m| if let Msg::Store(Event::Created(p)) = m { Some(p) } else { None }).unwrap();
+        assert!(std::fs::read_to_string(dir.path().join("out.md")).unwrap().contains("answer"));
+
+        let store = Store::start(Some(dir.path().to_path_buf()), tell).unwrap();
+        store.send(Op::Open(created.clone()));
+        store.send(Op::Open(dir.path().join("nothing.txt")));
+        drop(store);
+        let events: Vec<_> = told.try_iter().collect();
+        let [Msg::Store(Event::Done(_)), Msg::Store(Event::Opened { turns, head, .. }), Msg::Store(Event::Failed(_))] =
+            &events[..]
+        else {
+            panic!("{} events", events.len())
+        };
+        assert_eq!(*head, Some(1));
+        assert_eq!(turns[1], (Some(0), "assistant".into(), "answer".into(), TurnState::Stopped));
+        assert_eq!(turns[2].0, Some(0));
+    }
+}

@@ -1,0 +1,403 @@
+//! The thread that owns the model: it loads, reads and answers, and says what happens as it happens.
+//!
+//! The screen never waits for it. Requests are taken one after another; [`Worker::stop`] ends the one at hand between two
+//! tokens, or between two parts of a prompt.
+
+use super::Msg;
+use crate::catalog;
+use crate::chat::{self, Message, Template};
+use crate::engine::{Engine, EngineOptions, Session, SessionOptions};
+use crate::generate::{End, Event as Heard, generate_with};
+use crate::kv_store::{self, KvStore};
+use crate::sample::{SampleParams, Sampler};
+use std::hint::black_box;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Mapped bytes are touched so many at a time while loading.
+const PART: usize = 64 << 20;
+const PAGE: usize = 4096;
+
+/// How models are opened; the same for every model of a run.
+#[derive(Clone)]
+pub struct Opening {
+    /// Threads, kernels, overrides.
+    pub engine: EngineOptions,
+    /// Cache types and the largest forward pass; the context is that of the model unless `context` says otherwise.
+    pub session: SessionOptions,
+    /// Tokens of context.
+    pub context: Option<usize>,
+    /// The source of a chat template, instead of the model's own.
+    pub template: Option<String>,
+    /// One line about a model at a context.
+    pub describe: fn(&Engine, usize) -> String,
+    /// Bytes that the KV caches of all conversations may take on disk together; 0 keeps none.
+    pub kv_limit: u64,
+}
+
+/// A question for the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// Which; [`Worker::stop`] names it.
+    pub id: u64,
+    /// The conversation, a system prompt first where there is one.
+    pub messages: Vec<Message>,
+    /// The last message is an answer that was cut: go on with it.
+    pub go_on: bool,
+    /// How to sample.
+    pub params: SampleParams,
+    /// Tokens of the answer, at most.
+    pub limit: Option<usize>,
+    /// Whether the oldest messages may be left out where all do not fit.
+    pub may_leave_out: bool,
+}
+
+/// What the worker is asked for.
+pub enum Request {
+    /// Open a model, by name or path; none is the default one. It must be on this machine.
+    Load(Option<String>),
+    /// Answer.
+    Ask(Ask),
+}
+
+/// What there is to know of a loaded model.
+#[derive(Clone)]
+pub struct Loaded {
+    /// Its name.
+    pub name: String,
+    /// One line about it.
+    pub facts: String,
+    /// Tokens of context.
+    pub context: usize,
+    /// Bytes of weights that a token reads.
+    pub bytes_per_token: usize,
+    /// Bytes of cache that a token takes.
+    pub cache_per_token: usize,
+    /// How its makers say to sample.
+    pub recommended: SampleParams,
+    /// What the person should know.
+    pub notes: Vec<String>,
+}
+
+/// What happens.
+pub enum Event {
+    /// So many of so many bytes of the file are in memory.
+    Loading(u64, u64),
+    /// It can be asked. The engine counts tokens for the screen.
+    Loaded(Box<Loaded>, Option<Arc<Engine>>),
+    /// It cannot be opened.
+    LoadFailed(String),
+    /// So many of so many new tokens of the prompt are read, after so long; so many were in the cache.
+    Reading {
+        /// Tokens read.
+        done: usize,
+        /// Tokens to read.
+        of: usize,
+        /// Tokens that did not have to be read.
+        reused: usize,
+        /// Time for those read.
+        time: Duration,
+    },
+    /// More of the answer; so many tokens of it, after so long; so many positions of the context are in use.
+    Text {
+        /// The text.
+        text: String,
+        /// Tokens so far.
+        tokens: usize,
+        /// Since the first of them.
+        time: Duration,
+        /// Positions in use.
+        used: usize,
+    },
+    /// The answer is over.
+    Ended {
+        /// Why.
+        end: End,
+        /// Tokens of it.
+        tokens: usize,
+        /// Since the first of them.
+        time: Duration,
+        /// Positions in use.
+        used: usize,
+    },
+    /// The conversation does not fit: so many of the oldest messages would have to be left out, and may not.
+    Full(usize),
+    /// So many of the oldest messages are left out.
+    LeftOut(usize),
+    /// There is no answer.
+    Failed(String),
+    /// What was noticed of the KV cache on disk.
+    Noticed(String),
+}
+
+/// The thread.
+pub struct Worker {
+    requests: Sender<Request>,
+    stopped: Arc<AtomicU64>,
+    file: Arc<Mutex<Option<PathBuf>>>,
+}
+
+impl Worker {
+    /// Starts it.
+    pub fn start(opening: Opening, tell: Sender<Msg>) -> std::io::Result<Worker> {
+        let (requests, inbox) = channel();
+        let stopped = Arc::new(AtomicU64::new(0));
+        let file = Arc::new(Mutex::new(None));
+        let desk = Desk { opening, tell, stopped: stopped.clone(), file: file.clone(), loaded: None };
+        std::thread::Builder::new().name("model".into()).spawn(move || desk.run(inbox))?;
+        Ok(Worker { requests, stopped, file })
+    }
+
+    /// Asks for something.
+    pub fn send(&self, r: Request) {
+        // It ends only with us.
+        let _ = self.requests.send(r);
+    }
+
+    /// Says which conversation this is, beside whose file the KV cache is kept.
+    pub fn set_file(&self, path: Option<PathBuf>) {
+        *self.file.lock().unwrap_or_else(|e| e.into_inner()) = path;
+    }
+
+    /// Ends the question `id` and those before it.
+    pub fn stop(&self, id: u64) {
+        self.stopped.fetch_max(id, Ordering::SeqCst);
+    }
+}
+
+struct Desk {
+    opening: Opening,
+    tell: Sender<Msg>,
+    stopped: Arc<AtomicU64>,
+    file: Arc<Mutex<Option<PathBuf>>>, // of the conversation
+    loaded: Option<Ready>,
+}
+
+struct Ready {
+    engine: Arc<Engine>,
+    session: Session,
+    template: Template,
+    sampler: Option<(SampleParams, Sampler)>,
+    kv: Kept,
+}
+
+/// The KV cache of the conversation on disk.
+#[derive(Default)]
+struct Kept {
+    path: Option<PathBuf>, // of the conversation that was tried last
+    store: Option<KvStore>,
+}
+
+impl Desk {
+    fn say(&self, e: Event) {
+        // Nobody listens any more when the program ends.
+        let _ = self.tell.send(Msg::Worker(e));
+    }
+
+    fn run(mut self, inbox: Receiver<Request>) {
+        let mut next = None;
+        while let Some(request) = next.take().or_else(|| inbox.recv().ok()) {
+            match request {
+                Request::Load(wanted) => {
+                    // The memory of the old one first.
+                    self.loaded = None;
+                    match self.load(wanted) {
+                        Ok((ready, facts)) => {
+                            self.say(Event::Loaded(Box::new(facts), Some(ready.engine.clone())));
+                            next = self.warm(&ready.engine, &inbox);
+                            self.loaded = Some(ready);
+                        }
+                        Err(e) => self.say(Event::LoadFailed(e)),
+                    }
+                }
+                Request::Ask(ask) => {
+                    let event = match self.loaded.take() {
+                        Some(mut ready) => {
+                            let event = self.answer(&mut ready, ask).unwrap_or_else(Event::Failed);
+                            self.loaded = Some(ready);
+                            event
+                        }
+                        None => Event::Failed("no model is loaded".into()),
+                    };
+                    self.say(event);
+                }
+            }
+        }
+    }
+
+    fn load(&self, wanted: Option<String>) -> Result<(Ready, Loaded), String> {
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        let found = catalog::resolve(wanted.as_deref(), None).map_err(|e| text(&e))?;
+        let o = EngineOptions { recommended: found.sampling, ..self.opening.engine.clone() };
+        let engine = Arc::new(Engine::open(&found.path, &o).map_err(|e| text(&e))?);
+        let c = &engine.model.config;
+        let context = self.opening.context.unwrap_or(c.n_context);
+        let per_token = engine.model.weights.bytes_per_token(c);
+        let ubatch = self.opening.session.ubatch.min(stoppable(per_token));
+        let session =
+            engine.session(&SessionOptions { context, ubatch, ..self.opening.session }).map_err(|e| text(&e))?;
+        let template = match &self.opening.template {
+            Some(source) => Template::from_source(source, &engine.tokenizer),
+            None => Template::from_gguf(&engine.gguf, &engine.tokenizer),
+        };
+        let template = template.map_err(|e| text(&e))?;
+        let name = engine.gguf.str("general.name").ok().flatten().map(str::to_string);
+        let loaded = Loaded {
+            name: found.name.map(str::to_string).or(name).unwrap_or_else(|| file_name(&found.path)),
+            facts: (self.opening.describe)(&engine, context),
+            context,
+            bytes_per_token: per_token,
+            cache_per_token: session.cache_bytes() / context.max(1),
+            recommended: engine.recommended.clone(),
+            notes: engine.tokenizer.notes().to_vec(),
+        };
+        Ok((Ready { engine, session, template, sampler: None, kv: Kept::default() }, loaded))
+    }
+
+    /// Brings the weights into memory, so that the first question does not wait for the disk, until somebody asks for
+    /// something. A file that does not fit would only push itself out.
+    fn warm(&self, e: &Engine, inbox: &Receiver<Request>) -> Option<Request> {
+        let of = e.gguf.file_size();
+        if super::memory::available().is_none_or(|free| of > free) {
+            return None;
+        }
+        let (mut done, mut told) = (0, Instant::now());
+        for part in e.gguf.tensors().iter().flat_map(|t| t.bytes().chunks(PART)) {
+            part.iter().step_by(PAGE).for_each(|b| _ = black_box(*b));
+            done += part.len() as u64;
+            if let Ok(r) = inbox.try_recv() {
+                self.say(Event::Loading(of, of));
+                return Some(r);
+            }
+            if told.elapsed() > Duration::from_millis(100) {
+                self.say(Event::Loading(done, of));
+                told = Instant::now();
+            }
+        }
+        self.say(Event::Loading(of, of));
+        None
+    }
+
+    /// Opens the KV cache of the conversation that the screen shows, which gets its file with its first question.
+    fn follow(&self, kv: &mut Kept, session: &Session) {
+        let file = self.file.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        if file == kv.path || self.opening.kv_limit == 0 {
+            return;
+        }
+        kv.store = None;
+        if let Some(path) = &file {
+            match KvStore::open(&kv_store::beside(path), session, self.opening.kv_limit) {
+                Ok(store) => kv.store = Some(store),
+                Err(e) => self.say(Event::Noticed(format!("{e}; the KV cache is not kept"))),
+            }
+        }
+        kv.path = file;
+    }
+
+    fn save(
+        &self,
+        kv: &mut Kept,
+        session: &Session,
+        save: fn(&mut KvStore, &Session) -> Result<(), kv_store::KvStoreError>,
+    ) {
+        self.follow(kv, session);
+        let Some(store) = &mut kv.store else { return };
+        let done = save(store, session);
+        store.take_notes().into_iter().for_each(|n| self.say(Event::Noticed(n)));
+        if let Err(e) = done {
+            self.say(Event::Noticed(format!("{e}; the KV cache is not kept")));
+            kv.store = None;
+        }
+    }
+
+    fn answer(&self, ready: &mut Ready, ask: Ask) -> Result<Event, String> {
+        let asked_to_stop = || self.stopped.load(Ordering::SeqCst) >= ask.id;
+        let Ready { engine, session, template, sampler, kv } = ready;
+        let context = session.context();
+        // Room for an answer, or the conversation is as good as full.
+        let room = context - (context / 8).min(512);
+        let system = usize::from(ask.messages.first().is_some_and(|m| m.role == "system"));
+        let mut left_out = 0;
+        let (prompt, opened) = loop {
+            let kept: Vec<Message> =
+                ask.messages[..system].iter().chain(&ask.messages[system + left_out..]).cloned().collect();
+            let (prompt, opened) = encode(engine, template, &kept, ask.go_on)?;
+            // Once something must go, half of the context is made free, or the next question would be read from the
+            // beginning again.
+            let room = if left_out > 0 { context / 2 } else { room };
+            let last = ask.messages.len() - system - left_out <= 1 + usize::from(ask.go_on);
+            if prompt.len() <= room || last {
+                break (prompt, opened);
+            }
+            left_out += 2.min(ask.messages.len() - system - left_out - 1 - usize::from(ask.go_on));
+        };
+        if left_out > 0 && !ask.may_leave_out {
+            return Ok(Event::Full(left_out));
+        }
+        self.say(Event::LeftOut(left_out));
+        if sampler.as_ref().is_none_or(|(p, _)| *p != ask.params) {
+            *sampler = Some((ask.params.clone(), Sampler::new(ask.params.clone())));
+        }
+        let Some((_, sampler)) = sampler else { return Err("no sampler".into()) };
+
+        self.follow(kv, session);
+        if let Some(store) = &mut kv.store {
+            store.restore(session, &prompt);
+        }
+        let common = session.tokens(0).iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let reused = common.min(prompt.len().saturating_sub(1));
+        self.say(Event::Reading { done: 0, of: prompt.len() - reused, reused, time: Duration::ZERO });
+        let start = Instant::now();
+        let (mut tokens, mut first) = (0, None);
+        if opened && !ask.go_on {
+            // The template has opened the thought already.
+            self.say(Event::Text { text: "<think>\n".into(), tokens, time: Duration::ZERO, used: prompt.len() });
+        }
+        let report = generate_with(session, sampler, &prompt, ask.limit, |session, event| {
+            match event {
+                Heard::Prompt { done, of } => self.say(Event::Reading { done, of, reused, time: start.elapsed() }),
+                Heard::Text(t) => {
+                    tokens += 1;
+                    let time = first.get_or_insert_with(Instant::now).elapsed();
+                    self.say(Event::Text { text: t.into(), tokens, time, used: prompt.len() + tokens });
+                }
+            }
+            self.save(kv, session, KvStore::save_some);
+            if asked_to_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .map_err(|e| e.to_string())?;
+        self.save(kv, session, KvStore::save);
+        Ok(Event::Ended { end: report.end, tokens: report.generated.len(), time: report.time, used: session.len(0) })
+    }
+}
+
+/// The tokens of a conversation up to where the answer goes on, and whether the template opens a thought there.
+fn encode(e: &Engine, template: &Template, messages: &[Message], go_on: bool) -> Result<(Vec<u32>, bool), String> {
+    let (said, begun) = messages.split_at(messages.len() - usize::from(go_on));
+    let mut ids = chat::encode(&e.tokenizer, template, said, true).map_err(|e| e.to_string())?;
+    let end: Vec<u8> = ids[ids.len().saturating_sub(6)..].iter().flat_map(|&i| e.tokenizer.piece(i).to_vec()).collect();
+    let opened = end.trim_ascii_end().ends_with(b"<think>");
+    for m in begun {
+        let content = if opened { m.content.trim_start_matches("<think>\n") } else { &m.content };
+        // What a message says is not trusted with control tokens.
+        ids.extend(e.tokenizer.encode(content.as_bytes(), false, false).map_err(|e| e.to_string())?);
+    }
+    Ok((ids, opened))
+}
+
+/// Tokens of a forward pass after which a stop is still prompt: a large model reads fewer at a time.
+fn stoppable(bytes_per_token: usize) -> usize {
+    match bytes_per_token >> 30 {
+        0 => 512,
+        1..8 => 256,
+        _ => 128,
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+}
