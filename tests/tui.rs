@@ -1,0 +1,342 @@
+//! The full screen in a real pseudo-terminal, with the real default model: what a person types, and what stands on the
+//! screen then.
+
+use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
+use std::io::{Read, Write};
+use std::num::NonZeroU16;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use vt100::{MouseProtocolMode, Parser, Screen};
+
+/// How long anything may take on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+const CTRL_C: &str = "\x03";
+const CTRL_D: &str = "\x04";
+const CTRL_R: &str = "\x12";
+const CTRL_U: &str = "\x15";
+const ESC: &str = "\x1b";
+const ALT_C: &str = "\x1bc";
+const ALT_LEFT: &str = "\x1b[1;3D";
+
+/// The program in a terminal.
+struct Seat {
+    master: Box<dyn MasterPty + Send>,
+    keys: Box<dyn Write + Send>,
+    child: Box<dyn Child + Send + Sync>,
+    parser: Arc<Mutex<Parser>>,
+    modes: String,
+}
+
+impl Seat {
+    /// `oxcart chat` on a screen of `columns` and `rows`; conversations and configuration are those of `home`.
+    fn chat(home: &Path, columns: u16, rows: u16, args: &[&str]) -> Seat {
+        oxcart::catalog::default_model().expect("the default model can be fetched");
+        let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_oxcart"));
+        command.args(["chat", "-c", "2048", "--temp", "0", "--top-k", "1"]);
+        command.args(args);
+        command.env("XDG_DATA_HOME", home);
+        command.env("XDG_CONFIG_HOME", home);
+        command.env("TERM", "xterm-256color");
+        command.env_remove("NO_COLOR");
+        let pair =
+            native_pty_system().openpty(PtySize { rows, cols: columns, pixel_width: 0, pixel_height: 0 }).unwrap();
+        let modes = format!("{:?}", pair.master.get_termios());
+        let child = pair.slave.spawn_command(command).unwrap();
+        drop(pair.slave);
+        let parser = Arc::new(Mutex::new(Parser::new(cells(rows), cells(columns), 0)));
+        let (mut out, seen) = (pair.master.try_clone_reader().unwrap(), parser.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while let Ok(n) = out.read(&mut buffer) {
+                if n == 0 {
+                    break;
+                }
+                seen.lock().unwrap().process(&buffer[..n]);
+            }
+        });
+        let keys = pair.master.take_writer().unwrap();
+        let seat = Seat { master: pair.master, keys, child, parser, modes };
+        // What is typed before the terminal is taken over goes through its line discipline.
+        seat.shows("›");
+        seat
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+        self.keys.flush().unwrap();
+    }
+
+    /// Types a line and sends it.
+    fn ask(&mut self, question: &str) {
+        self.press(question);
+        self.until(question, |s| s.contains(&question[..question.len().min(20)]));
+        self.press("\r");
+    }
+
+    fn contents(&self) -> String {
+        self.parser.lock().unwrap().screen().contents()
+    }
+
+    /// Waits until the screen is as it should be.
+    fn until(&self, what: &str, ok: impl Fn(&str) -> bool) -> String {
+        let start = Instant::now();
+        loop {
+            let seen = self.contents();
+            if ok(&seen) {
+                return seen;
+            }
+            assert!(start.elapsed() < PATIENCE, "waited for {what}, and saw:\n{seen}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn shows(&self, text: &str) -> String {
+        self.until(text, |s| s.contains(text))
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.child.process_id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end, and checks that the terminal is as it was.
+    fn ended(mut self) -> u32 {
+        let status = self.child.wait().unwrap();
+        let start = Instant::now();
+        // What was written last may still be on its way.
+        while wrong(self.parser.lock().unwrap().screen()).is_some() && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(wrong(self.parser.lock().unwrap().screen()), None);
+        assert_eq!(format!("{:?}", self.master.get_termios()), self.modes);
+        status.exit_code()
+    }
+}
+
+/// What of a terminal is not as programs leave it.
+fn wrong(s: &Screen) -> Option<&'static str> {
+    [
+        (s.alternate_screen(), "the alternate screen"),
+        (s.bracketed_paste(), "bracketed paste"),
+        (s.hide_cursor(), "no cursor"),
+        (s.mouse_protocol_mode() != MouseProtocolMode::None, "the mouse"),
+    ]
+    .into_iter()
+    .find_map(|(wrong, what)| wrong.then_some(what))
+}
+
+fn cells(n: u16) -> NonZeroU16 {
+    NonZeroU16::new(n).unwrap()
+}
+
+fn home() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn asked_streamed_stopped_answered_again_and_branched() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 80, 24, &[]);
+    // Typing works before the model is there.
+    s.press("Count from one to two hundred, in words.");
+    s.shows("in words.");
+    s.press("\r");
+    s.shows("t/s");
+    s.press("typed meanwhile");
+    s.shows("› typed meanwhile");
+    s.press(ESC);
+    s.shows("■ stopped");
+    s.press(CTRL_U);
+    s.press(CTRL_R);
+    s.shows("‹ 2 of 2 ›");
+    s.press(ESC);
+    s.until("the second stop", |t| t.contains("● stopped"));
+    s.press(ALT_LEFT);
+    s.shows("‹ 1 of 2 ›");
+    s.press(ALT_C);
+    s.shows("answering");
+    s.press(CTRL_C);
+    s.shows("● stopped");
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
+#[test]
+fn every_size_while_it_answers() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 120, 40, &[]);
+    s.ask("Write a long story about a cart.");
+    s.shows("answering");
+    for (columns, rows) in [(40, 10), (80, 24), (10, 3), (200, 50), (41, 11), (80, 24)] {
+        s.parser.lock().unwrap().screen_mut().set_size(cells(rows), cells(columns));
+        s.master.resize(PtySize { rows, cols: columns, pixel_width: 0, pixel_height: 0 }).unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    s.shows("▌ Write a long story");
+    s.press(ESC);
+    s.shows("● stopped");
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
+#[test]
+fn a_long_paste_is_folded_and_scripts_of_all_directions_stay() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 80, 24, &["-n", "4"]);
+    s.press(&format!("\x1b[200~{}\x1b[201~", "a line of a long paste\n".repeat(4_400)));
+    s.shows("[pasted 101 kB");
+    s.press("?");
+    s.shows("]?");
+    s.until("its tokens", |t| t.contains("tokens]?"));
+    s.press(CTRL_U);
+    s.until("an empty line", |t| !t.contains("[pasted"));
+    s.press("你好，世界 مرحبا 👩\u{200d}🌾 e\u{301}");
+    s.shows("你好，世界 مرحبا");
+    s.press("\r");
+    s.shows("▌ 你好，世界 مرحبا");
+    s.shows("● ready");
+    s.press("\x1b[200~two\nlines\x1b[201~");
+    s.shows("lines");
+    s.press(CTRL_C);
+    s.press(CTRL_C);
+    s.press(CTRL_C);
+    assert_eq!(s.ended(), 0);
+}
+
+#[test]
+fn killed_in_the_middle_of_an_answer_and_gone_on_with() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 80, 24, &[]);
+    s.ask("Write a long story about a river.");
+    let begun = |t: &str| {
+        let answer = t
+            .lines()
+            .skip_while(|l| !l.starts_with('▌'))
+            .find(|l| l.starts_with("  ") && l.trim().chars().count() > 30)?;
+        Some(answer.trim().chars().take(20).collect::<String>())
+    };
+    let first = begun(&s.until("some of the answer", |t| t.contains("t/s") && begun(t).is_some())).unwrap();
+    s.signal(rustix::process::Signal::KILL);
+    s.child.wait().unwrap();
+    let mut s = Seat::chat(home.path(), 80, 24, &["--continue"]);
+    s.shows("Write a long story about a river.");
+    s.shows("cut off · Alt-C goes on");
+    s.press("\x1b[1;5H"); // to the beginning
+    s.shows(&first);
+    s.press(ALT_C);
+    s.shows("answering");
+    s.press(ESC);
+    s.shows("● stopped");
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 80, 24, &[]);
+    s.ask("Write a long story about a hill.");
+    s.shows("answering");
+    s.signal(rustix::process::Signal::TERM);
+    assert_eq!(s.ended(), 0);
+    let kept: Vec<_> = walk(home.path()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "txt")).collect();
+    let text = std::fs::read_to_string(&kept[0]).unwrap();
+    assert!(text.contains("Write a long story about a hill.") && text.contains("stopped"), "{text}");
+}
+
+fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    entries.flat_map(|p| if p.is_dir() { walk(&p) } else { vec![p] }).collect()
+}
+
+/// Draws the screen of a real conversation as SVG, for the README: `cargo test --release --test tui -- --ignored picture`.
+#[test]
+#[ignore = "makes a picture; nothing to check"]
+fn picture() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 92, 30, &["-n", "160"]);
+    s.ask("Write a Python function that reverses a list, and explain it briefly.");
+    s.until("an answer", |t| t.contains("● ready") && t.contains("t/s"));
+    std::thread::sleep(Duration::from_millis(300));
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chat.svg");
+    std::fs::write(&path, svg(s.parser.lock().unwrap().screen())).unwrap();
+    println!("{}", path.display());
+    s.press(CTRL_D);
+    s.ended();
+}
+
+/// A screen as an SVG: a rectangle for each ground, a text for each run of equal letters.
+fn svg(s: &Screen) -> String {
+    const CELL: (f32, f32) = (8.4, 18.0);
+    let (rows, columns) = (s.size().0.get(), s.size().1.get());
+    let (w, h) = (columns as f32 * CELL.0 + 24.0, rows as f32 * CELL.1 + 24.0);
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {w} {h}\" font-family=\"ui-monospace,Menlo,Consolas,\
+         'DejaVu Sans Mono',monospace\" font-size=\"14\">\n<rect width=\"{w}\" height=\"{h}\" rx=\"8\" fill=\"#16181d\"/>\n"
+    );
+    for y in 0..rows {
+        let mut x = 0;
+        while x < columns {
+            let Some(cell) = s.cell(y, x) else { break };
+            let look = |c: &vt100::Cell| (c.fgcolor(), c.bgcolor(), c.bold(), c.italic(), c.underline(), c.dim());
+            let (start, mut text) = (x, String::new());
+            while let Some(c) = s.cell(y, x).filter(|c| look(c) == look(cell)) {
+                text.push_str(if c.has_contents() {
+                    c.contents()
+                } else if c.is_wide_continuation() {
+                    ""
+                } else {
+                    " "
+                });
+                x += 1;
+            }
+            let (left, top) = (12.0 + start as f32 * CELL.0, 12.0 + y as f32 * CELL.1);
+            let width = (x - start) as f32 * CELL.0;
+            if let Some(ground) = rgb(cell.bgcolor()) {
+                out += &format!(
+                    "<rect x=\"{left}\" y=\"{top}\" width=\"{width}\" height=\"{}\" fill=\"{ground}\"/>\n",
+                    CELL.1
+                );
+            }
+            if text.trim().is_empty() {
+                continue;
+            }
+            let mut style = format!(" fill=\"{}\"", rgb(cell.fgcolor()).unwrap_or("#d4d7dd".into()));
+            for (set, what) in [
+                (cell.bold(), " font-weight=\"bold\""),
+                (cell.italic(), " font-style=\"italic\""),
+                (cell.underline(), " text-decoration=\"underline\""),
+                (cell.dim(), " opacity=\"0.6\""),
+            ] {
+                style += if set { what } else { "" };
+            }
+            let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+            out += &format!(
+                "<text x=\"{left}\" y=\"{}\" xml:space=\"preserve\" textLength=\"{width}\"{style}>{text}</text>\n",
+                top + 13.5
+            );
+        }
+    }
+    out + "</svg>\n"
+}
+
+/// The colour of xterm's palette.
+fn rgb(c: vt100::Color) -> Option<String> {
+    const BASE: [&str; 16] = [
+        "#000000", "#cd3131", "#0dbc79", "#e5e510", "#2472c8", "#bc3fbc", "#11a8cd", "#e5e5e5", "#666666", "#f14c4c",
+        "#23d18b", "#f5f543", "#3b8eea", "#d670d6", "#29b8db", "#ffffff",
+    ];
+    match c {
+        vt100::Color::Default => None,
+        vt100::Color::Rgb(r, g, b) => Some(format!("#{r:02x}{g:02x}{b:02x}")),
+        vt100::Color::Idx(i @ 0..16) => Some(BASE[i as usize].into()),
+        vt100::Color::Idx(i @ 16..232) => {
+            let level = |n: u8| if n == 0 { 0 } else { 55 + 40 * n };
+            let i = i - 16;
+            Some(format!("#{:02x}{:02x}{:02x}", level(i / 36), level(i / 6 % 6), level(i % 6)))
+        }
+        vt100::Color::Idx(i) => Some(format!("#{0:02x}{0:02x}{0:02x}", 8 + 10 * (i - 232))),
+    }
+}
