@@ -164,9 +164,12 @@ mod tests {
     const MEMINFO: (&str, &str) =
         ("proc/meminfo", "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 800 kB\nSwapFree: 50 kB\n");
 
+    /// A name, files, and the limit and what is available by them.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<u64>, Option<u64>);
+
     #[test]
     fn limits_of_control_groups_count() {
-        let cases: &[(&str, &[(&str, &str)], Option<u64>, Option<u64>)] = &[
+        let cases: &[Case<'_>] = &[
             ("no group", &[], None, Some(800 << 10)),
             (
                 "version 2",
