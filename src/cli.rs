@@ -11,6 +11,7 @@ mod kept;
 mod list;
 mod perplexity;
 mod plan;
+mod progress;
 mod pull;
 mod quantize;
 mod run;
@@ -82,7 +83,7 @@ pub fn main() -> ExitCode {
 
 /// llama.cpp's flags of several letters behind one dash, which clap would read as several flags of one letter.
 fn long_flags(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    const FLAGS: &[&str] = &["-ub", "-ctk", "-ctv", "-pg", "-sys", "-cnv"];
+    const FLAGS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv"];
     args.map(|a| match FLAGS.iter().find(|f| a == **f) {
         Some(f) => format!("-{f}").into(),
         None => a,

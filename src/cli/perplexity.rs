@@ -1,86 +1,178 @@
-//! `oxcart perplexity`: how well a model predicts a text, with llama-perplexity's flags and lines.
+//! `oxcart perplexity`: how well a model predicts a text, how far it is from a reference, how it answers questions; with
+//! llama-perplexity's flags and lines.
 
-use super::engine::{EngineArgs, SessionArgs, facts};
-use crate::perplexity::{Score, chunks, score};
+mod divergence;
+mod estimate;
+mod run;
+mod stride;
+mod task;
+
+use super::engine::{EngineArgs, SessionArgs};
+use crate::engine::{Engine, Session, SessionOptions};
 use anyhow::{Context, bail};
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
 
 /// Flags as llama-perplexity has them.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("measure").args([
+    "kl_divergence", "hellaswag", "winogrande", "multiple_choice", "ppl_stride",
+])))]
 pub struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     session: SessionArgs,
-    /// The text
-    #[arg(short, long, value_name = "FILE")]
-    file: PathBuf,
-    /// Tokens of a chunk
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
-    ctx_size: usize,
+    /// The text or data set. Not needed for --kl-divergence: the base file has the tokens; where it is given, they must be
+    /// the text's
+    #[arg(short, long, visible_alias = "bf", alias = "binary-file", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Tokens of a chunk [default: 512, or those of the base file]
+    #[arg(short, long, value_name = "N")]
+    ctx_size: Option<usize>,
     /// Tokens of a batch: so many chunks are computed together as it holds
     #[arg(short, long, value_name = "N", default_value_t = 2048)]
     batch_size: usize,
     /// Score only the first N chunks
-    #[arg(long, value_name = "N")]
-    chunks: Option<usize>,
-    /// Print one JSON object with the score of every chunk
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: Option<u32>,
+    /// Score by overlapping windows: the last N tokens of each, which begin N tokens apart
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ppl_stride: Option<u32>,
+    /// 0: running perplexity in one line; 1: a line for every chunk, with the mean and its error in nats
+    #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    ppl_output_type: u8,
+    /// The base file: written; with --kl-divergence, read
+    #[arg(long, visible_alias = "save-all-logits", value_name = "FILE")]
+    kl_divergence_base: Option<PathBuf>,
+    /// Write the base file compactly: of each row the K most probable tokens and the mass of the others. Read without this
+    /// flag [default of K: 1/72 of the vocabulary, a file 24 times smaller]
+    #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "0",
+          requires = "kl_divergence_base", conflicts_with = "measure")]
+    kl_divergence_base_compact: Option<usize>,
+    /// Measure the distance from the model that wrote the base file
+    #[arg(long, requires = "kl_divergence_base")]
+    kl_divergence: bool,
+    /// HellaSwag: llama.cpp's text file, or JSONL
+    #[arg(long, requires = "file")]
+    hellaswag: bool,
+    /// Questions of HellaSwag
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    hellaswag_tasks: usize,
+    /// Winogrande: llama.cpp's CSV, or JSONL
+    #[arg(long, requires = "file")]
+    winogrande: bool,
+    /// Sentences of Winogrande; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    winogrande_tasks: usize,
+    /// Multiple choice (MMLU, ARC, TruthfulQA): llama.cpp's binary file, or JSONL
+    #[arg(long, requires = "file")]
+    multiple_choice: bool,
+    /// Questions of multiple choice; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    multiple_choice_tasks: usize,
+    /// Stop as soon as the standard error is at most X: of the perplexity; with --kl-divergence of the mean divergence, in
+    /// nats; with questions of the score, in percent
+    #[arg(long, value_name = "X", value_parser = positive)]
+    until_error: Option<f64>,
+    /// Go on where a run with the same model, text and settings was cut off
+    #[arg(long)]
+    resume: bool,
+    /// Print one JSON object, with the values of every chunk or question
     #[arg(long)]
     json: bool,
 }
 
+fn positive(s: &str) -> Result<f64, String> {
+    s.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or_else(|| "expected a number above 0".into())
+}
+
 pub fn run(a: Args) -> anyhow::Result<()> {
-    if a.ctx_size < 4 {
-        bail!("--ctx-size {}: expected at least 4", a.ctx_size);
+    if let Some(c) = a.ctx_size.filter(|c| !(4..=1 << 24).contains(c)) {
+        bail!("--ctx-size {c}: expected 4 to {}", 1 << 24);
     }
-    let e = a.engine.open()?;
-    let text = std::fs::read(&a.file).with_context(|| a.file.display().to_string())?;
-    let start = Instant::now();
-    eprintln!("perplexity: tokenizing the input ..");
-    let tokens = e.tokenizer.encode(&text, true, false).with_context(|| a.file.display().to_string())?;
-    eprintln!("perplexity: tokenization took {:.3} ms", start.elapsed().as_secs_f64() * 1e3);
-    let n = chunks(tokens.len(), a.ctx_size).with_context(|| a.file.display().to_string())?;
-    let n = a.chunks.map_or(n, |limit| limit.min(n));
-    let n_seq = (a.batch_size / a.ctx_size).clamp(1, n.max(1));
-    let mut s = e.session(&a.session.options(a.ctx_size, n_seq))?;
-    eprintln!("{}", facts(&e, a.ctx_size));
-    eprintln!(
-        "perplexity: calculating perplexity over {n} chunks, n_ctx={}, batch_size={}, n_seq={n_seq}",
-        a.ctx_size, a.batch_size
-    );
-    let (mut total, mut each): (Score, Vec<Score>) = Default::default();
-    let start = Instant::now();
-    for first in (0..n).step_by(n_seq) {
-        let count = n_seq.min(n - first);
-        for s in score(&mut s, &tokens, first, count)? {
-            total.join(&s);
-            each.push(s);
-            if !a.json {
-                print!("[{}]{:.4},", each.len(), total.perplexity());
-                std::io::stdout().flush()?;
-            }
-        }
-        if first == 0 {
-            let pass = start.elapsed().as_secs_f64();
-            let left = pass * (n.div_ceil(n_seq) - 1) as f64 / 60.0;
-            eprintln!("perplexity: {pass:.2} seconds per pass - ETA {left:.2} minutes");
-        }
+    if a.batch_size == 0 || a.session.ubatch_size == 0 {
+        bail!("--batch-size and --ubatch-size: expected at least 1");
     }
-    let seconds = start.elapsed().as_secs_f64();
-    if a.json {
-        let per_chunk: Vec<_> = each.iter().map(|s| s.nll / s.count as f64).collect();
-        let result = serde_json::json!({
-            "model": e.gguf.path(), "file": a.file, "n_ctx": a.ctx_size, "chunks": n, "tokens_scored": total.count,
-            "ppl": total.perplexity(), "ppl_error": total.error(), "chunk_nll": per_chunk, "seconds": seconds,
-        });
-        println!("{result}");
+    if a.hellaswag || a.winogrande || a.multiple_choice {
+        task::run(&a)
+    } else if a.kl_divergence {
+        divergence::run(&a)
+    } else if let Some(stride) = a.ppl_stride {
+        stride::run(&a, stride as usize)
     } else {
-        println!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
+        estimate::run(&a)
     }
-    if std::io::stderr().is_terminal() {
-        eprintln!("{:.2} tokens per second", (n * a.ctx_size) as f64 / seconds);
+}
+
+impl Args {
+    fn context(&self) -> usize {
+        self.ctx_size.unwrap_or(512)
+    }
+
+    /// Chunks that a batch holds.
+    fn n_seq(&self, context: usize) -> usize {
+        (self.batch_size / context).max(1)
+    }
+
+    /// The file's bytes.
+    fn bytes(&self) -> anyhow::Result<Vec<u8>> {
+        let Some(file) = &self.file else { bail!("--file: expected a text") };
+        let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+        if bytes.is_empty() {
+            bail!("{}: empty, expected a text or a data set", file.display());
+        }
+        Ok(bytes)
+    }
+
+    /// The text's tokens; without its last line break, as llama-perplexity reads files.
+    fn tokens(&self, e: &Engine) -> anyhow::Result<Vec<u32>> {
+        let file = self.file.as_ref().map_or(String::new(), |f| f.display().to_string());
+        let bytes = self.bytes()?;
+        tokens(e, &bytes).context(file)
+    }
+
+    /// A session of so many sequences, if there is memory for it.
+    fn session(&self, e: &Arc<Engine>, context: usize, sequences: usize) -> anyhow::Result<Session> {
+        let ubatch_size = self.session.ubatch_size.min(self.batch_size);
+        let o = SessionOptions { ubatch: ubatch_size, ..self.session.options(context, sequences) };
+        let s = e.session(&o)?;
+        check_memory(&[e], s.cache_bytes() as u64)?;
+        Ok(s)
+    }
+}
+
+/// A text's tokens; without its last line break, as llama-perplexity reads files.
+pub(super) fn tokens(e: &Engine, bytes: &[u8]) -> anyhow::Result<Vec<u32>> {
+    if let Some(at) = bytes.iter().position(|&b| b == 0) {
+        let line = bytes[..at].iter().filter(|&&b| b == b'\n').count() + 1;
+        bail!("line {line}: a zero byte, expected a text");
+    }
+    let start = std::time::Instant::now();
+    eprintln!("perplexity: tokenizing the input ..");
+    let tokens = e.tokenizer.encode(bytes.strip_suffix(b"\n").unwrap_or(bytes), true, false)?;
+    eprintln!("perplexity: tokenization took {:.3} ms", start.elapsed().as_secs_f64() * 1e3);
+    Ok(tokens)
+}
+
+/// Refuses to begin what there is no memory for: `needed` bytes beside the models, which the system may drop and read again.
+pub(super) fn check_memory(models: &[&Arc<Engine>], needed: u64) -> anyhow::Result<()> {
+    let Some(free) = available_memory() else { return Ok(()) };
+    let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
+    if needed > free {
+        bail!("memory: {:.2} GiB needed beside the model, {:.2} GiB available", gib(needed), gib(free));
+    }
+    let files: u64 = models.iter().map(|e| e.gguf.file_size()).sum();
+    if files > free - needed {
+        let (files, free) = (gib(files), gib(free - needed));
+        eprintln!("memory: {files:.2} GiB of weights, {free:.2} GiB available: they are read again for every batch");
     }
     Ok(())
+}
+
+/// Bytes that the system could give; none where it does not tell.
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

@@ -1,0 +1,88 @@
+//! `--kl-divergence`: the distance from the model that wrote a base file.
+
+use super::Args;
+use crate::cli::engine::facts;
+use crate::perplexity::base::Base;
+use crate::perplexity::divergence::{Divergence, Token};
+use crate::perplexity::{PerplexityError, chunk, report, rows};
+use anyhow::{Context, bail};
+use serde_json::json;
+use std::ops::ControlFlow;
+
+/// Numbers of a token in a record.
+const WIDTH: usize = 5;
+
+fn record(t: &Token) -> [f64; WIDTH] {
+    [t.nll, t.nll_base, t.kld, t.p_diff, t.same_top as u8 as f64]
+}
+
+fn token(r: &[f64]) -> Token {
+    Token { nll: r[0], nll_base: r[1], kld: r[2], p_diff: r[3], same_top: r[4] != 0.0 }
+}
+
+pub fn run(a: &Args) -> anyhow::Result<()> {
+    let Some(path) = &a.kl_divergence_base else { bail!("--kl-divergence-base: expected a file") };
+    let base = Base::open(path)?;
+    let layout = base.layout();
+    let context = layout.n_ctx;
+    if let Some(c) = a.ctx_size.filter(|&c| c != context) {
+        bail!("--ctx-size {c}: {} has chunks of {context} tokens", path.display());
+    }
+    let e = a.engine.open()?;
+    base.check_vocabulary(e.model.config.n_vocab)?;
+    if let Some(text) = &a.file {
+        base.check_text(&a.tokens(&e)?).with_context(|| text.display().to_string())?;
+    }
+    let n = a.chunks.map_or(layout.n_chunk, |limit| layout.n_chunk.min(limit as usize));
+    let n_seq = a.n_seq(context);
+    let mut s = a.session(&e, context, n_seq.min(n))?;
+    eprintln!("{}", facts(&e, context));
+    if let Some(k) = layout.top {
+        eprintln!("kl_divergence: {} is compact: the {k} most probable tokens and the mass of the others", path.display());
+    }
+    let tokens = &base.tokens()[..n * context];
+    let mut key = a.key(&e, "kl-divergence");
+    key.add_tokens(tokens);
+    key.add(format!("{layout:?} {}", path.display()));
+    let mut run = a.start(&key, "chunk", n, n_seq)?;
+    let batch = a.batch_size.min(n_seq * context);
+    eprintln!("kl_divergence: computing over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={n_seq}");
+    if !a.json {
+        run.progress.line(&format!("\n{}", report::HEADING))?;
+    }
+    let (mut all, mut each) = (Divergence::default(), Vec::new());
+    run.drive(
+        |first, count| {
+            let compare = |i: usize, next: u32, logits: &[f32]| {
+                Ok::<_, PerplexityError>(Token::compare(logits, &base.row(first * rows(context) + i)?, next))
+            };
+            let compared = chunk::collect(&mut s, tokens, context, first, count, &compare)?;
+            Ok(compared.chunks(rows(context)).map(|c| c.iter().flat_map(record).collect()).collect())
+        },
+        |progress, i, values| {
+            let mut chunk = Divergence::default();
+            for r in values.chunks_exact(WIDTH) {
+                all.push(&token(r));
+                chunk.push(&token(r));
+            }
+            each.push(json!({"ppl": chunk.ppl().value, "ppl_base": chunk.ppl_base().value, "kld": chunk.kld().value,
+                "same_top": chunk.same_top().value}));
+            if !a.json {
+                progress.line(&report::running(i + 1, &all))?;
+            }
+            let narrow = a.until_error.is_some_and(|x| all.kld().error <= x && all.count() > 10);
+            Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        },
+    )?;
+    if a.json {
+        let mut result = json!({"model": e.gguf.path(), "base": path, "compact": layout.top, "n_ctx": context,
+            "chunks": each.len(), "seconds": run.progress.seconds(), "each_chunk": each});
+        if let (Some(to), serde_json::Value::Object(all)) = (result.as_object_mut(), report::object(&all)) {
+            to.extend(all);
+        }
+        println!("{result}");
+    } else {
+        print!("\n{}", report::closing(&all));
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! Perplexity by chunks, and the writing of a base file.
+
+use super::Args;
+use crate::cli::engine::facts;
+use crate::engine::Engine;
+use crate::perplexity::base::{BaseWriter, Layout};
+use crate::perplexity::{Score, chunk, chunks, nll, row, rows};
+use anyhow::{Context, bail};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+pub fn run(a: &Args) -> anyhow::Result<()> {
+    let context = a.context();
+    if a.kl_divergence_base.is_some() && a.until_error.is_some() {
+        bail!("--until-error: a base file has all its chunks, expected one or the other");
+    }
+    let e = a.engine.open()?;
+    let tokens = a.tokens(&e)?;
+    let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
+    let n = chunks(tokens.len(), context).with_context(name)?;
+    let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
+    let n_seq = a.n_seq(context);
+    let mut s = a.session(&e, context, n_seq.min(n))?;
+    eprintln!("{}", facts(&e, context));
+    let tokens = &tokens[..n * context];
+    let layout = layout(a, &e, context, n)?;
+    let mut key = a.key(&e, "perplexity");
+    key.add_tokens(tokens);
+    key.add(format!("{layout:?} {:?}", a.kl_divergence_base));
+    let mut run = a.start(&key, "chunk", n, n_seq)?;
+    let resumed = run.resumed();
+    let writer = match &a.kl_divergence_base {
+        None => None,
+        Some(path) if resumed > 0 => Some(BaseWriter::resume(path, layout, tokens)?),
+        Some(path) => {
+            eprintln!("perplexity: saving all logits to {}", path.display());
+            check_space(path, &layout)?;
+            Some(BaseWriter::create(path, layout, tokens)?)
+        }
+    };
+    let batch = a.batch_size.min(n_seq * context);
+    eprintln!("perplexity: calculating perplexity over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={n_seq}");
+    let (mut total, mut each) = (Score::default(), Vec::new());
+    run.drive(
+        |first, count| {
+            let value = |i: usize, next: u32, logits: &[f32]| match &writer {
+                None => Ok(nll(logits, next)),
+                Some(w) => w.put(first * rows(context) + i, logits, next),
+            };
+            let nlls = chunk::collect(&mut s, tokens, context, first, count, &value)?;
+            // What the state counts as done is in the file.
+            writer.as_ref().map_or(Ok(()), BaseWriter::sync)?;
+            Ok(nlls.chunks(rows(context)).map(<[f64]>::to_vec).collect())
+        },
+        |progress, i, nlls| {
+            total.join(&Score::of(nlls));
+            each.push(Score::of(nlls).mean().0);
+            match (a.json, a.ppl_output_type) {
+                (true, _) => {}
+                (_, 0) => progress.value(&format!("[{}]{:.4},", i + 1, total.perplexity()))?,
+                _ => {
+                    let (mean, error) = total.mean();
+                    let first = i / n_seq * n_seq * context;
+                    progress.line(&format!("{first:8}  {:.4}  {mean:4.6}  {error:4.6}", total.perplexity()))?;
+                }
+            }
+            let narrow = a.until_error.is_some_and(|x| total.error() <= x);
+            Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        },
+    )?;
+    writer.map_or(Ok(()), BaseWriter::finish)?;
+    let seconds = run.progress.seconds();
+    if a.json {
+        let result = serde_json::json!({
+            "model": e.gguf.path(), "file": a.file, "n_ctx": context, "chunks": each.len(), "tokens_scored": total.count,
+            "ppl": total.perplexity(), "ppl_error": total.error(), "chunk_nll": each, "seconds": seconds,
+        });
+        println!("{result}");
+    } else {
+        println!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
+    }
+    let computed = each.len().saturating_sub(resumed) * context;
+    eprintln!("{:.2} tokens per second", computed as f64 / seconds);
+    Ok(())
+}
+
+fn layout(a: &Args, e: &Engine, n_ctx: usize, n_chunk: usize) -> anyhow::Result<Layout> {
+    let n_vocab = e.model.config.n_vocab;
+    let top = match a.kl_divergence_base_compact {
+        Some(0) => Some(row::default_top(n_vocab)),
+        Some(k) if k >= n_vocab => bail!("--kl-divergence-base-compact {k}: expected below {n_vocab}, the vocabulary"),
+        top => top,
+    };
+    Ok(Layout { n_ctx, n_vocab, n_chunk, top })
+}
+
+/// Refuses to begin a file that the disk has no room for.
+fn check_space(path: &Path, layout: &Layout) -> anyhow::Result<()> {
+    let needed = layout.file_bytes().unwrap_or(u64::MAX);
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let s = rustix::fs::statvfs(dir).with_context(|| dir.display().to_string())?;
+    let free = s.f_bavail.saturating_mul(s.f_frsize);
+    if free < needed {
+        let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
+        bail!(
+            "{}: {:.2} GiB needed, {:.2} GiB free (--kl-divergence-base-compact needs 24 times less)",
+            path.display(),
+            gib(needed),
+            gib(free)
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! A run that is saved as it goes, and can be resumed.
+
+use super::Args;
+use crate::catalog::cache_dir;
+use crate::cli::progress::Progress;
+use crate::engine::Engine;
+use crate::perplexity::state::{Key, State};
+use std::ops::ControlFlow;
+
+/// A run of many units (chunks, questions), computed in groups.
+pub struct Run {
+    state: State,
+    /// How far it is.
+    pub progress: Progress,
+    total: usize,
+    group: usize,
+    saved: bool,
+}
+
+impl Args {
+    /// The key of a run with these settings, to which the caller adds what is measured.
+    pub fn key(&self, e: &Engine, what: &str) -> Key {
+        let mut key = Key::of(&e.gguf);
+        key.add(what);
+        let isa = if e.kernels.exact { "exact" } else { e.kernels.isa.name() };
+        let (k, v) = (self.session.cache_type_k.name(), self.session.cache_type_v.name());
+        let sizes = (self.ctx_size, self.batch_size, self.session.ubatch_size);
+        key.add(format!("{isa} {k} {v} {sizes:?} {:?}", self.engine.override_kv));
+        key
+    }
+
+    /// A run of `total` units in groups, from its beginning or from where it was cut off.
+    pub fn start(&self, key: &Key, unit: &'static str, total: usize, group: usize) -> anyhow::Result<Run> {
+        let mut state = State::new(&cache_dir()?.join("perplexity"), key);
+        if self.resume {
+            if state.load()? {
+                eprintln!("perplexity: resuming behind {} of {total} {unit}s", state.records().len());
+            } else {
+                eprintln!("perplexity: nothing to resume, starting from the beginning");
+            }
+        }
+        Ok(Run { state, progress: Progress::new(unit, total), total, group, saved: true })
+    }
+}
+
+impl Run {
+    /// Units that an earlier run has computed.
+    pub fn resumed(&self) -> usize {
+        self.state.records().len()
+    }
+
+    /// Computes every group that is not yet there (`compute`: first unit, how many; a record for each) and tells every
+    /// unit's record in order; `tell` may stop it. Nothing is kept of a run that is done.
+    pub fn drive(
+        &mut self,
+        mut compute: impl FnMut(usize, usize) -> anyhow::Result<Vec<Vec<f64>>>,
+        mut tell: impl FnMut(&mut Progress, usize, &[f64]) -> anyhow::Result<ControlFlow<()>>,
+    ) -> anyhow::Result<()> {
+        let resumed = self.resumed();
+        let mut told = 0;
+        self.progress.begin(resumed);
+        'all: while told < self.total {
+            if told == self.resumed() {
+                let count = self.group.min(self.total - told);
+                let records = compute(told, count)?;
+                self.save(records)?;
+                if told == resumed {
+                    let (pass, left) = (self.progress.seconds(), self.total - told);
+                    let minutes = pass * left as f64 / count as f64 / 60.0;
+                    eprintln!("perplexity: {pass:.2} seconds per pass - ETA {minutes:.2} minutes");
+                }
+            }
+            for i in told..self.resumed() {
+                told += 1;
+                if tell(&mut self.progress, i, &self.state.records()[i])?.is_break() {
+                    break 'all;
+                }
+            }
+            self.progress.done(told);
+        }
+        self.progress.finish()?;
+        self.state.remove()?;
+        Ok(())
+    }
+
+    fn save(&mut self, records: Vec<Vec<f64>>) -> anyhow::Result<()> {
+        match self.state.push(records) {
+            // The measurement is worth more than its safety net.
+            Err(e) if self.saved => {
+                eprintln!("perplexity: {e}: this run cannot be resumed");
+                self.saved = false;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

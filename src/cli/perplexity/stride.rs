@@ -1,0 +1,58 @@
+//! `--ppl-stride`: perplexity by overlapping windows.
+
+use super::Args;
+use crate::cli::engine::facts;
+use crate::perplexity::Score;
+use crate::perplexity::stride::Windows;
+use anyhow::{Context, bail};
+use std::ops::ControlFlow;
+
+pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
+    let context = a.context();
+    if stride >= context {
+        bail!("--ppl-stride {stride}: expected below the context, {context}");
+    }
+    if a.kl_divergence_base.is_some() {
+        bail!("--kl-divergence-base: a base file has chunks, expected no --ppl-stride");
+    }
+    let e = a.engine.open()?;
+    let tokens = a.tokens(&e)?;
+    let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
+    let windows = Windows::new(tokens.len(), context, stride).with_context(name)?;
+    let n = a.chunks.map_or(windows.count, |limit| windows.count.min(limit as usize));
+    let mut s = a.session(&e, windows.window, 1)?;
+    eprintln!("{}", facts(&e, windows.window));
+    let mut key = a.key(&e, "stride");
+    key.add_tokens(&tokens);
+    key.add(format!("{windows:?} {n}"));
+    let mut run = a.start(&key, "window", n, 1)?;
+    let window = windows.window;
+    eprintln!("perplexity: have {} tokens. Calculation chunk = {window}", tokens.len());
+    eprintln!("perplexity: computing over {n} chunks, n_ctx={window}, batch_size={}, n_seq=1", a.batch_size);
+    let (mut total, mut each) = (Score::default(), Vec::new());
+    run.drive(
+        |first, _| Ok(vec![windows.score(&mut s, &tokens, first)?]),
+        |progress, i, nlls| {
+            total.join(&Score::of(nlls));
+            each.push(Score::of(nlls).mean().0);
+            match (a.json, a.ppl_output_type) {
+                (true, _) => {}
+                (_, 0) => progress.value(&format!("[{}]{:.4},", i + 1, total.perplexity()))?,
+                _ => progress.line(&format!("{:8}  {:.4}", i * stride, total.perplexity()))?,
+            }
+            let narrow = a.until_error.is_some_and(|x| total.error() <= x);
+            Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        },
+    )?;
+    if a.json {
+        let result = serde_json::json!({
+            "model": e.gguf.path(), "file": a.file, "n_ctx": window, "stride": stride, "windows": each.len(),
+            "tokens_scored": total.count, "ppl": total.perplexity(), "ppl_error": total.error(), "window_nll": each,
+            "seconds": run.progress.seconds(),
+        });
+        println!("{result}");
+    } else {
+        println!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! HellaSwag, Winogrande, multiple choice.
+
+use super::Args;
+use crate::cli::engine::facts;
+use crate::perplexity::task::{Place, Question, Tally, choices, hellaswag, score, winogrande};
+use anyhow::{Context, bail};
+use serde_json::json;
+use std::ops::ControlFlow;
+
+/// Questions that are answered together, at most.
+const TOGETHER: usize = 32;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    HellaSwag,
+    Winogrande,
+    MultipleChoice,
+}
+
+pub fn run(a: &Args) -> anyhow::Result<()> {
+    let task = match (a.hellaswag, a.winogrande) {
+        (true, _) => Task::HellaSwag,
+        (_, true) => Task::Winogrande,
+        _ => Task::MultipleChoice,
+    };
+    if a.kl_divergence_base.is_some() {
+        bail!("--kl-divergence-base: a base file is of a text, expected no questions");
+    }
+    let bytes = a.bytes()?;
+    let name = a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
+    let e = a.engine.open()?;
+    let t = &e.tokenizer;
+    let read = || -> Result<Vec<Question>, crate::perplexity::task::TaskError> {
+        match task {
+            Task::HellaSwag => hellaswag(&bytes, a.hellaswag_tasks)?.iter().map(|c| c.question(t)).collect(),
+            Task::Winogrande => winogrande(&bytes, a.winogrande_tasks)?.iter().map(|b| b.question(t)).collect(),
+            Task::MultipleChoice => choices(&bytes, a.multiple_choice_tasks)?.iter().map(|c| c.question(t)).collect(),
+        }
+    };
+    let questions = read().with_context(|| name.clone())?;
+    let n = questions.len();
+    let most = 4 * a.context();
+    if let Some(q) = questions.iter().find(|q| q.positions() > most) {
+        let problem = format!("{} tokens, expected at most {most}: four times --ctx-size", q.positions());
+        return Err(q.place().error(problem)).context(name);
+    }
+    let longest = questions.iter().map(Question::positions).max().unwrap_or(1);
+    let group = (4 * a.batch_size / longest).clamp(1, TOGETHER);
+    let mut s = a.session(&e, longest, group.min(n))?;
+    eprintln!("{}", facts(&e, longest));
+    eprintln!("perplexity: {n} questions of at most {longest} tokens, {group} at a time");
+    let mut key = a.key(&e, "questions");
+    key.add(&bytes);
+    key.add(format!("{} {n}", task as u8));
+    let mut run = a.start(&key, "question", n, group)?;
+    if !a.json {
+        match task {
+            Task::HellaSwag => run.progress.line("\ntask\tacc_norm\t95% confidence interval")?,
+            Task::Winogrande => {}
+            Task::MultipleChoice => run.progress.line("\ntask\tacc_norm")?,
+        }
+    }
+    let (mut tally, mut each) = (Tally::default(), Vec::new());
+    run.drive(
+        |first, count| Ok(score(&mut s, &questions[first..first + count])?),
+        |progress, i, scores| {
+            let q = &questions[i];
+            let chosen = Question::chosen(scores);
+            tally.push(q, scores);
+            let (percent, (from, to)) = (100.0 * tally.accuracy(), tally.interval());
+            if a.json {
+                let (Place::Line(at) | Place::Task(at)) = q.place();
+                each.push(json!({"at": at, "scores": scores, "chosen": chosen, "right": q.is_right(chosen)}));
+            } else {
+                let i = i + 1;
+                progress.line(&match task {
+                    Task::HellaSwag => format!("{i}\t{percent:.8}%\t[{:.4}%, {:.4}%]", 100.0 * from, 100.0 * to),
+                    Task::Winogrande => {
+                        let (a, b) = (scores[0], scores[1]);
+                        format!("{i}\t{percent:.4}\t{a:10.6}  {b:10.6}  {}  {}", chosen + 1, q.right() + 1)
+                    }
+                    Task::MultipleChoice => format!("{i}\t{percent:.8}"),
+                })?;
+            }
+            // Half of Wilson's interval, which is not 0 where all answers are right, against half of 95 %.
+            let narrow = a.until_error.is_some_and(|x| 100.0 * (to - from) / 2.0 / 1.96 <= x);
+            Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        },
+    )?;
+    let (p, chance) = (tally.accuracy(), tally.chance());
+    let (error, (from, to)) = (tally.error(p), tally.interval());
+    if a.json {
+        let result = json!({"model": e.gguf.path(), "file": a.file, "questions": tally.count, "correct": tally.correct,
+            "accuracy": p, "error": error, "interval_95": [from, to], "chance": chance,
+            "seconds": run.progress.seconds(), "each_question": each});
+        println!("{result}");
+        return Ok(());
+    }
+    let n = tally.count;
+    println!();
+    match task {
+        Task::HellaSwag => println!("Final HellaSwag score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error),
+        Task::Winogrande => println!("Final Winogrande score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error),
+        Task::MultipleChoice => {
+            println!("Final result: {:.4} +/- {:.4}", 100.0 * p, 100.0 * error);
+            println!("Random chance: {:.4} +/- {:.4}", 100.0 * chance, 100.0 * tally.error(chance));
+        }
+    }
+    Ok(())
+}

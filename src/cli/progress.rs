@@ -1,0 +1,80 @@
+//! How far a long measurement is: a bar with the time left on a terminal, plain lines elsewhere.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Between plain lines.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Progress on stderr, and running results on stdout that do not disturb it.
+pub struct Progress {
+    bar: ProgressBar,
+    unit: &'static str,
+    total: usize,
+    begun: Option<(Instant, usize)>, // when, and what was done before
+    told: Instant,
+    values: String, // of a running line that the bar holds back
+}
+
+impl Progress {
+    /// Of `total` units.
+    pub fn new(unit: &'static str, total: usize) -> Progress {
+        let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Progress { bar, unit, total, begun: None, told: Instant::now(), values: String::new() }
+    }
+
+    /// Computing begins; so many units were done in an earlier run.
+    pub fn begin(&mut self, done: usize) {
+        self.begun = Some((Instant::now(), done));
+        self.bar.set_position(done as u64);
+    }
+
+    /// Seconds since then.
+    pub fn seconds(&self) -> f64 {
+        self.begun.map_or(0.0, |(t, _)| t.elapsed().as_secs_f64())
+    }
+
+    /// A result's line.
+    pub fn line(&self, text: &str) -> std::io::Result<()> {
+        self.bar.suspend(|| writeln!(std::io::stdout(), "{text}"))
+    }
+
+    /// A value of a line that grows. Where a bar shares the terminal, the line waits for its end.
+    pub fn value(&mut self, text: &str) -> std::io::Result<()> {
+        if !self.bar.is_hidden() && std::io::stdout().is_terminal() {
+            self.values.push_str(text);
+            self.bar.set_prefix(text.to_string());
+            return Ok(());
+        }
+        let mut out = std::io::stdout();
+        write!(out, "{text}")?;
+        out.flush()
+    }
+
+    /// So many units are done in all.
+    pub fn done(&mut self, done: usize) {
+        let Some((start, before)) = self.begun else { return };
+        self.bar.set_position(done as u64);
+        let computed = done.saturating_sub(before).max(1);
+        let left = start.elapsed().as_secs_f64() / computed as f64 * (self.total - done.min(self.total)) as f64;
+        let left = match left {
+            s if s >= 3600.0 => format!("{:.1} hours left", s / 3600.0),
+            s if s >= 60.0 => format!("{:.1} minutes left", s / 60.0),
+            s => format!("{s:.0} seconds left"),
+        };
+        self.bar.set_message(format!("{}s, {left} {}", self.unit, self.bar.prefix().trim_end_matches(',')));
+        if self.bar.is_hidden() && self.told.elapsed() >= EVERY {
+            eprintln!("{done} of {} {}s, {left}", self.total, self.unit);
+            self.told = Instant::now();
+        }
+    }
+
+    /// Takes the bar away and prints what it held back.
+    pub fn finish(&mut self) -> std::io::Result<()> {
+        self.bar.finish_and_clear();
+        write!(std::io::stdout(), "{}", std::mem::take(&mut self.values))
+    }
+}
