@@ -4,6 +4,7 @@
 
 mod bench;
 mod chat;
+mod compare;
 mod engine;
 mod inspect;
 mod interrupt;
@@ -42,6 +43,8 @@ enum Verb {
     Plan(plan::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
+    /// Compare models on a text: size, perplexity, divergence, speed
+    Compare(compare::Args),
     /// Measure speed, against what this machine can do
     Bench(bench::Args),
     /// Show what a GGUF holds: metadata, tensors, types, bits per weight, memory needed
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Verb::Run(a) => run::run(a),
         Verb::Plan(a) => plan::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
+        Verb::Compare(a) => compare::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Inspect(a) => inspect::run(a),
         Verb::Tokenize(a) => tokenize::run(a),

@@ -80,6 +80,7 @@ pub fn encode_top(logits: &[f32], next: u32, k: usize) -> (Vec<u8>, f64) {
 }
 
 /// What the reference says of one position.
+#[derive(Clone)]
 pub enum Row {
     /// The log-probability of every token, in nats; `-ln p(next)` is in it.
     Full(Vec<f32>),

@@ -1,0 +1,188 @@
+//! `oxcart compare`: models side by side on one text, the first as the reference: size, perplexity, divergence, speed.
+
+use super::engine::{EngineArgs, SessionArgs, facts};
+use super::perplexity::{check_memory, tokens};
+use super::progress::Progress;
+use crate::engine::SessionOptions;
+use crate::perplexity::compare::{Contender, group, kept_bytes};
+use crate::perplexity::plot::{Point, svg};
+use crate::perplexity::publish::write;
+use crate::perplexity::{chunks, report};
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Which models, which text.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Models: GGUF files or names of the catalogue. The first is the reference
+    #[arg(value_name = "MODEL", required = true, num_args = 2..)]
+    models: Vec<String>,
+    /// The text
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Tokens of a chunk
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    ctx_size: usize,
+    /// Tokens of a batch: so many chunks go through a model before the next one's turn
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    batch_size: usize,
+    /// Compare on the first N chunks only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: Option<u32>,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Worker threads [default: all processors available]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+    /// Instruction set: scalar, avx2, avx512; or exact, all in f32 [default: the best this machine has]
+    #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
+    isa: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Form::Md)]
+    output: Form,
+    /// Plot divergence against size, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Md,
+    Csv,
+    Json,
+}
+
+pub fn run(a: Args) -> anyhow::Result<()> {
+    if !(4..=1 << 24).contains(&a.ctx_size) {
+        bail!("--ctx-size {}: expected 4 to {}", a.ctx_size, 1 << 24);
+    }
+    if a.batch_size == 0 || a.session.ubatch_size == 0 {
+        bail!("--batch-size and --ubatch-size: expected at least 1");
+    }
+    let name = a.file.display().to_string();
+    let bytes = std::fs::read(&a.file).with_context(|| name.clone())?;
+    let n_seq = (a.batch_size / a.ctx_size).max(1);
+    let mut models: Vec<Contender> = Vec::new();
+    let mut text = Vec::new();
+    for model in &a.models {
+        let (threads, isa) = (a.threads, a.isa.clone());
+        let e = EngineArgs { model: Some(model.clone()), threads, isa, override_kv: Vec::new() }.open()?;
+        eprintln!("{}", facts(&e, a.ctx_size));
+        let encoded = tokens(&e, &bytes).with_context(|| name.clone())?;
+        match models.first() {
+            None => text = encoded,
+            Some(first) => {
+                let (n, found) = (first.engine().model.config.n_vocab, e.model.config.n_vocab);
+                if n != found {
+                    bail!("{model}: a vocabulary of {found} tokens, the reference has {n}");
+                }
+                if encoded != text {
+                    bail!("{model}: other tokens of the text than the reference's, expected the same tokenizer");
+                }
+            }
+        }
+        let o: SessionOptions = a.session.options(a.ctx_size, n_seq);
+        models.push(Contender::new(&e, &o)?);
+    }
+    let n = chunks(text.len(), a.ctx_size).with_context(|| name.clone())?;
+    let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
+    let engines: Vec<_> = models.iter().map(Contender::engine).collect();
+    let caches: u64 = models.iter().map(|m| m.cache_bytes() as u64).sum();
+    check_memory(&engines, caches + kept_bytes(a.ctx_size, engines[0].model.config.n_vocab, n_seq))?;
+    let mut progress = Progress::new("chunk", n);
+    progress.begin(0);
+    for first in (0..n).step_by(n_seq) {
+        let count = n_seq.min(n - first);
+        group(&mut models, &text, first, count)?;
+        progress.done(first + count);
+    }
+    progress.finish()?;
+    if let Some(path) = &a.plot {
+        let point = |m: &Contender| {
+            let kld = m.divergence.kld();
+            Point { name: label(m), size: gib(m.size()), kld: (kld.value, kld.error) }
+        };
+        let points: Vec<Point> = models[1..].iter().map(point).collect();
+        let title = format!("divergence from {}", label(&models[0]));
+        write(path, svg(&title, &points).as_bytes()).with_context(|| path.display().to_string())?;
+    }
+    match a.output {
+        Form::Md => markdown(&models),
+        Form::Csv => csv(&models),
+        Form::Json => println!("{}", object(&a, &models, n)),
+    }
+    Ok(())
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// A model's file, without folder and ending.
+fn label(m: &Contender) -> String {
+    let path: &Path = m.engine().gguf.path();
+    path.file_stem().map_or(String::new(), |s| s.to_string_lossy().into_owned())
+}
+
+fn markdown(models: &[Contender]) {
+    let names: Vec<String> = models.iter().map(label).collect();
+    let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("model".len());
+    println!(
+        "| {:wide$} | {:>9} | {:>5} | {:>19} | {:>19} | {:>8} | {:>15} | {:>8} |",
+        "model", "size, GiB", "bpw", "PPL", "mean KLD", "99% KLD", "same top, %", "t/s"
+    );
+    println!(
+        "| {:-<wide$} | {:->8}: | {:->4}: | {:->18}: | {:->18}: | {:->7}: | {:->14}: | {:->7}: |",
+        "", "", "", "", "", "", "", ""
+    );
+    for (i, (m, name)) in models.iter().zip(names).enumerate() {
+        let (kld, percentile, same) = if i == 0 {
+            ("reference".into(), String::new(), String::new())
+        } else {
+            let (kld, same) = (m.divergence.kld(), m.divergence.same_top());
+            (
+                format!("{:.6} ± {:.6}", kld.value, kld.error),
+                format!("{:.5}", m.divergence.klds().at(0.99)),
+                format!("{:.2} ± {:.2}", 100.0 * same.value, 100.0 * same.error),
+            )
+        };
+        let ppl = format!("{:.4} ± {:.4}", m.score.perplexity(), m.score.error());
+        println!(
+            "| {name:wide$} | {:9.3} | {:5.2} | {ppl:>19} | {kld:>19} | {percentile:>8} | {same:>15} | {:8.1} |",
+            gib(m.size()),
+            m.bits_per_weight(),
+            m.rate()
+        );
+    }
+}
+
+fn csv(models: &[Contender]) {
+    println!("model,size_bytes,bits_per_weight,ppl,ppl_error,kld,kld_error,kld_99,same_top,same_top_error,tokens_per_second");
+    for (i, m) in models.iter().enumerate() {
+        let name = m.engine().gguf.path().display().to_string().replace('"', "\"\"");
+        let (ppl, error) = (m.score.perplexity(), m.score.error());
+        print!("\"{name}\",{},{},{ppl},{error},", m.size(), m.bits_per_weight());
+        if i == 0 {
+            print!(",,,,");
+        } else {
+            let (kld, same) = (m.divergence.kld(), m.divergence.same_top());
+            let percentile = m.divergence.klds().at(0.99);
+            print!("{},{},{percentile},{},{}", kld.value, kld.error, same.value, same.error);
+        }
+        println!(",{}", m.rate());
+    }
+}
+
+fn object(a: &Args, models: &[Contender], n: usize) -> serde_json::Value {
+    let model = |(i, m): (usize, &Contender)| {
+        json!({
+            "model": m.engine().gguf.path(), "size_bytes": m.size(), "bits_per_weight": m.bits_per_weight(),
+            "ppl": m.score.perplexity(), "ppl_error": m.score.error(), "tokens_per_second": m.rate(),
+            "divergence": (i > 0).then(|| report::object(&m.divergence)),
+        })
+    };
+    let models: Vec<_> = models.iter().enumerate().map(model).collect();
+    json!({"file": a.file, "n_ctx": a.ctx_size, "chunks": n, "models": models})
+}
