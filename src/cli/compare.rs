@@ -159,7 +159,9 @@ fn markdown(models: &[Contender]) {
 }
 
 fn csv(models: &[Contender]) {
-    println!("model,size_bytes,bits_per_weight,ppl,ppl_error,kld,kld_error,kld_99,same_top,same_top_error,tokens_per_second");
+    println!(
+        "model,size_bytes,bits_per_weight,ppl,ppl_error,kld,kld_error,kld_99,same_top,same_top_error,tokens_per_second"
+    );
     for (i, m) in models.iter().enumerate() {
         let name = m.engine().gguf.path().display().to_string().replace('"', "\"\"");
         let (ppl, error) = (m.score.perplexity(), m.score.error());

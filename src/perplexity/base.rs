@@ -173,7 +173,10 @@ impl Base {
             Some(n) if n == length => {}
             n => {
                 let n = n.map_or("more than any file has".into(), |n| n.to_string());
-                return Err(unfit("length", format!("{length} bytes, expected {n} for {n_chunk} chunks of {n_ctx} tokens")));
+                return Err(unfit(
+                    "length",
+                    format!("{length} bytes, expected {n} for {n_chunk} chunks of {n_ctx} tokens"),
+                ));
             }
         }
         let mut bytes = vec![0; n_chunk * n_ctx * 4];

@@ -54,7 +54,8 @@ pub fn svg(title: &str, points: &[Point]) -> String {
     }
     for power in low as i32..=high as i32 {
         let at = y(10f64.powi(power));
-        let _ = writeln!(out, "<line x1=\"{left}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>", x(end));
+        let _ =
+            writeln!(out, "<line x1=\"{left}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>", x(end));
     }
     let (base, side) = (HEIGHT - bottom, x(end));
     let _ = writeln!(out, "<path d=\"M{left} {top}V{base}H{side:.1}\" fill=\"none\" stroke=\"black\"/>");

@@ -38,7 +38,10 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let mut s = a.session(&e, context, n_seq.min(n))?;
     eprintln!("{}", facts(&e, context));
     if let Some(k) = layout.top {
-        eprintln!("kl_divergence: {} is compact: the {k} most probable tokens and the mass of the others", path.display());
+        eprintln!(
+            "kl_divergence: {} is compact: the {k} most probable tokens and the mass of the others",
+            path.display()
+        );
     }
     let tokens = &base.tokens()[..n * context];
     let mut key = a.key(&e, "kl-divergence");
