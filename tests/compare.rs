@@ -26,7 +26,8 @@ fn models_stand_side_by_side_against_the_first() {
     fs::write(dir.join("text"), (0..60).map(line).collect::<String>()).unwrap();
     let common = ["-f", "text", "-c", "64", "--chunks", "4"];
     let compare = |more: &[&str]| {
-        let (out, err, code) = oxcart(&[&["compare", model, "q4_0.gguf", model][..], &common, more].concat(), dir);
+        let (out, err, code) =
+            oxcart(&[&["compare", "-t", "1", model, "q4_0.gguf", model][..], &common, more].concat(), dir);
         assert_eq!(code, Some(0), "{err}");
         out
     };
@@ -40,7 +41,7 @@ fn models_stand_side_by_side_against_the_first() {
     assert!(small["bits_per_weight"].as_f64() < reference["bits_per_weight"].as_f64(), "{all}");
     // What the same measurements say one by one.
     let one = |args: &[&str]| -> Value {
-        let (out, err, code) = oxcart(&[&["perplexity", "--json", "-b", "512"][..], args].concat(), dir);
+        let (out, err, code) = oxcart(&[&["perplexity", "-t", "1", "--json", "-b", "512"][..], args].concat(), dir);
         assert_eq!(code, Some(0), "{err}");
         serde_json::from_str(&out).unwrap()
     };

@@ -4,7 +4,8 @@
 //! divergence `sum p ln(p / q)` in nats, `q(next) - p(next)`, and whether both hold the same token most probable. Errors are
 //! standard errors of means; those of derived figures follow to first order, with the covariance of both models' scores.
 
-use super::row::{Row, extent};
+use super::row::Row;
+use super::score::extent;
 
 /// Reference log-probabilities that count: what is rarer is below the resolution of a full row.
 const FLOOR: f32 = -16.0;
@@ -30,7 +31,7 @@ impl Token {
     pub fn compare(logits: &[f32], base: &Row, next: u32) -> Token {
         let (max, top, sum) = extent(logits);
         let shift = max as f64 + sum.ln();
-        let nll = shift - logits[next as usize] as f64;
+        let nll = sum.ln() + (max - logits[next as usize]) as f64;
         let against = |log_p: f32, i: usize| (log_p as f64).exp() * (log_p as f64 + shift - logits[i] as f64);
         let (nll_base, kld, base_top) = match base {
             Row::Full(log_p) => {

@@ -9,6 +9,8 @@
 //! is rarer has code 0), a compact one its `k` most probable tokens, the first the most probable; `tail` is the log of the
 //! mass of all others, `next` the log-probability of the token that the text goes on with.
 
+use super::score::extent;
+
 /// Bytes of a full row.
 pub fn full_bytes(n_vocab: usize) -> usize {
     8 + 2 * n_vocab.next_multiple_of(2)
@@ -22,18 +24,6 @@ pub fn top_bytes(k: usize) -> usize {
 /// The tokens that a compact row keeps unless told: rows are then 24 times smaller than full ones.
 pub fn default_top(n_vocab: usize) -> usize {
     (n_vocab / 72).max(1)
-}
-
-/// The largest logit, its place (the first of equals), and `sum(exp(logit - max))`.
-pub fn extent(logits: &[f32]) -> (f32, usize, f64) {
-    let mut top = 0;
-    for (i, &l) in logits.iter().enumerate() {
-        if l > logits[top] {
-            top = i;
-        }
-    }
-    let max = logits[top];
-    (max, top, logits.iter().map(|&l| (l - max).exp() as f64).sum())
 }
 
 /// A full row as llama-perplexity computes it, in f32; and `-ln p(next)`.

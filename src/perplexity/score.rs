@@ -51,10 +51,22 @@ impl Score {
     }
 }
 
-/// `-ln softmax(logits)[token]`, in f64.
+/// The largest logit, its place (the first of equals), and `sum(exp(logit - max))`:
+/// exponentials in f32, their sum in f64, as llama-perplexity computes them.
+pub fn extent(logits: &[f32]) -> (f32, usize, f64) {
+    let mut top = 0;
+    for (i, &l) in logits.iter().enumerate() {
+        if l > logits[top] {
+            top = i;
+        }
+    }
+    let max = logits[top];
+    (max, top, logits.iter().map(|&l| (l - max).exp() as f64).sum())
+}
+
+/// `-ln softmax(logits)[token]`.
 pub fn nll(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| ((l - max) as f64).exp()).sum();
+    let (max, _, sum) = extent(logits);
     sum.ln() + (max - logits[token as usize]) as f64
 }
 
