@@ -54,7 +54,7 @@ pub fn collect<T: Clone + Default + Send, E: From<EngineError> + Send>(
     context: usize,
     first: usize,
     count: usize,
-    value: &(dyn Fn(usize, u32, &[f32]) -> Result<T, E> + Sync),
+    value: impl Fn(usize, u32, &[f32]) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
     let values = Mutex::new((vec![T::default(); count * rows(context)], None));
     feed(s, tokens, context, first, count, &|i, next, logits| {
@@ -73,6 +73,6 @@ pub fn collect<T: Clone + Default + Send, E: From<EngineError> + Send>(
 pub fn score(s: &mut Session, tokens: &[u32], first: usize, count: usize) -> Result<Vec<Score>, EngineError> {
     let context = s.context();
     let nlls: Vec<f64> =
-        collect::<_, EngineError>(s, tokens, context, first, count, &|_, next, logits| Ok(nll(logits, next)))?;
+        collect::<_, EngineError>(s, tokens, context, first, count, |_, next, logits| Ok(nll(logits, next)))?;
     Ok(nlls.chunks(rows(context)).map(Score::of).collect())
 }

@@ -61,7 +61,7 @@ impl Contender {
         tokens: &[u32],
         first: usize,
         count: usize,
-        value: &(dyn Fn(usize, u32, &[f32]) -> Result<T, EngineError> + Sync),
+        value: impl Fn(usize, u32, &[f32]) -> Result<T, EngineError> + Sync,
     ) -> Result<Vec<T>, EngineError> {
         let (start, context) = (Instant::now(), self.session.context());
         let values = chunk::collect(&mut self.session, tokens, context, first, count, value)?;
@@ -80,13 +80,13 @@ pub fn kept_bytes(context: usize, n_vocab: usize, count: usize) -> u64 {
 pub fn group(models: &mut [Contender], tokens: &[u32], first: usize, count: usize) -> Result<(), EngineError> {
     let Some((reference, others)) = models.split_first_mut() else { return Ok(()) };
     let kept: Vec<OnceLock<Row>> = vec![OnceLock::new(); count * rows(reference.session.context())];
-    let nlls: Vec<f64> = reference.feed(tokens, first, count, &|i, next, logits| {
+    let nlls: Vec<f64> = reference.feed(tokens, first, count, |i, next, logits| {
         kept[i].get_or_init(|| Row::exact(logits));
         Ok(nll(logits, next))
     })?;
     reference.score.join(&Score::of(&nlls));
     for m in others {
-        let found: Vec<Token> = m.feed(tokens, first, count, &|i, next, logits| {
+        let found: Vec<Token> = m.feed(tokens, first, count, |i, next, logits| {
             Ok(kept[i].get().map_or(Token::default(), |row| Token::compare(logits, row, next)))
         })?;
         found.iter().for_each(|t| m.divergence.push(t));

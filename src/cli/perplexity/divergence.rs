@@ -59,7 +59,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
             let compare = |i: usize, next: u32, logits: &[f32]| {
                 Ok::<_, PerplexityError>(Token::compare(logits, &base.row(first * rows(context) + i)?, next))
             };
-            let compared = chunk::collect(&mut s, tokens, context, first, count, &compare)?;
+            let compared = chunk::collect(&mut s, tokens, context, first, count, compare)?;
             Ok(compared.chunks(rows(context)).map(|c| c.iter().flat_map(record).collect()).collect())
         },
         |progress, i, values| {

@@ -47,7 +47,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
                 None => Ok(nll(logits, next)),
                 Some(w) => w.put(first * rows(context) + i, logits, next),
             };
-            let nlls = chunk::collect(&mut s, tokens, context, first, count, &value)?;
+            let nlls = chunk::collect(&mut s, tokens, context, first, count, value)?;
             // What the state counts as done is in the file.
             writer.as_ref().map_or(Ok(()), BaseWriter::sync)?;
             Ok(nlls.chunks(rows(context)).map(<[f64]>::to_vec).collect())

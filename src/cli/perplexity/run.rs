@@ -63,18 +63,18 @@ impl Run {
             if told == self.resumed() {
                 let count = self.group.min(self.total - told);
                 let records = compute(told, count)?;
-                self.save(records)?;
+                self.save(records);
                 if told == resumed {
                     let (pass, left) = (self.progress.seconds(), self.total - told);
                     let minutes = pass * left as f64 / count as f64 / 60.0;
                     eprintln!("perplexity: {pass:.2} seconds per pass - ETA {minutes:.2} minutes");
                 }
             }
-            for i in told..self.resumed() {
-                told += 1;
-                if tell(&mut self.progress, i, &self.state.records()[i])?.is_break() {
+            while let Some(record) = self.state.records().get(told) {
+                if tell(&mut self.progress, told, record)?.is_break() {
                     break 'all;
                 }
+                told += 1;
             }
             self.progress.done(told);
         }
@@ -83,15 +83,12 @@ impl Run {
         Ok(())
     }
 
-    fn save(&mut self, records: Vec<Vec<f64>>) -> anyhow::Result<()> {
-        match self.state.push(records) {
+    fn save(&mut self, records: Vec<Vec<f64>>) {
+        if let Err(e) = self.state.push(records)
+            && std::mem::replace(&mut self.saved, false)
+        {
             // The measurement is worth more than its safety net.
-            Err(e) if self.saved => {
-                eprintln!("perplexity: {e}: this run cannot be resumed");
-                self.saved = false;
-            }
-            _ => {}
+            eprintln!("perplexity: {e}: this run cannot be resumed");
         }
-        Ok(())
     }
 }
