@@ -19,7 +19,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 fn logits(n: usize, seed: u64) -> Vec<f32> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut uniform = || {
-        (x ^= x << 13, x ^= x >> 7, x ^= x << 17);
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
         (x >> 40) as f32 / (1u64 << 24) as f32
     };
     (0..n).map(|_| 12.0 * uniform() * uniform() - 6.0 * uniform()).collect()
@@ -376,8 +378,11 @@ fn windows_score_their_last_tokens() {
     near("second window", each[1], sums[1], 2e-2);
 }
 
+/// A question, its answers, which of them is right.
+type Asked = (String, Vec<String>, usize);
+
 /// Questions on the default model's tongue: the text goes on, or something else does.
-fn questions() -> Vec<(String, Vec<String>, usize)> {
+fn questions() -> Vec<Asked> {
     let lines: Vec<String> = text(24).lines().map(str::to_string).collect();
     let cut = |i: usize| lines[i].split_once(" the cart carried ").expect("as written");
     (0..12)
@@ -392,7 +397,7 @@ fn questions() -> Vec<(String, Vec<String>, usize)> {
 }
 
 /// llama.cpp's binary file of questions.
-fn binary(questions: &[(String, Vec<String>, usize)]) -> Vec<u8> {
+fn binary(questions: &[Asked]) -> Vec<u8> {
     let number = |n: usize| (n as u32).to_le_bytes();
     let string = |s: &String| [&number(s.len())[..], s.as_bytes()].concat();
     let tasks: Vec<Vec<u8>> = questions
@@ -420,17 +425,15 @@ fn binary(questions: &[(String, Vec<String>, usize)]) -> Vec<u8> {
 fn questions_are_scored_by_the_mean_of_their_tokens_in_every_format() {
     let b = Bench::new();
     let all = questions();
-    let lines = |of: &dyn Fn(&(String, Vec<String>, usize)) -> Value| -> String {
-        all.iter().map(|q| of(q).to_string() + "\n").collect()
-    };
+    let lines = |of: &dyn Fn(&Asked) -> Value| -> String { all.iter().map(|q| of(q).to_string() + "\n").collect() };
     b.write("mc.bin", binary(&all));
     b.write("mmlu", lines(&|(q, a, r)| json!({"question": q, "subject": "x", "choices": a, "answer": r})));
-    let arc = |(q, a, r): &(String, Vec<String>, usize)| {
+    let arc = |(q, a, r): &Asked| {
         let labels = ["A", "B", "C", "D"];
         json!({"id": "1", "question": q, "choices": {"text": a, "label": labels}, "answerKey": labels[*r]})
     };
     b.write("arc", lines(&arc));
-    let six = |(q, a, r): &(String, Vec<String>, usize)| format!("{q}\n{r}\n{}\n", a.join("\n"));
+    let six = |(q, a, r): &Asked| format!("{q}\n{r}\n{}\n", a.join("\n"));
     b.write("hs.txt", all.iter().map(six).collect::<String>());
     b.write("hs.jsonl", lines(&|(q, a, r)| json!({"ctx": q, "endings": a, "label": r.to_string()})));
     let choice = |file| b.json(&["--multiple-choice", "-f", file, "--json"]);
@@ -458,13 +461,11 @@ fn questions_are_scored_by_the_mean_of_their_tokens_in_every_format() {
     assert!(right >= 10, "the model sees what goes on: {right} of 12");
     for file in ["mmlu", "arc"] {
         let other = choice(file);
-        for (a, b) in [(&got, &other)] {
-            let scores = |v: &Value| {
-                let each = v["each_question"].as_array().unwrap();
-                each.iter().map(|q| q["scores"].clone()).collect::<Vec<_>>()
-            };
-            assert_eq!(scores(a), scores(b), "{file}");
-        }
+        let scores = |v: &Value| {
+            let each = v["each_question"].as_array().unwrap();
+            each.iter().map(|q| q["scores"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(scores(&got), scores(&other), "{file}");
     }
     let (text, jsonl) = (b.succeeds(&["--hellaswag", "-f", "hs.txt"]), b.succeeds(&["--hellaswag", "-f", "hs.jsonl"]));
     assert_eq!(text, jsonl);
