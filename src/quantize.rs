@@ -180,6 +180,7 @@ pub fn write(
     enough_space(out, &steps[whole..])?;
     let unfinished = if whole > 0 { Unfinished::Continue(whole) } else { Unfinished::Replace };
     let mut w = GgufWriter::create_resumable(out, metadata, new, o.max_part, unfinished)?;
+    journal.begin();
     if whole > 0 {
         watch(Event::Resumed(whole));
     }

@@ -215,12 +215,14 @@ fn unreadable(path: &Path, bytes: &[u8], e: SafeTensorError) -> CheckpointError 
 
 fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
     let fail = |e: std::io::Error| error(path, "open", e);
-    let file = match File::open(path) {
+    match fs::metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(fail)?,
+        // A pipe would be waited for.
+        Ok(m) if !m.is_file() => return Err(error(path, "open", "not a regular file")),
+        found => found.map_err(fail)?,
     };
     let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(fail)?;
+    File::open(path).and_then(|f| f.take(most + 1).read_to_end(&mut bytes)).map_err(fail)?;
     match bytes.len() as u64 > most {
         true => Err(error(path, "size", format!("more than the {most} bytes that are expected at most"))),
         false => Ok(Some(bytes)),

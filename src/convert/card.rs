@@ -185,7 +185,7 @@ impl Name {
     /// What a name of a model with `total` weights says.
     fn of(id: &str, total: u64) -> Name {
         if id.contains(' ') {
-            return Name { title: Some(id.to_string()), ..Name::default() };
+            return Name { title: Some(title(id)), ..Name::default() };
         }
         let (organization, full) = id.split_once('/').map_or((None, id), |(o, n)| (Some(o), n));
         let organization = organization.filter(|o| !o.is_empty() && !o.starts_with('.'));
@@ -290,7 +290,7 @@ mod tests {
         // Name, weights; title, organization, basename, size, finetune, version.
         let cases = [
             ("Qwen/Qwen1.5-110B-Chat", 111_000_000_000, ["Qwen1.5 110B Chat", "Qwen", "Qwen1.5", "110B", "Chat", ""]),
-            ("Meta-Llama-3-70B", 70_000_000_000, ["Meta Llama 3 70B", "", "Meta-Llama", "70B", "", "3"]),
+            ("Meta-Llama-3-70B", 70_000_000_000, ["Meta Llama 3 70B", "", "Meta-Llama-3", "70B", "", ""]),
             (
                 "mistralai/Mixtral-8x22B-Instruct-v0.1",
                 141_000_000_000,
@@ -298,8 +298,8 @@ mod tests {
             ),
             ("ck-llama", 191_000_000, ["Ck Llama", "", "", "", "", ""]),
             ("smollm2-135m-instruct", 134_000_000, ["Smollm2 135m Instruct", "", "smollm2", "135M", "instruct", ""]),
-            ("llama-3-8b-262k", 8_000_000_000, ["Llama 3 8b 262k", "", "llama", "8B", "262k", "3"]),
-            ("A name of words", 5, ["A name of words", "", "", "", "", ""]),
+            ("llama-3-8b-262k", 8_000_000_000, ["Llama 3 8b 262k", "", "llama-3", "8B", "262k", ""]),
+            ("A name of words", 5, ["A Name Of Words", "", "", "", "", ""]),
         ];
         for (id, total, [title, organization, basename, size, finetune, version]) in cases {
             let want = Name {

@@ -49,7 +49,7 @@ fn save(path: &Path, note: &Note) -> io::Result<()> {
     fs::rename(&temp, path)
 }
 
-/// Notes how many tensors are whole. Dropped without [`Journal::keep`], it leaves nothing.
+/// Notes how many tensors are whole. Dropped between [`Journal::begin`] and [`Journal::keep`], it leaves nothing.
 pub(super) struct Journal {
     file: PathBuf,
     inputs: Vec<Input>,
@@ -57,11 +57,11 @@ pub(super) struct Journal {
     last: Instant,
     syncs: Option<SyncSender<(File, Note)>>,
     thread: Option<JoinHandle<io::Result<()>>>,
-    kept: bool,
+    ours: bool,
 }
 
 impl Journal {
-    /// Reads what another run noted, where `resume` says so, and begins to note.
+    /// Reads what another run noted, where `resume` says so.
     pub fn open(out: &Path, inputs: &[PathBuf], resume: bool) -> Result<Journal, QuantizeError> {
         let mut file = out.as_os_str().to_owned();
         file.push(".partial.json");
@@ -70,8 +70,13 @@ impl Journal {
         let input = |path: &PathBuf| Input::of(path).map_err(|e| fail(format!("{}: {e}", path.display())));
         let inputs = inputs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
         let whole = if resume && file.exists() { read(&file, &inputs).map_err(fail)? } else { 0 };
+        Ok(Journal { file, inputs, whole, last: Instant::now(), syncs: None, thread: None, ours: false })
+    }
+
+    /// Begins to note: from here on the note is this run's, and goes with it.
+    pub fn begin(&mut self) {
         let (syncs, due) = sync_channel::<(File, Note)>(1);
-        let path = file.clone();
+        let path = self.file.clone();
         let thread = std::thread::spawn(move || {
             for (file, note) in due {
                 file.sync_data()?;
@@ -79,7 +84,7 @@ impl Journal {
             }
             Ok(())
         });
-        Ok(Journal { file, inputs, whole, last: Instant::now(), syncs: Some(syncs), thread: Some(thread), kept: false })
+        (self.syncs, self.thread, self.ours) = (Some(syncs), Some(thread), true);
     }
 
     /// Tensors that were whole when the other run ended.
@@ -114,7 +119,7 @@ impl Journal {
         self.stop()?;
         let note = Note { inputs: std::mem::take(&mut self.inputs), tensors };
         save(&self.file, &note).map_err(|e| self.fail(e))?;
-        self.kept = true;
+        self.ours = false;
         Ok(())
     }
 
@@ -127,7 +132,7 @@ impl Drop for Journal {
     fn drop(&mut self) {
         // An error of it was told of by `stop`, or stands behind one that is being told.
         let _ = self.stop();
-        if !self.kept {
+        if self.ours {
             let _ = fs::remove_file(&self.file);
         }
     }
