@@ -231,6 +231,24 @@ fn a_sentencepiece_vocabulary_keeps_its_scores() {
     assert_eq!(g.floats("tokenizer.ggml.scores").unwrap().unwrap()[..6], [0.0, -1.0, -2.0, -3.0, -4.0, -10_000.0]);
 }
 
+/// Without that file, ranks of merges serve as scores: the pair that merges first is the best.
+#[test]
+fn merges_give_scores_where_there_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = model(CLASSES[1], "F16", 5);
+    let special = |id: u32, text: &str| json!({"id": id, "content": text, "special": true});
+    m.tokenizer = json!({
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>")],
+        "model": {"type": "BPE", "byte_fallback": true, "merges": ["t h", "▁ th"],
+                  "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "▁": 3, "t": 4, "h": 5, "th": 6, "▁th": 7}},
+    });
+    let g = Gguf::open(&written(dir.path(), "m", &m, 1, &["Q8_0"])).unwrap();
+    assert_eq!(g.str("tokenizer.ggml.model").unwrap(), Some("llama"));
+    assert_eq!(g.ints("tokenizer.ggml.token_type").unwrap().unwrap()[..9], [2, 3, 6, 1, 1, 1, 1, 1, 5]);
+    let scores = g.floats("tokenizer.ggml.scores").unwrap().unwrap();
+    assert!(scores[6] == 0.0 && scores[7] == -1.0 && scores[3..6].iter().all(|s| *s < -2.0), "{:?}", &scores[..9]);
+}
+
 /// What may be wrong with a folder: what is done to it, and what is said.
 type Damage = (&'static str, Box<dyn Fn(&Path)>, &'static str);
 
