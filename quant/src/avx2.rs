@@ -1,18 +1,24 @@
-//! AVX2.
+//! AVX2, and AVX2 with AVX-VNNI.
+//!
+//! Everything rests on one function a format: a slab of 256 weights from memory to registers ([`slab`]).
 //!
 //! Without VNNI a product of bytes is `vpmaddubsw` (pairs, to 16 bits) and `vpmaddwd` with ones (to 32). Its two traps:
 //!
 //! 1. Two products of a code above 128 and 127 do not fit 16 bits. Formats with codes up to 255 (all have offset 128) are
-//!    read as signed bytes instead, and the sign moves to the activation: `|w| * sign(x, w)` (may-saturate formats).
+//!    read as signed bytes instead, and the sign moves to the activation: `|w| * sign(x, w)` (wide formats).
 //! 2. Several pairs fit if codes are small: 8 of 4-bit codes (8 * 2 * 15 * 127 = 30,480), 4 of 5 bits, 2 of 6. The gemm
 //!    adds that many in 16 bits before it widens.
 //!
+//! With it (Intel's desktops since Alder Lake, which have no AVX-512) the product is `vpdpbusd`, and neither trap exists.
+//!
 //! ```text
-//! gemv   for each slab of a row: codes to the L1 cache, then for each group of 32 positions
+//! gemv   4 rows at once (four memory streams), for each slab: codes to registers, then for each group of 32 positions
 //!            acc += float(dot of 32) * (scale * d)            8 lanes of 4 positions
 //! gemm   16 rows at once, interleaved as in `avx512`; for each 4 columns, for each group:
 //!            16-bit sums of 2 x 4 accumulators, widened as rarely as they allow
 //! ```
+
+mod slab;
 
 use crate::act::{Act, Acts, Q8Block};
 use crate::float_matrix;
@@ -20,38 +26,34 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx2;
-use crate::panel::{Out, Panel, Scratch};
+use crate::panel::{Out, Panel, Scratch, ends, padded, slab_at};
+use slab::{Slab, load};
 use std::arch::x86_64::*;
 
 /// Columns up to which the gemv is used.
 const GEMV_COLS: usize = 3;
+/// Rows that the gemv reads side by side.
+const STREAMS: usize = 4;
 /// Rows of a gemm tile.
 const TILE: usize = 16;
 /// Columns of the gemm's innermost body.
 const COLS: usize = 4;
 
-/// Installs the kernels of this file.
-pub(crate) fn overlay(table: &mut [Kernel]) {
+/// Installs the kernels of this file, those with AVX-VNNI if `vnni`.
+pub(crate) fn overlay(table: &mut [Kernel], vnni: bool) {
+    let isa = if vnni { Isa::AvxVnni } else { Isa::Avx2 };
     for (kernel, spec) in table.iter_mut().zip(crate::format::FORMATS) {
         match (kernel.act, &spec.codes) {
             (Act::Q8, Some(codes)) => {
-                let wide = pairs(spec.format, codes) == 0;
-                kernel.gemv = Slot { isa: Isa::Avx2, run: gemv_of(codes, wide) };
-                kernel.gemm = Slot { isa: Isa::Avx2, run: gemm_of(spec.format, codes) };
+                kernel.gemv = Slot { isa, run: gemv_of(spec.format, vnni) };
+                kernel.gemm = Slot { isa, run: if vnni { gemm_vnni_of(codes) } else { gemm_of(spec.format, codes) } };
                 kernel.gemv_cols = GEMV_COLS;
-                match spec.format {
-                    Format::Q4_K => kernel.unpack = q4_k,
-                    Format::Q6_K => kernel.unpack = q6_k,
-                    Format::Q8_0 => kernel.unpack = q8_0,
-                    Format::Q4_0 => kernel.unpack = q4_0,
-                    Format::Q4_1 => kernel.unpack = q4_1,
-                    _ => (),
-                }
+                kernel.unpack = unpack_of(spec.format);
             }
             _ => {
-                kernel.gemm = Slot { isa: Isa::Avx2, run: float_gemm };
+                kernel.gemm = Slot { isa, run: float_gemm };
                 if spec.codes.is_none() {
-                    kernel.gemv = Slot { isa: Isa::Avx2, run: float_gemv };
+                    kernel.gemv = Slot { isa, run: float_gemv };
                     kernel.gemv_cols = 1;
                 }
             }
@@ -69,32 +71,30 @@ fn pairs(format: Format, codes: &CodeSpec) -> usize {
     }
 }
 
-fn gemv_of(codes: &CodeSpec, wide: bool) -> Run {
-    match (codes.group, codes.has_min, wide) {
-        (32, false, true) => gemv::<32, false, true>,
-        (32, false, false) => gemv::<32, false, false>,
-        (32, true, _) => gemv::<32, true, false>,
-        (_, false, true) => gemv::<16, false, true>,
-        (_, false, false) => gemv::<16, false, false>,
-        (_, true, _) => gemv::<16, true, false>,
+fn gemm_of(format: Format, codes: &CodeSpec) -> Run {
+    match (codes.group, codes.has_min, pairs(format, codes)) {
+        (32, false, 0) => gemm::<32, false, 0, false>,
+        (32, false, 8) => gemm::<32, false, 8, false>,
+        (32, false, 4) => gemm::<32, false, 4, false>,
+        (32, false, _) => gemm::<32, false, 1, false>,
+        (32, true, 8) => gemm::<32, true, 8, false>,
+        (32, true, 4) => gemm::<32, true, 4, false>,
+        (32, true, _) => gemm::<32, true, 1, false>,
+        (_, false, 0) => gemm::<16, false, 0, false>,
+        (_, false, 8 | 4) => gemm::<16, false, 4, false>,
+        (_, false, 2) => gemm::<16, false, 2, false>,
+        (_, false, _) => gemm::<16, false, 1, false>,
+        (_, true, 8 | 4) => gemm::<16, true, 4, false>,
+        (_, true, _) => gemm::<16, true, 1, false>,
     }
 }
 
-fn gemm_of(format: Format, codes: &CodeSpec) -> Run {
-    match (codes.group, codes.has_min, pairs(format, codes)) {
-        (32, false, 0) => gemm::<32, false, 0>,
-        (32, false, 8) => gemm::<32, false, 8>,
-        (32, false, 4) => gemm::<32, false, 4>,
-        (32, false, _) => gemm::<32, false, 1>,
-        (32, true, 8) => gemm::<32, true, 8>,
-        (32, true, 4) => gemm::<32, true, 4>,
-        (32, true, _) => gemm::<32, true, 1>,
-        (_, false, 0) => gemm::<16, false, 0>,
-        (_, false, 8 | 4) => gemm::<16, false, 4>,
-        (_, false, 2) => gemm::<16, false, 2>,
-        (_, false, _) => gemm::<16, false, 1>,
-        (_, true, 8 | 4) => gemm::<16, true, 4>,
-        (_, true, _) => gemm::<16, true, 1>,
+fn gemm_vnni_of(codes: &CodeSpec) -> Run {
+    match (codes.group, codes.has_min) {
+        (32, false) => gemm::<32, false, 1, true>,
+        (32, true) => gemm::<32, true, 1, true>,
+        (_, false) => gemm::<16, false, 1, true>,
+        (_, true) => gemm::<16, true, 1, true>,
     }
 }
 
@@ -132,21 +132,26 @@ avx2! {
         rounds * CHAINS as u64 * 32 + (_mm256_extract_epi32::<0>(sum) == 1) as u64
     }
 
-    // ---- loads and stores --------------------------------------------------------------------------------------------
-
-    fn load(b: &[u8; 32]) -> __m256i {
-        // SAFETY: 32 readable bytes.
-        unsafe { _mm256_loadu_si256(b.as_ptr().cast()) }
+    /// `vpdpbusd` on registers.
+    pub(crate) fn peak_vnni(rounds: u64) -> u64 {
+        const CHAINS: usize = 12;
+        let (w, x) = (_mm256_set1_epi8(std::hint::black_box(3)), _mm256_set1_epi8(std::hint::black_box(5)));
+        let mut acc = [_mm256_setzero_si256(); CHAINS];
+        for _ in 0..rounds {
+            for a in &mut acc {
+                *a = dpbusd(*a, w, x);
+            }
+        }
+        let sum = acc.into_iter().fold(_mm256_setzero_si256(), |s, a| _mm256_add_epi32(s, a));
+        std::hint::black_box(sum);
+        rounds * CHAINS as u64 * 32
     }
+
+    // ---- loads and stores --------------------------------------------------------------------------------------------
 
     fn signed(b: &[i8; 32]) -> __m256i {
         // SAFETY: 32 readable bytes.
         unsafe { _mm256_loadu_si256(b.as_ptr().cast()) }
-    }
-
-    fn store(b: &mut [u8; 32], v: __m256i) {
-        // SAFETY: 32 writable bytes.
-        unsafe { _mm256_storeu_si256(b.as_mut_ptr().cast(), v) }
     }
 
     fn floats(x: &[f32; 8]) -> __m256 {
@@ -159,95 +164,36 @@ avx2! {
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
     }
 
-    fn at<const N: usize>(b: &[u8], i: usize) -> &[u8; N] {
-        b[i..i + N].try_into().expect("of that length")
-    }
-
-    fn half(b: &[u8], i: usize) -> f32 {
-        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(*at(b, i)) as i32)))
-    }
-
-    // ---- a slab of a format to codes ---------------------------------------------------------------------------------
-
-    fn q4_k(b: &[u8], c: &mut Codes) {
-        let word = |i: usize| u32::from_le_bytes(*at(b, i));
-        let (u0, u1, u2) = (word(4), word(8), word(12));
-        let scale = [u0 & 0x3F3F_3F3F, u2 & 0x0F0F_0F0F | (u0 >> 6 & 0x0303_0303) << 4];
-        let min = [u1 & 0x3F3F_3F3F, u2 >> 4 & 0x0F0F_0F0F | (u1 >> 6 & 0x0303_0303) << 4];
-        let wide = |p: [u32; 2]| {
-            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_set_epi32(0, 0, p[1] as i32, p[0] as i32)))
-        };
-        store_floats(&mut c.scale.as_chunks_mut().0[0], _mm256_mul_ps(wide(scale), _mm256_set1_ps(half(b, 0))));
-        store_floats(&mut c.min.as_chunks_mut().0[0], _mm256_mul_ps(wide(min), _mm256_set1_ps(half(b, 2))));
-        let mask = _mm256_set1_epi8(15);
-        let q = c.q.as_chunks_mut().0;
-        for j in 0..4 {
-            let v = load(at(b, 16 + 32 * j));
-            store(&mut q[2 * j], _mm256_and_si256(v, mask));
-            store(&mut q[2 * j + 1], _mm256_and_si256(_mm256_srli_epi16::<4>(v), mask));
-        }
-    }
-
-    fn q6_k(b: &[u8], c: &mut Codes) {
-        let (mask, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
-        let q = c.q.as_chunks_mut().0;
-        for n in 0..2 {
-            let (l0, l1, h) = (load(at(b, 64 * n)), load(at(b, 64 * n + 32)), load(at(b, 128 + 32 * n)));
-            let high = [_mm256_slli_epi16::<4>(h), _mm256_slli_epi16::<2>(h), h, _mm256_srli_epi16::<2>(h)];
-            let low = [l0, l1, _mm256_srli_epi16::<4>(l0), _mm256_srli_epi16::<4>(l1)];
-            for j in 0..4 {
-                let v = _mm256_or_si256(_mm256_and_si256(low[j], mask), _mm256_and_si256(high[j], two));
-                store(&mut q[4 * n + j], v);
-            }
-        }
-        let d = _mm256_set1_ps(half(b, 208));
-        for n in 0..2 {
-            let s = _mm_set_epi64x(0, i64::from_le_bytes(*at(b, 192 + 8 * n)));
-            let s = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(s)), d);
-            store_floats(&mut c.scale.as_chunks_mut().0[n], s);
-        }
-    }
-
-    fn q8_0(b: &[u8], c: &mut Codes) {
-        for ((b, q), scale) in b.as_chunks::<34>().0.iter().zip(c.q.as_chunks_mut().0).zip(&mut c.scale) {
-            *scale = half(b, 0);
-            store(q, _mm256_xor_si256(load(at(b, 2)), _mm256_set1_epi8(-128)));
-        }
-    }
-
-    /// The nibbles of 16 bytes: low ones, then high ones.
-    fn nibbles(b: &[u8; 16]) -> __m256i {
-        // SAFETY: 16 readable bytes.
-        let v = unsafe { _mm_loadu_si128(b.as_ptr().cast()) };
-        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(v), v), _mm256_set1_epi8(15))
-    }
-
-    fn q4_0(b: &[u8], c: &mut Codes) {
-        for ((b, q), scale) in b.as_chunks::<18>().0.iter().zip(c.q.as_chunks_mut().0).zip(&mut c.scale) {
-            *scale = half(b, 0);
-            store(q, nibbles(at(b, 2)));
-        }
-    }
-
-    fn q4_1(b: &[u8], c: &mut Codes) {
-        for (g, (b, q)) in b.as_chunks::<20>().0.iter().zip(c.q.as_chunks_mut().0).enumerate() {
-            (c.scale[g], c.min[g]) = (half(b, 0), -half(b, 2));
-            store(q, nibbles(at(b, 4)));
-        }
-    }
-
     // ---- matrix times a few columns ----------------------------------------------------------------------------------
 
-    /// 8 lanes, each the product of 4 neighbouring codes and activations. `WIDE` codes carry an offset of 128, which is
-    /// taken off here.
-    fn dot32<const WIDE: bool>(q: __m256i, x: __m256i) -> __m256i {
-        let pairs = if WIDE {
+    /// `start` plus, in each of 8 lanes, the product of 4 neighbouring codes and activations. In assembly, since the
+    /// intrinsic would want every caller compiled for AVX-VNNI, and the rest of this file serves both rungs.
+    #[inline]
+    fn dpbusd(start: __m256i, q: __m256i, x: __m256i) -> __m256i {
+        let mut sum = start;
+        // SAFETY: reached through the AVX-VNNI rung's kernels alone, which exist where the instruction does.
+        unsafe {
+            std::arch::asm!(
+                "{{vex}} vpdpbusd {sum}, {q}, {x}",
+                sum = inout(ymm_reg) sum, q = in(ymm_reg) q, x = in(ymm_reg) x,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+
+    /// The same by AVX2, or by VNNI. Without it, `WIDE` codes lose their offset of 128 here, and `start` is not used.
+    #[inline]
+    fn dot32<const WIDE: bool, const VNNI: bool>(start: __m256i, q: __m256i, x: __m256i) -> __m256i {
+        let ones = _mm256_set1_epi16(1);
+        if VNNI {
+            dpbusd(start, q, x)
+        } else if WIDE {
             let w = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
-            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+            _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), ones)
         } else {
-            _mm256_maddubs_epi16(q, x)
-        };
-        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+            _mm256_add_epi32(start, _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), ones))
+        }
     }
 
     /// `d` and `d * sum` of each group of a column's slab.
@@ -267,63 +213,92 @@ avx2! {
         _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
     }
 
-    fn gemv<const G: usize, const MIN: bool, const WIDE: bool>(
-        k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
-    ) {
-        let n = x.n();
-        let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
-        let offset = if MIN || WIDE { 0 } else { codes.offset };
-        // What every row needs of a slab's columns, once.
-        let cols = scratch.sums.take::<Column>(w.slabs() * n);
-        for (s, cols) in cols.chunks_exact_mut(n).enumerate() {
-            for (c, x) in cols.iter_mut().zip(x.q8(s)) {
-                (c.d, c.sum) = column::<G>(x);
-                for (to, q) in c.start.iter_mut().zip(x.q.as_chunks().0) {
-                    let v = dot32::<false>(_mm256_set1_epi8(offset as i8), signed(q));
+    /// What every row needs of a slab's columns. `offset` is that of codes which keep it in the dot.
+    fn columns<const G: usize>(x: Acts<'_>, slabs: usize, offset: i32, to: &mut [Column]) {
+        for (s, to) in to.chunks_exact_mut(x.n()).take(slabs).enumerate() {
+            for (to, x) in to.iter_mut().zip(x.q8(s)) {
+                (to.d, to.sum) = column::<G>(x);
+                let minus = _mm256_set1_epi32(-offset);
+                for (to, q) in to.start.iter_mut().zip(x.q.as_chunks().0) {
+                    // Sums of 4 activations, exactly.
+                    let sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), signed(q));
+                    let v = _mm256_mullo_epi32(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)), minus);
                     // SAFETY: 8 writable integers.
                     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) };
                 }
             }
         }
-        for r in 0..w.rows {
-            let (mut acc, mut low) = ([_mm256_setzero_ps(); GEMV_COLS], [_mm256_setzero_ps(); GEMV_COLS]);
-            for s in 0..w.slabs() {
-                let mut slab = Codes::ZERO;
-                let b = w.slab(r, s);
-                if (s + 1) * SLAB <= w.cols {
-                    // SAFETY: this rung's or a lower one's; a whole slab.
-                    unsafe { (k.unpack)(b, &mut slab) };
-                } else {
-                    (codes.unpack)(b, &mut slab);
-                }
-                for (c, (x, col)) in x.q8(s).iter().zip(&cols[s * n..]).enumerate() {
-                    let mut scale = [0.0f32; 16];
+    }
+
+    /// `R` consecutive rows from `r0` on, or as many as there are; all `NC` columns.
+    #[inline]
+    fn gemv_rows<
+        const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize, const R: usize, const NC: usize,
+    >(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, r0: usize, x: Acts<'_>, cols: &[Column], out: &mut Out<'_>,
+    ) {
+        let mut acc = [[_mm256_setzero_ps(); NC]; R];
+        let row = |i: usize| (r0 + i).min(w.rows - 1);
+        let ends = ends(w, row(0), row(R - 1));
+        for s in 0..w.slabs() {
+            let x: &[Q8Block; NC] = x.q8(s).try_into().expect("NC columns");
+            let cols: &[Column; NC] = cols[s * NC..][..NC].try_into().expect("NC columns");
+            for r in 0..R {
+                let slab = unpack(slab_at(w, row(r), s, &ends));
+                for c in 0..NC {
+                    // Through memory: a broadcast from there takes no shuffle.
+                    let mut scale = [[0.0f32; 8]; 2];
                     for h in 0..SLAB / G / 8 {
-                        let (d, sum) = (floats(&col.d.as_chunks().0[h]), floats(&col.sum.as_chunks().0[h]));
-                        let p = _mm256_mul_ps(floats(&slab.scale.as_chunks().0[h]), d);
-                        store_floats(&mut scale.as_chunks_mut().0[h], p);
+                        let (d, sum) = (floats(&cols[c].d.as_chunks().0[h]), floats(&cols[c].sum.as_chunks().0[h]));
+                        store_floats(&mut scale[h], _mm256_mul_ps(slab.scale[h], d));
                         if MIN {
-                            low[c] = _mm256_fmadd_ps(floats(&slab.min.as_chunks().0[h]), sum, low[c]);
+                            acc[r][c] = _mm256_fnmadd_ps(slab.min[h], sum, acc[r][c]);
                         }
                     }
+                    let scale = scale.as_flattened();
                     for g in 0..8 {
-                        let mut dot = dot32::<WIDE>(load(&slab.q.as_chunks().0[g]), signed(&x.q.as_chunks().0[g]));
-                        if !MIN && !WIDE {
+                        let start = if MIN || (WIDE && !VNNI) {
+                            _mm256_setzero_si256()
+                        } else {
                             // SAFETY: 8 readable integers.
-                            dot = _mm256_sub_epi32(dot, unsafe { _mm256_loadu_si256(col.start[g].as_ptr().cast()) });
-                        }
+                            unsafe { _mm256_loadu_si256(cols[c].start[g].as_ptr().cast()) }
+                        };
+                        let dot = dot32::<WIDE, VNNI>(start, slab.q[g], signed(&x[c].q.as_chunks().0[g]));
                         let p = if G == 32 {
                             _mm256_set1_ps(scale[g])
                         } else {
                             _mm256_blend_ps::<0xF0>(_mm256_set1_ps(scale[2 * g]), _mm256_set1_ps(scale[2 * g + 1]))
                         };
-                        acc[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), p, acc[c]);
+                        acc[r][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), p, acc[r][c]);
                     }
                 }
             }
-            for c in 0..n {
-                out.column(c, r, 1)[0] = sum8(_mm256_sub_ps(acc[c], low[c]));
+        }
+        for r in 0..R.min(w.rows - r0) {
+            for c in 0..NC {
+                out.column(c, r0 + r, 1)[0] = sum8(acc[r][c]);
             }
+        }
+    }
+
+    #[inline]
+    fn gemv<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
+    ) {
+        let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
+        let cols = scratch.sums.take::<Column>(w.slabs() * x.n());
+        columns::<G>(x, w.slabs(), codes.offset, cols);
+        match x.n() {
+            1 => (0..w.rows).step_by(STREAMS).for_each(|r| {
+                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, STREAMS, 1>(unpack, &w, r, x, cols, out)
+            }),
+            2 => (0..w.rows).step_by(2).for_each(|r| {
+                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, 2>(unpack, &w, r, x, cols, out)
+            }),
+            GEMV_COLS => (0..w.rows).step_by(2).for_each(|r| {
+                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, GEMV_COLS>(unpack, &w, r, x, cols, out)
+            }),
+            n => unreachable!("{n} columns go to the gemm"),
         }
     }
 
@@ -334,12 +309,13 @@ avx2! {
             let mut slab = Codes::ZERO;
             if r0 + r < w.rows {
                 let b = w.slab(r0 + r, s);
-                if (s + 1) * SLAB <= w.cols {
-                    // SAFETY: this rung's or a lower one's; a whole slab.
-                    unsafe { (k.unpack)(b, &mut slab) };
-                } else {
-                    (codes.unpack)(b, &mut slab);
+                let next = b.as_ptr_range().end;
+                for line in 0..b.len().div_ceil(64) {
+                    // A row's next slab, for which its turn comes after the other rows'.
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
                 }
+                // SAFETY: this rung's, as the table's construction guarantees.
+                unsafe { (k.unpack)(b, &mut slab) };
             }
             for (to, q) in tile.q.iter_mut().zip(slab.q.as_chunks().0) {
                 to[r] = *q;
@@ -352,7 +328,7 @@ avx2! {
     }
 
     /// `NC` columns of a tile: adds the slab's products to `acc`, (NC, TILE). `P` products of pairs fit 16 bits.
-    fn block<const G: usize, const MIN: bool, const P: usize, const NC: usize>(
+    fn block<const G: usize, const MIN: bool, const P: usize, const VNNI: bool, const NC: usize>(
         tile: &Tile, groups: usize, x: &[Q8Block], sums: &[[u32; 16]], acc: &mut [[f32; TILE]],
     ) {
         let (x, sums, acc): (&[Q8Block; NC], &[[u32; 16]; NC], &mut [[f32; TILE]; NC]) =
@@ -368,6 +344,16 @@ avx2! {
                 }
             }
             for k in (g * G / 4..(g + 1) * G / 4).step_by(step) {
+                if VNNI {
+                    let q = tile.q[k].as_flattened().as_chunks::<32>().0;
+                    let (w0, w1) = (load(&q[0]), load(&q[1]));
+                    for i in 0..NC {
+                        // SAFETY: position 4 k and the three after it are inside the block.
+                        let v = _mm256_set1_epi32(unsafe { x[i].q.as_ptr().add(4 * k).cast::<i32>().read_unaligned() });
+                        a[i] = [dpbusd(a[i][0], w0, v), dpbusd(a[i][1], w1, v)];
+                    }
+                    continue;
+                }
                 let mut narrow = [[_mm256_setzero_si256(); 2]; NC];
                 for k in k..k + step {
                     let q = tile.q[k].as_flattened().as_chunks::<32>().0;
@@ -406,7 +392,7 @@ avx2! {
         }
     }
 
-    fn gemm<const G: usize, const MIN: bool, const P: usize>(
+    fn gemm<const G: usize, const MIN: bool, const P: usize, const VNNI: bool>(
         k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
         let n = x.n();
@@ -433,10 +419,10 @@ avx2! {
                     let r = c..n.min(c + COLS);
                     let (x, sums, acc) = (&x[r.clone()], &sums[r.clone()], &mut acc[r.clone()]);
                     match r.len() {
-                        1 => block::<G, MIN, P, 1>(tile, groups, x, sums, acc),
-                        2 => block::<G, MIN, P, 2>(tile, groups, x, sums, acc),
-                        3 => block::<G, MIN, P, 3>(tile, groups, x, sums, acc),
-                        _ => block::<G, MIN, P, COLS>(tile, groups, x, sums, acc),
+                        1 => block::<G, MIN, P, VNNI, 1>(tile, groups, x, sums, acc),
+                        2 => block::<G, MIN, P, VNNI, 2>(tile, groups, x, sums, acc),
+                        3 => block::<G, MIN, P, VNNI, 3>(tile, groups, x, sums, acc),
+                        _ => block::<G, MIN, P, VNNI, COLS>(tile, groups, x, sums, acc),
                     }
                 }
             }
@@ -457,4 +443,108 @@ struct Column {
     d: [f32; 16],
     sum: [f32; 16],
     start: [[i32; 8]; 8],
+}
+
+/// The matrix-vector kernels of each format, and its unpacker to memory: of a whole slab, or of the blocks that end a row.
+macro_rules! slabs {
+    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $gemv:ident $gemv_vnni:ident $store:ident;)*) => {
+        avx2! {
+            $(
+                fn $gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+                    gemv::<$group, $min, { WIDE[Format::$format as usize] }, false, $bytes>(
+                        |b| slab::$unpack(b), w, x, out, scratch,
+                    );
+                }
+
+                fn $gemv_vnni(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+                    gemv::<$group, $min, false, true, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
+                }
+
+                fn $store(b: &[u8], codes: &mut Codes) {
+                    store(slab::$unpack(b.try_into().unwrap_or(&padded::<$bytes>(b))), codes);
+                }
+            )*
+        }
+
+        fn gemv_of(format: Format, vnni: bool) -> Run {
+            match format {
+                $(Format::$format => if vnni { $gemv_vnni } else { $gemv },)*
+                _ => unreachable!("a format without codes"),
+            }
+        }
+
+        fn unpack_of(format: Format) -> unsafe fn(&[u8], &mut Codes) {
+            match format {
+                $(Format::$format => $store,)*
+                _ => unreachable!("a format without codes"),
+            }
+        }
+
+        #[test]
+        fn the_table_of_slabs_is_that_of_formats() {
+            for s in crate::format::FORMATS.iter().filter(|s| s.codes.is_some()) {
+                let found = match s.format {
+                    $(Format::$format => ($bytes, $group, $min),)*
+                    _ => (0, 0, false),
+                };
+                let codes = s.codes.as_ref().unwrap();
+                assert_eq!(found, (SLAB / s.block_len * s.block_bytes, codes.group, codes.has_min), "{}", s.name);
+            }
+        }
+    };
+}
+
+slabs! {
+    // format unpacker bytes group has_min
+    Q4_0 q4_0 144 32 false gemv_q4_0 gemv_vnni_q4_0 store_q4_0;
+    Q4_1 q4_1 160 32 true gemv_q4_1 gemv_vnni_q4_1 store_q4_1;
+    Q5_0 q5_0 176 32 false gemv_q5_0 gemv_vnni_q5_0 store_q5_0;
+    Q5_1 q5_1 192 32 true gemv_q5_1 gemv_vnni_q5_1 store_q5_1;
+    Q8_0 q8_0 272 32 false gemv_q8_0 gemv_vnni_q8_0 store_q8_0;
+    Q2_K q2_k 84 16 true gemv_q2_k gemv_vnni_q2_k store_q2_k;
+    Q3_K q3_k 110 16 false gemv_q3_k gemv_vnni_q3_k store_q3_k;
+    Q4_K q4_k 144 32 true gemv_q4_k gemv_vnni_q4_k store_q4_k;
+    Q5_K q5_k 176 32 true gemv_q5_k gemv_vnni_q5_k store_q5_k;
+    Q6_K q6_k 210 16 false gemv_q6_k gemv_vnni_q6_k store_q6_k;
+    Q8_K q8_k 292 32 false gemv_q8_k gemv_vnni_q8_k store_q8_k;
+    IQ1_S iq1_s 50 32 false gemv_iq1_s gemv_vnni_iq1_s store_iq1_s;
+    IQ1_M iq1_m 56 16 false gemv_iq1_m gemv_vnni_iq1_m store_iq1_m;
+    IQ2_XXS iq2_xxs 66 32 false gemv_iq2_xxs gemv_vnni_iq2_xxs store_iq2_xxs;
+    IQ2_XS iq2_xs 74 16 false gemv_iq2_xs gemv_vnni_iq2_xs store_iq2_xs;
+    IQ2_S iq2_s 82 16 false gemv_iq2_s gemv_vnni_iq2_s store_iq2_s;
+    IQ3_XXS iq3_xxs 98 32 false gemv_iq3_xxs gemv_vnni_iq3_xxs store_iq3_xxs;
+    IQ3_S iq3_s 110 32 false gemv_iq3_s gemv_vnni_iq3_s store_iq3_s;
+    IQ4_NL iq4_nl 144 32 false gemv_iq4_nl gemv_vnni_iq4_nl store_iq4_nl;
+    IQ4_XS iq4_xs 136 32 false gemv_iq4_xs gemv_vnni_iq4_xs store_iq4_xs;
+    TQ1_0 tq1_0 54 32 false gemv_tq1_0 gemv_vnni_tq1_0 store_tq1_0;
+    TQ2_0 tq2_0 66 32 false gemv_tq2_0 gemv_vnni_tq2_0 store_tq2_0;
+    MXFP4 mxfp4 136 32 false gemv_mxfp4 gemv_vnni_mxfp4 store_mxfp4;
+}
+
+/// Which formats' codes need their offset taken off before `vpmaddubsw`.
+const WIDE: [bool; Format::COUNT] = {
+    let (mut wide, mut i) = ([false; Format::COUNT], 0);
+    while i < Format::COUNT {
+        if let Some(codes) = &crate::format::FORMATS[i].codes {
+            wide[i] = codes.offset >= 128;
+        }
+        i += 1;
+    }
+    wide
+};
+
+avx2! {
+    /// A slab to memory.
+    fn store(slab: Slab, codes: &mut Codes) {
+        // SAFETY: 256 bytes and 16 floats are what the arrays hold.
+        unsafe {
+            for (j, q) in slab.q.into_iter().enumerate() {
+                _mm256_storeu_si256(codes.q.as_mut_ptr().add(32 * j).cast(), q);
+            }
+            for h in 0..2 {
+                _mm256_storeu_ps(codes.scale.as_mut_ptr().add(8 * h), slab.scale[h]);
+                _mm256_storeu_ps(codes.min.as_mut_ptr().add(8 * h), slab.min[h]);
+            }
+        }
+    }
 }

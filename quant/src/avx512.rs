@@ -1,14 +1,14 @@
 //! AVX-512 with VNNI.
 //!
-//! Everything rests on one function a format: a slab of 256 weights from memory to registers ([`Slab`]), codes in the
-//! order of the weights. The matrix-vector body dots it with one or a few columns at once; the matrix-matrix body stores
-//! it interleaved and dots the tile with all columns.
+//! Everything rests on one function a format: a slab of 256 weights from memory to registers ([`Slab`]). The matrix-vector
+//! body dots it with up to 16 columns at once; the matrix-matrix body stores it interleaved and dots the tile with all.
 //!
 //! ```text
 //! gemv   4 rows at once (four memory streams), for each slab:
-//!            slab = unpack(row)                            4 x 64 codes, 16 lanes of scales and minimums
-//!            for each column: 4 vpdpbusd, each to f32, times (scale * d) spread over its lanes
-//!            minimums: one fma of 16 groups
+//!            slab = turned(unpack(row))        4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
+//!            for each column:
+//!                acc += float(4 vpdpbusd, one after the other) * (scale * d)       16 lanes, 16 weights each
+//!                acc -= min * (d * sum)                                            16 groups, or 8
 //!
 //! gemm   32 rows at once, for each slab:
 //!            unpack 32 rows, transposed: tile[k / 4][row][4]   a vector = 16 rows x 4 positions
@@ -20,17 +20,20 @@
 //! Offsets of codes (a q4_0 code is 0..15 for a weight -8..7) cost next to nothing: the integer accumulators start from
 //! `-offset * sum(x)` instead of zero.
 
+mod slab;
+
 use crate::act::{Act, Acts, Q8Block};
 use crate::float_matrix;
-use crate::format::{CodeSpec, Codes, Format, SLAB, iq4};
+use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
-use crate::panel::{Out, Panel, Scratch};
+use crate::panel::{Out, Panel, Scratch, ends, padded, slab_at};
+use slab::{Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
 /// Columns up to which unpacking a slab for a few dots beats interleaving it for many.
-const GEMV_COLS: usize = 3;
+const GEMV_COLS: usize = 16;
 /// Rows that the gemv reads side by side.
 const STREAMS: usize = 4;
 /// Rows of a gemm tile: two vectors.
@@ -43,12 +46,10 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
     for (kernel, spec) in table.iter_mut().zip(crate::format::FORMATS) {
         match (kernel.act, &spec.codes) {
             (Act::Q8, Some(codes)) => {
-                kernel.gemv = Slot { isa: Isa::Avx512, run: gemv_of(spec.format, codes) };
+                kernel.gemv = Slot { isa: Isa::Avx512, run: gemv_of(spec.format) };
                 kernel.gemm = Slot { isa: Isa::Avx512, run: gemm_of(codes) };
                 kernel.gemv_cols = GEMV_COLS;
-                if let Some(unpack) = unpack_of(spec.format) {
-                    kernel.unpack = unpack;
-                }
+                kernel.unpack = unpack_of(spec.format);
             }
             _ => {
                 kernel.gemm = Slot { isa: Isa::Avx512, run: float_gemm };
@@ -70,20 +71,14 @@ fn gemm_of(codes: &CodeSpec) -> Run {
     }
 }
 
-/// A slab in registers. In formats with groups of 32, `scale` holds 8 scales and then the 8 minimums, if any; `min` is for
-/// the 16 minimums of formats with groups of 16.
-struct Slab {
-    q: [__m512i; 4],
-    scale: __m512,
-    min: __m512,
-}
-
-/// What `NC` columns' slab brings to the dots.
-struct Columns<const NC: usize> {
-    d: [__m512; NC],
-    sum: [__m512; NC],
-    start: [[__m512i; 4]; NC],
-    q: [[__m512i; 4]; NC],
+/// What the gemv needs of one column's slab, in the order of its lanes.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Column {
+    q: [[i8; 64]; 4],
+    d: [f32; 16],
+    sum: [f32; 16], // d * sum of each group, as `Slab::min` lies
+    start: [i32; 16],
 }
 
 avx512! {
@@ -110,386 +105,167 @@ avx512! {
         rounds * CHAINS as u64 * 64
     }
 
-    // ---- loads -------------------------------------------------------------------------------------------------------
-
-    fn load512(b: &[u8; 64]) -> __m512i {
-        // SAFETY: 64 readable bytes.
-        unsafe { _mm512_loadu_si512(b.as_ptr().cast()) }
-    }
-
-    fn signed(b: &[i8; 64]) -> __m512i {
-        // SAFETY: 64 readable bytes.
-        unsafe { _mm512_loadu_si512(b.as_ptr().cast()) }
-    }
-
-    fn load256(b: &[u8; 32]) -> __m256i {
-        // SAFETY: 32 readable bytes.
-        unsafe { _mm256_loadu_si256(b.as_ptr().cast()) }
-    }
-
-    fn load128(b: &[u8; 16]) -> __m128i {
-        // SAFETY: 16 readable bytes.
-        unsafe { _mm_loadu_si128(b.as_ptr().cast()) }
-    }
-
-    fn floats(x: &[f32; 16]) -> __m512 {
-        // SAFETY: 64 readable bytes.
-        unsafe { _mm512_loadu_ps(x.as_ptr()) }
-    }
-
-    fn at<const N: usize>(b: &[u8], i: usize) -> &[u8; N] {
-        b[i..i + N].try_into().expect("of that length")
-    }
-
-    fn word(b: &[u8], i: usize) -> u32 {
-        u32::from_le_bytes(*at(b, i))
-    }
-
-    /// Two f16 next to each other, as lanes 0 and 1.
-    fn f16_pair(b: &[u8; 4]) -> __m128 {
-        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(*b)))
-    }
-
-    /// An f16 in every lane.
-    fn f16_all(b: &[u8; 2]) -> __m512 {
-        _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(*b) as i32)))
-    }
-
-    /// 32 bytes in both halves of a vector.
-    fn twice(b: &[u8; 32]) -> __m512i {
-        _mm512_broadcast_i64x4(load256(b))
-    }
-
-    // ---- a slab of each format to registers --------------------------------------------------------------------------
-
-    fn slab_of_codes(c: &CodeSpec, codes: &Codes) -> Slab {
-        let q = codes.q.as_chunks::<64>().0;
-        let q = [load512(&q[0]), load512(&q[1]), load512(&q[2]), load512(&q[3])];
-        let (scale, min) = (floats(&codes.scale), floats(&codes.min));
-        if c.group == 32 { Slab { q, scale: halves(scale, min), min } } else { Slab { q, scale, min } }
-    }
-
-    /// The lower halves of two vectors.
-    fn halves(a: __m512, b: __m512) -> __m512 {
-        _mm512_insertf32x8::<1>(a, _mm512_castps512_ps256(b))
-    }
-
-    /// The 6-bit scales and minimums of Q4_K and Q5_K: 8 and 8, as bytes. Three words in, two pairs of words out; the
-    /// bytes stay in general registers, since a store followed by a wider load would stall.
-    fn scales_6bit(b: &[u8; 12]) -> __m128i {
-        let (u0, u1, u2) = (word(b, 0), word(b, 4), word(b, 8));
-        let scale = [u0 & 0x3F3F_3F3F, u2 & 0x0F0F_0F0F | (u0 >> 6 & 0x0303_0303) << 4];
-        let min = [u1 & 0x3F3F_3F3F, u2 >> 4 & 0x0F0F_0F0F | (u1 >> 6 & 0x0303_0303) << 4];
-        let pair = |p: [u32; 2]| (p[0] as u64 | (p[1] as u64) << 32) as i64;
-        _mm_set_epi64x(pair(min), pair(scale))
-    }
-
-    /// `d * scale` in lanes 0 to 7 and `dmin * min` in lanes 8 to 15, of Q4_K and Q5_K.
-    fn scales_4k(b: &[u8]) -> __m512 {
-        let d = _mm512_permutexvar_ps(
-            _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
-            _mm512_castps128_ps512(f16_pair(at(b, 0))),
-        );
-        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scales_6bit(at(b, 4)))), d)
-    }
-
-    /// 64 nibbles of 32 bytes: the low ones, then the high ones.
-    fn nibbles(b: &[u8; 32]) -> __m512i {
-        let shift = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(4));
-        _mm512_and_si512(_mm512_srlv_epi16(twice(b), shift), _mm512_set1_epi8(15))
-    }
-
-    fn q4_k(b: &[u8]) -> Slab {
-        let q = [nibbles(at(b, 16)), nibbles(at(b, 48)), nibbles(at(b, 80)), nibbles(at(b, 112))];
-        Slab { q, scale: scales_4k(b), min: _mm512_setzero_ps() }
-    }
-
-    /// Bit `2 j` of 32 bytes for the first 32 lanes, bit `2 j + 1` for the others.
-    fn bit_pair(high: __m512i, j: u32) -> __mmask64 {
-        let bits = _mm512_inserti64x4::<1>(_mm512_set1_epi8((1u8 << (2 * j)) as i8), _mm256_set1_epi8((2u8 << (2 * j)) as i8));
-        _mm512_test_epi8_mask(high, bits)
-    }
-
-    fn q5_k(b: &[u8]) -> Slab {
-        let high = twice(at(b, 16));
-        let part = |j: u32| {
-            let low = nibbles(at(b, 48 + 32 * j as usize));
-            _mm512_mask_add_epi8(low, bit_pair(high, j), low, _mm512_set1_epi8(16))
-        };
-        Slab { q: [part(0), part(1), part(2), part(3)], scale: scales_4k(b), min: _mm512_setzero_ps() }
-    }
-
-    fn q6_k(b: &[u8]) -> Slab {
-        let mask = _mm512_set1_epi8(0x30);
-        let half = |n: usize| {
-            let low = load512(at(b, 64 * n));
-            let high = twice(at(b, 128 + 32 * n));
-            let up = _mm512_inserti64x4::<1>(_mm512_set1_epi16(4), _mm256_set1_epi16(2));
-            let down = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(2));
-            let join = |low: __m512i, high: __m512i| {
-                _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi8(15)), _mm512_and_si512(high, mask))
-            };
-            [join(low, _mm512_sllv_epi16(high, up)), join(_mm512_srli_epi16::<4>(low), _mm512_srlv_epi16(high, down))]
-        };
-        let ([q0, q1], [q2, q3]) = (half(0), half(1));
-        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load128(at(b, 192)))), f16_all(at(b, 208)));
-        Slab { q: [q0, q1, q2, q3], scale, min: _mm512_setzero_ps() }
-    }
-
-    /// 2-bit fields `2 j` and `2 j + 1` (of four in a byte) of 32 bytes.
-    fn crumbs(b: &[u8; 32], j: i16) -> __m512i {
-        let shift = _mm512_inserti64x4::<1>(_mm512_set1_epi16(4 * j), _mm256_set1_epi16(4 * j + 2));
-        _mm512_and_si512(_mm512_srlv_epi16(twice(b), shift), _mm512_set1_epi8(3))
-    }
-
-    fn q2_k(b: &[u8]) -> Slab {
-        let q = [crumbs(at(b, 16), 0), crumbs(at(b, 16), 1), crumbs(at(b, 48), 0), crumbs(at(b, 48), 1)];
-        let s = load128(at(b, 0));
-        let low = |x| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(x, _mm_set1_epi8(15))));
-        let scale = _mm512_mul_ps(low(s), f16_all(at(b, 80)));
-        Slab { q, scale, min: _mm512_mul_ps(low(_mm_srli_epi16::<4>(s)), f16_all(at(b, 82))) }
-    }
-
-    fn q3_k(b: &[u8]) -> Slab {
-        let high = twice(at(b, 0));
-        let part = |j: u32| {
-            let low = crumbs(at(b, 32 + 32 * (j as usize / 2)), (j % 2) as i16);
-            _mm512_mask_add_epi8(low, bit_pair(high, j), low, _mm512_set1_epi8(4))
-        };
-        let (a0, a1, t) = (word(b, 96), word(b, 100), word(b, 104));
-        let (nib, two) = (0x0F0F_0F0F, 0x0303_0303);
-        let s = _mm_setr_epi32(
-            (a0 & nib | (t & two) << 4) as i32,
-            (a1 & nib | (t >> 2 & two) << 4) as i32,
-            (a0 >> 4 & nib | (t >> 4 & two) << 4) as i32,
-            (a1 >> 4 & nib | (t >> 6 & two) << 4) as i32,
-        );
-        let s = _mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(32));
-        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(s), f16_all(at(b, 108)));
-        Slab { q: [part(0), part(1), part(2), part(3)], scale, min: _mm512_setzero_ps() }
-    }
-
-    /// The f16 at `stride * g + at` for the eight blocks of a slab.
-    fn eight_f16(b: &[u8], stride: usize, from: usize) -> __m256 {
-        let f = |g: usize| i16::from_le_bytes(*at(b, stride * g + from));
-        _mm256_cvtph_ps(_mm_setr_epi16(f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)))
-    }
-
-    /// The nibbles of two blocks of 16 bytes: low ones and high ones of the first, then of the second.
-    fn block_nibbles(a: &[u8; 16], b: &[u8; 16]) -> __m512i {
-        let both = _mm512_castsi256_si512(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load128(a)), load128(b)));
-        let spread = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), both);
-        let shift = _mm512_maskz_set1_epi64(0b1100_1100, 0x0004_0004_0004_0004);
-        _mm512_and_si512(_mm512_srlv_epi16(spread, shift), _mm512_set1_epi8(15))
-    }
-
-    /// Eight scales.
-    fn scales(d: __m256) -> __m512 {
-        _mm512_insertf32x8::<0>(_mm512_setzero_ps(), d)
-    }
-
-    /// Eight scales and eight minimums, which the old formats store with the other sign.
-    fn min_scales(d: __m256, m: __m256) -> __m512 {
-        let m = _mm256_xor_ps(m, _mm256_set1_ps(-0.0));
-        halves(_mm512_castps256_ps512(d), _mm512_castps256_ps512(m))
-    }
-
-    fn q4_0(b: &[u8]) -> Slab {
-        let q = |j: usize| block_nibbles(at(b, 36 * j + 2), at(b, 36 * j + 20));
-        let scale = scales(eight_f16(b, 18, 0));
-        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
-    }
-
-    fn q4_1(b: &[u8]) -> Slab {
-        let q = |j: usize| block_nibbles(at(b, 40 * j + 4), at(b, 40 * j + 24));
-        let scale = min_scales(eight_f16(b, 20, 0), eight_f16(b, 20, 2));
-        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
-    }
-
-    /// `block_nibbles` with the fifth bits, which lie in the order of the weights.
-    fn five_bits(b: &[u8], stride: usize, high: usize) -> __m512i {
-        let low = block_nibbles(at(b, high + 4), at(b, stride + high + 4));
-        let bits = word(b, high) as u64 | (word(b, stride + high) as u64) << 32;
-        _mm512_mask_add_epi8(low, bits, low, _mm512_set1_epi8(16))
-    }
-
-    fn q5_0(b: &[u8]) -> Slab {
-        let q = |j: usize| five_bits(&b[44 * j..], 22, 2);
-        Slab { q: [q(0), q(1), q(2), q(3)], scale: scales(eight_f16(b, 22, 0)), min: _mm512_setzero_ps() }
-    }
-
-    fn q5_1(b: &[u8]) -> Slab {
-        let q = |j: usize| five_bits(&b[48 * j..], 24, 4);
-        let scale = min_scales(eight_f16(b, 24, 0), eight_f16(b, 24, 2));
-        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
-    }
-
-    /// The codes (offset 128) of indices into IQ4's values.
-    fn iq4_codes(index: __m512i) -> __m512i {
-        let values = _mm512_broadcast_i32x4(load128(&iq4::VALUES.map(|v| v as u8 ^ 0x80)));
-        _mm512_shuffle_epi8(values, index)
-    }
-
-    fn iq4_nl(b: &[u8]) -> Slab {
-        let q = |j: usize| iq4_codes(block_nibbles(at(b, 36 * j + 2), at(b, 36 * j + 20)));
-        let scale = scales(eight_f16(b, 18, 0));
-        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
-    }
-
-    fn iq4_xs(b: &[u8]) -> Slab {
-        let q = |j: usize| iq4_codes(block_nibbles(at(b, 8 + 32 * j), at(b, 24 + 32 * j)));
-        let low = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 4) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 2)) as i32);
-        let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
-        let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
-        let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
-        let s = _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
-        let d = _mm512_castps512_ps256(f16_all(at(b, 0)));
-        let scale = scales(_mm256_mul_ps(_mm256_cvtepi32_ps(s), d));
-        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
-    }
-
-    fn q8_0(b: &[u8]) -> Slab {
-        let q = |j: usize| {
-            let (x, y) = (load256(at(b, 68 * j + 2)), load256(at(b, 68 * j + 36)));
-            _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(x), y), _mm512_set1_epi8(-128))
-        };
-        let scale = scales(eight_f16(b, 34, 0));
-        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
-    }
-
     // ---- matrix times a few columns ----------------------------------------------------------------------------------
 
-    /// What a column's slab brings to the dot: 16 lanes of d and of d * sum, laid out as `Slab::scale` and `Slab::min` are.
-    fn column<const G: usize>(x: &Q8Block) -> (__m512, __m512) {
-        // SAFETY: both arrays are 32 bytes.
-        let (d, sums) = unsafe { (_mm256_loadu_ps(x.d.as_ptr()), _mm256_loadu_si256(x.sums.as_ptr().cast())) };
-        if G == 32 {
-            let sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-            let zero = _mm512_setzero_ps();
-            (_mm512_insertf32x8::<0>(zero, d), _mm512_insertf32x8::<1>(zero, _mm256_mul_ps(d, sums)))
-        } else {
-            let twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-            let d = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(d));
-            (d, _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(sums))))
-        }
-    }
-
-    /// For each quarter of a slab, which group's scale a lane (4 positions) takes.
-    fn lanes_of_groups<const G: usize>() -> [__m512i; 4] {
-        let first = if G == 32 {
-            _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1)
-        } else {
-            _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
-        };
-        let step = (64 / G) as i32;
-        let mut lanes = [first; 4];
-        for j in 1..4 {
-            lanes[j] = _mm512_add_epi32(lanes[j - 1], _mm512_set1_epi32(step));
-        }
-        lanes
-    }
-
+    /// The sixteen 16-byte parts of four vectors, turned: lane `4 a + v` of vector `j` is dword `j` of lane `a` of vector `v`.
+    /// A dot of four vectors then has the sum of one part in each lane, and needs one conversion and one scale in all.
     #[inline]
-    fn columns<const G: usize, const MIN: bool, const NC: usize>(x: &[Q8Block; NC], offset: i8) -> Columns<NC> {
-        let zero = _mm512_setzero_si512();
-        let mut cols = Columns {
-            d: [_mm512_setzero_ps(); NC],
-            sum: [_mm512_setzero_ps(); NC],
-            start: [[zero; 4]; NC],
-            q: [[zero; 4]; NC],
-        };
-        for c in 0..NC {
-            (cols.d[c], cols.sum[c]) = column::<G>(&x[c]);
-            for j in 0..4 {
-                cols.q[c][j] = signed(&x[c].q.as_chunks().0[j]);
-                // With minimums there is no offset; else what the offset adds to each lane, exactly, is taken off beforehand.
-                if !MIN {
-                    let plus = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(offset), cols.q[c][j]);
-                    cols.start[c][j] = _mm512_sub_epi32(zero, plus);
+    fn turned(v: [__m512i; 4]) -> [__m512i; 4] {
+        let (a, b) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+        let (c, d) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+        [
+            _mm512_unpacklo_epi64(a, c),
+            _mm512_unpackhi_epi64(a, c),
+            _mm512_unpacklo_epi64(b, d),
+            _mm512_unpackhi_epi64(b, d),
+        ]
+    }
+
+    /// Which 16 weights a lane of `turned` vectors belongs to.
+    #[inline]
+    fn sixteenth<const PAIRED: bool>() -> __m512i {
+        if PAIRED {
+            _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
+        } else {
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+        }
+    }
+
+    /// Prepares the columns of all slabs, (slabs, n).
+    fn columns<const G: usize, const MIN: bool, const PAIRED: bool>(
+        x: Acts<'_>, slabs: usize, offset: i32, to: &mut [Column],
+    ) {
+        let lanes = sixteenth::<PAIRED>();
+        for (s, to) in to.chunks_exact_mut(x.n()).take(slabs).enumerate() {
+            for (to, x) in to.iter_mut().zip(x.q8(s)) {
+                let mut q = [_mm512_setzero_si512(); 4];
+                for j in 0..4 {
+                    q[j] = signed(&x.q.as_chunks().0[j]);
+                }
+                let q = turned(if PAIRED { slab::paired(q) } else { q });
+                // SAFETY: both arrays are 32 bytes.
+                let (d, sums) = unsafe { (_mm256_loadu_ps(x.d.as_ptr()), _mm256_loadu_si256(x.sums.as_ptr().cast())) };
+                let sums = _mm512_cvtepi16_epi32(sums);
+                let d16 = _mm512_permutexvar_ps(_mm512_srli_epi32::<1>(lanes), _mm512_castps256_ps512(d));
+                // Each side of a minimum's product lies as `Slab::min` does.
+                let sum = if G == 32 {
+                    let pairs = _mm512_add_epi32(sums, _mm512_shuffle_epi32::<0b10_11_00_01>(sums));
+                    let eight = _mm512_cvtepi32_ps(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(pairs)));
+                    let eight = _mm256_mul_ps(_mm512_castps512_ps256(eight), d);
+                    _mm512_insertf32x8::<1>(_mm512_setzero_ps(), eight)
+                } else {
+                    let twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+                    _mm512_mul_ps(_mm512_permutexvar_ps(twice, _mm512_castps256_ps512(d)), _mm512_cvtepi32_ps(sums))
+                };
+                // What the offset adds to each lane, exactly, is taken off beforehand.
+                let start = _mm512_mullo_epi32(_mm512_permutexvar_epi32(lanes, sums), _mm512_set1_epi32(-offset));
+                // SAFETY: every field is as long as the vectors stored to it.
+                unsafe {
+                    for j in 0..4 {
+                        _mm512_store_si512(to.q[j].as_mut_ptr().cast(), q[j]);
+                    }
+                    _mm512_store_ps(to.d.as_mut_ptr(), d16);
+                    _mm512_store_ps(to.sum.as_mut_ptr(), sum);
+                    _mm512_store_si512(to.start.as_mut_ptr().cast(), start);
                 }
             }
         }
-        cols
     }
 
-    /// Adds one row's slab to its accumulators of `NC` columns.
+    /// One row's slab times one column's, added to `acc`. The slab is `turned`, its scales are those of the lanes.
     #[inline]
-    fn accumulate<const G: usize, const MIN: bool, const NC: usize>(
-        slab: &Slab, cols: &Columns<NC>, lanes: &[__m512i; 4], acc: &mut [__m512; NC], low: &mut [__m512; NC],
-    ) {
-        for c in 0..NC {
-            if MIN {
-                low[c] = _mm512_fmadd_ps(if G == 32 { slab.scale } else { slab.min }, cols.sum[c], low[c]);
-            }
-            let scale = _mm512_mul_ps(slab.scale, cols.d[c]);
-            for j in 0..4 {
-                let dot = _mm512_dpbusd_epi32(cols.start[c][j], slab.q[j], cols.q[c][j]);
-                let scale = _mm512_permutexvar_ps(lanes[j], scale);
-                acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[c]);
-            }
+    fn accumulate<const MIN: bool>(slab: &Slab, x: &Column, acc: __m512) -> __m512 {
+        // SAFETY: the fields are 64 bytes and aligned.
+        let (start, d, sum) = unsafe {
+            let start = _mm512_load_si512(x.start.as_ptr().cast());
+            (start, _mm512_load_ps(x.d.as_ptr()), _mm512_load_ps(x.sum.as_ptr()))
+        };
+        let mut dot = if MIN { _mm512_setzero_si512() } else { start };
+        for j in 0..4 {
+            dot = _mm512_dpbusd_epi32(dot, slab.q[j], signed(&x.q[j]));
         }
+        let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(slab.scale, d), acc);
+        if MIN { _mm512_fnmadd_ps(slab.min, sum, acc) } else { acc }
     }
 
-    /// `R` consecutive rows from `r0` on, or as many as there are; all `NC` columns.
+    /// Four consecutive rows from `r0` on, or as many as there are. `ONE` column in registers, or several in `acc`,
+    /// (n, rows).
     #[inline]
-    fn gemv_rows<const G: usize, const MIN: bool, const R: usize, const NC: usize>(
-        unpack: impl Fn(&[u8]) -> Slab, codes: &CodeSpec, w: &Panel<'_>, r0: usize, x: Acts<'_>, out: &mut Out<'_>,
+    fn gemv_rows<const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize, const ONE: bool>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, r0: usize, n: usize, cols: &[Column],
+        acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
-        let spec = w.format.spec();
-        let bytes = SLAB / spec.block_len * spec.block_bytes;
-        let offset = codes.offset as u8 as i8;
-        let lanes = lanes_of_groups::<G>();
-        let mut acc = [[_mm512_setzero_ps(); NC]; R];
-        let mut low = [[_mm512_setzero_ps(); NC]; R];
-        let mut rows = [w.row(r0); R];
-        for (i, row) in rows.iter_mut().enumerate() {
-            *row = w.row((r0 + i).min(w.rows - 1));
-        }
-        let whole = w.row_bytes / bytes;
-        for s in 0..whole {
-            let cols = columns::<G, MIN, NC>(x.q8(s).try_into().expect("NC columns"), offset);
-            for r in 0..R {
-                let slab = unpack(&rows[r][s * bytes..][..bytes]);
-                accumulate::<G, MIN, NC>(&slab, &cols, &lanes, &mut acc[r], &mut low[r]);
+        let lanes = sixteenth::<PAIRED>();
+        let lanes = if G == 32 { _mm512_srli_epi32::<1>(lanes) } else { lanes };
+        let row = |i: usize| (r0 + i).min(w.rows - 1);
+        let ends = ends(w, row(0), row(STREAMS - 1));
+        let turn = |b: &[u8; BYTES]| {
+            let slab = unpack(b);
+            let min = if G == 32 { slab.scale } else { slab.min };
+            Slab { q: turned(slab.q), scale: _mm512_permutexvar_ps(lanes, slab.scale), min }
+        };
+        let mut sums = [_mm512_setzero_ps(); STREAMS];
+        acc.fill([0.0; 16]);
+        for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
+            let block = |i: usize| slab_at(w, row(i), s, &ends);
+            if ONE {
+                for r in 0..STREAMS {
+                    sums[r] = accumulate::<MIN>(&turn(block(r)), &x[0], sums[r]);
+                }
+                continue;
+            }
+            let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
+            for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
+                for r in 0..STREAMS {
+                    let sum = accumulate::<MIN>(&slabs[r], x, floats(&acc[r]));
+                    // SAFETY: 16 floats.
+                    unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
+                }
             }
         }
-        // The slab at the end of a row that is no multiple of 256: the general way.
-        if whole < w.slabs() {
-            let cols = columns::<G, MIN, NC>(x.q8(whole).try_into().expect("NC columns"), offset);
-            for r in 0..R {
-                let slab = slab_of_codes(codes, &unpacked(codes, &rows[r][whole * bytes..]));
-                accumulate::<G, MIN, NC>(&slab, &cols, &lanes, &mut acc[r], &mut low[r]);
+        let rows = STREAMS.min(w.rows - r0);
+        for c in 0..n {
+            if !ONE {
+                for r in 0..STREAMS {
+                    sums[r] = floats(&acc[c * STREAMS + r]);
+                }
             }
+            out.column(c, r0, rows).copy_from_slice(&totals(sums)[..rows]);
         }
-        for r in 0..R.min(w.rows - r0) {
-            for c in 0..NC {
-                out.column(c, r0 + r, 1)[0] = _mm512_reduce_add_ps(_mm512_sub_ps(acc[r][c], low[r][c]));
-            }
-        }
+    }
+
+    /// The sum of each vector's lanes.
+    #[inline]
+    fn totals(v: [__m512; STREAMS]) -> [f32; STREAMS] {
+        let fold = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let (a, b) = (_mm512_castps_pd(fold(v[0], v[1])), _mm512_castps_pd(fold(v[2], v[3])));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        let v = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let mut sums = [0.0; STREAMS];
+        // SAFETY: four floats.
+        unsafe { _mm_storeu_ps(sums.as_mut_ptr(), v) };
+        sums
     }
 
     #[inline]
-    fn gemv<const G: usize, const MIN: bool>(
-        unpack: impl Fn(&[u8]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>,
+    fn gemv<const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
-        let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
-        match x.n() {
-            1 => (0..w.rows).step_by(STREAMS).for_each(|r| {
-                gemv_rows::<G, MIN, STREAMS, 1>(unpack, codes, &w, r, x, out)
-            }),
-            2 => (0..w.rows).step_by(2).for_each(|r| gemv_rows::<G, MIN, 2, 2>(unpack, codes, &w, r, x, out)),
-            GEMV_COLS => (0..w.rows).step_by(2).for_each(|r| {
-                gemv_rows::<G, MIN, 2, GEMV_COLS>(unpack, codes, &w, r, x, out)
-            }),
-            n => unreachable!("{n} columns go to the gemm"),
+        let (n, offset) = (x.n(), w.format.spec().codes.as_ref().expect("installed for formats with codes").offset);
+        let cols = scratch.sums.take::<Column>(w.slabs() * n);
+        columns::<G, MIN, PAIRED>(x, w.slabs(), offset, cols);
+        if n == 1 {
+            (0..w.rows).step_by(STREAMS).for_each(|r| {
+                gemv_rows::<G, MIN, PAIRED, BYTES, true>(unpack, &w, r, n, cols, &mut [], out)
+            });
+        } else {
+            let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
+            (0..w.rows).step_by(STREAMS).for_each(|r| {
+                gemv_rows::<G, MIN, PAIRED, BYTES, false>(unpack, &w, r, n, cols, acc, out)
+            });
         }
-    }
-
-    fn unpacked(c: &CodeSpec, b: &[u8]) -> Codes {
-        let mut codes = Codes::ZERO;
-        (c.unpack)(b, &mut codes);
-        codes
     }
 
     // ---- matrix times many columns -----------------------------------------------------------------------------------
@@ -525,17 +301,16 @@ avx512! {
     /// Unpacks slab `s` of up to 16 rows from `r0` on into one half of a tile.
     fn interleave<const G: usize>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, tile: &mut Tile) {
         let rows = w.rows.saturating_sub(r0).min(16);
-        let partial = (s + 1) * SLAB > w.cols;
         let mut codes = [Codes::ZERO; 16];
-        let scalar = w.format.spec().codes.as_ref().expect("installed for formats with codes").unpack;
         for (r, c) in codes.iter_mut().enumerate().take(rows) {
             let b = w.slab(r0 + r, s);
-            if partial {
-                scalar(b, c);
-            } else {
-                // SAFETY: this rung's or a lower one's, as the table's construction guarantees; a whole slab.
-                unsafe { (k.unpack)(b, c) }
+            let next = b.as_ptr_range().end;
+            for line in 0..b.len().div_ceil(64) {
+                // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
             }
+            // SAFETY: this rung's, as the table's construction guarantees.
+            unsafe { (k.unpack)(b, c) }
         }
         for quarter in 0..4 {
             let mut m = [_mm512_setzero_si512(); 16];
@@ -678,64 +453,83 @@ struct Tile {
     min: [[f32; TILE]; 16],
 }
 
-/// The matrix-vector kernel and the unpacker to memory of each format that has a register unpacker.
+/// The matrix-vector kernel of each format, and its unpacker to memory: of a whole slab, or of the blocks that end a row.
 macro_rules! slabs {
-    ($($format:ident $unpack:ident $group:literal $min:literal $gemv:ident $store:ident;)*) => {
+    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $paired:literal $gemv:ident $store:ident;)*) => {
         avx512! {
             $(
-                fn $gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, _: &mut Scratch) {
-                    gemv::<$group, $min>(|b| $unpack(b), w, x, out);
+                fn $gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+                    gemv::<$group, $min, $paired, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
                 }
 
                 fn $store(b: &[u8], codes: &mut Codes) {
-                    store::<$group>($unpack(b), codes);
+                    store::<$group, $paired>(slab::$unpack(b.try_into().unwrap_or(&padded::<$bytes>(b))), codes);
                 }
             )*
         }
 
-        fn gemv_of(format: Format, codes: &CodeSpec) -> Run {
+        fn gemv_of(format: Format) -> Run {
             match format {
                 $(Format::$format => $gemv,)*
-                _ => match (codes.group, codes.has_min) {
-                    (32, false) => gemv_codes::<32, false>,
-                    (32, true) => gemv_codes::<32, true>,
-                    (_, false) => gemv_codes::<16, false>,
-                    (_, true) => gemv_codes::<16, true>,
-                },
+                _ => unreachable!("a format without codes"),
             }
         }
 
-        fn unpack_of(format: Format) -> Option<unsafe fn(&[u8], &mut Codes)> {
+        fn unpack_of(format: Format) -> unsafe fn(&[u8], &mut Codes) {
             match format {
-                $(Format::$format => Some($store),)*
-                _ => None,
+                $(Format::$format => $store,)*
+                _ => unreachable!("a format without codes"),
+            }
+        }
+
+        #[test]
+        fn the_table_of_slabs_is_that_of_formats() {
+            for s in crate::format::FORMATS.iter().filter(|s| s.codes.is_some()) {
+                let found = match s.format {
+                    $(Format::$format => ($bytes, $group, $min),)*
+                    _ => (0, 0, false),
+                };
+                let codes = s.codes.as_ref().unwrap();
+                assert_eq!(found, (SLAB / s.block_len * s.block_bytes, codes.group, codes.has_min), "{}", s.name);
             }
         }
     };
 }
 
 slabs! {
-    // format unpacker group has_min
-    Q4_0 q4_0 32 false gemv_q4_0 store_q4_0;
-    Q4_1 q4_1 32 true gemv_q4_1 store_q4_1;
-    Q5_0 q5_0 32 false gemv_q5_0 store_q5_0;
-    Q5_1 q5_1 32 true gemv_q5_1 store_q5_1;
-    Q8_0 q8_0 32 false gemv_q8_0 store_q8_0;
-    Q2_K q2_k 16 true gemv_q2_k store_q2_k;
-    Q3_K q3_k 16 false gemv_q3_k store_q3_k;
-    Q4_K q4_k 32 true gemv_q4_k store_q4_k;
-    Q5_K q5_k 32 true gemv_q5_k store_q5_k;
-    Q6_K q6_k 16 false gemv_q6_k store_q6_k;
-    IQ4_NL iq4_nl 32 false gemv_iq4_nl store_iq4_nl;
-    IQ4_XS iq4_xs 32 false gemv_iq4_xs store_iq4_xs;
+    // format unpacker bytes group has_min paired
+    Q4_0 q4_0 144 32 false true gemv_q4_0 store_q4_0;
+    Q4_1 q4_1 160 32 true true gemv_q4_1 store_q4_1;
+    Q5_0 q5_0 176 32 false false gemv_q5_0 store_q5_0;
+    Q5_1 q5_1 192 32 true false gemv_q5_1 store_q5_1;
+    Q8_0 q8_0 272 32 false false gemv_q8_0 store_q8_0;
+    Q2_K q2_k 84 16 true false gemv_q2_k store_q2_k;
+    Q3_K q3_k 110 16 false false gemv_q3_k store_q3_k;
+    Q4_K q4_k 144 32 true false gemv_q4_k store_q4_k;
+    Q5_K q5_k 176 32 true false gemv_q5_k store_q5_k;
+    Q6_K q6_k 210 16 false false gemv_q6_k store_q6_k;
+    Q8_K q8_k 292 32 false false gemv_q8_k store_q8_k;
+    IQ1_S iq1_s 50 32 false false gemv_iq1_s store_iq1_s;
+    IQ1_M iq1_m 56 16 false false gemv_iq1_m store_iq1_m;
+    IQ2_XXS iq2_xxs 66 32 false false gemv_iq2_xxs store_iq2_xxs;
+    IQ2_XS iq2_xs 74 16 false false gemv_iq2_xs store_iq2_xs;
+    IQ2_S iq2_s 82 16 false false gemv_iq2_s store_iq2_s;
+    IQ3_XXS iq3_xxs 98 32 false false gemv_iq3_xxs store_iq3_xxs;
+    IQ3_S iq3_s 110 32 false false gemv_iq3_s store_iq3_s;
+    IQ4_NL iq4_nl 144 32 false true gemv_iq4_nl store_iq4_nl;
+    IQ4_XS iq4_xs 136 32 false true gemv_iq4_xs store_iq4_xs;
+    TQ1_0 tq1_0 54 32 false false gemv_tq1_0 store_tq1_0;
+    TQ2_0 tq2_0 66 32 false false gemv_tq2_0 store_tq2_0;
+    MXFP4 mxfp4 136 32 false true gemv_mxfp4 store_mxfp4;
 }
 
 avx512! {
     /// A slab to memory.
-    fn store<const G: usize>(slab: Slab, codes: &mut Codes) {
+    fn store<const G: usize, const PAIRED: bool>(slab: Slab, codes: &mut Codes) {
+        let q = if PAIRED { slab::unpaired(slab.q) } else { slab.q };
         // SAFETY: 256 bytes and 16 floats are what the arrays hold.
         unsafe {
-            for (j, q) in slab.q.into_iter().enumerate() {
+            for (j, q) in q.into_iter().enumerate() {
                 _mm512_storeu_si512(codes.q.as_mut_ptr().add(64 * j).cast(), q);
             }
             _mm512_storeu_ps(codes.scale.as_mut_ptr(), slab.scale);
@@ -745,13 +539,5 @@ avx512! {
                 _mm512_storeu_ps(codes.min.as_mut_ptr(), slab.min);
             }
         }
-    }
-
-    /// Matrix times a few columns for formats whose blocks are unpacked by the format's own plain code.
-    fn gemv_codes<const G: usize, const MIN: bool>(
-        _: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, _: &mut Scratch,
-    ) {
-        let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
-        gemv::<G, MIN>(|b: &[u8]| slab_of_codes(codes, &unpacked(codes, b)), w, x, out);
     }
 }

@@ -34,6 +34,8 @@ impl Ops {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &AVXVNNI,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &AVX512,
             #[cfg(not(target_arch = "x86_64"))]
             _ => &SCALAR,
@@ -176,6 +178,8 @@ use plain;
 ops!(SCALAR, scalar, super::plain, crate::scalar::peak);
 #[cfg(target_arch = "x86_64")]
 ops!(AVX2, avx2, crate::isa::avx2, crate::avx2::peak);
+#[cfg(target_arch = "x86_64")]
+ops!(AVXVNNI, avxvnni, crate::isa::avxvnni, crate::avx2::peak_vnni);
 #[cfg(target_arch = "x86_64")]
 ops!(AVX512, avx512, crate::isa::avx512, crate::avx512::peak);
 

@@ -3,11 +3,11 @@
 //! Block layouts are those of ggml (`ggml-common.h`); names, ids and sizes are the ones that GGUF files carry.
 
 mod float;
-mod iq;
+pub(crate) mod iq;
 pub(crate) mod iq4;
 mod kquant;
 mod legacy;
-mod mxfp4;
+pub(crate) mod mxfp4;
 mod ternary;
 
 /// Weights in one slab: the stretch of a row that kernels unpack at once, and the length of a k-quant super-block.

@@ -13,6 +13,8 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C: x86 since 2013.
     Avx2,
+    /// AVX2 and AVX-VNNI: Intel since Alder Lake, desktops included.
+    AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI: Intel since Cascade Lake, AMD since Zen 4.
     Avx512,
 }
@@ -34,11 +36,13 @@ macro_rules! rung {
 #[cfg(target_arch = "x86_64")]
 rung!($ avx2 avx2_detected "avx2" "fma" "f16c" "bmi2");
 #[cfg(target_arch = "x86_64")]
+rung!($ avxvnni avxvnni_detected "avx2" "fma" "f16c" "bmi2" "avxvnni");
+#[cfg(target_arch = "x86_64")]
 rung!($ avx512 avx512_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni");
 
 impl Isa {
     /// Every rung, lowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
 
     /// Whether this machine (and its operating system) has the instructions.
     pub fn is_supported(self) -> bool {
@@ -46,6 +50,8 @@ impl Isa {
             Isa::Scalar => true,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2_detected(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avxvnni_detected(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512_detected(),
             #[cfg(not(target_arch = "x86_64"))]
@@ -58,11 +64,12 @@ impl Isa {
         Isa::ALL.into_iter().rev().find(|i| i.is_supported()).unwrap_or(Isa::Scalar)
     }
 
-    /// The name by which it is chosen: `scalar`, `avx2`, `avx512`.
+    /// The name by which it is chosen: `scalar`, `avx2`, `avxvnni`, `avx512`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
         }
     }
@@ -78,7 +85,7 @@ impl fmt::Display for Isa {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum IsaError {
     /// No rung has the name.
-    #[error("unknown instruction set {0:?}, expected one of scalar, avx2, avx512")]
+    #[error("unknown instruction set {0:?}, expected one of scalar, avx2, avxvnni, avx512")]
     Unknown(String),
     /// The rung exists, the machine lacks it.
     #[error("this machine has no {0} (it has {best})", best = Isa::best())]

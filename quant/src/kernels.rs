@@ -75,7 +75,7 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         {
             if isa >= Isa::Avx2 {
-                crate::avx2::overlay(&mut table);
+                crate::avx2::overlay(&mut table, isa == Isa::AvxVnni);
             }
             if isa >= Isa::Avx512 {
                 crate::avx512::overlay(&mut table);

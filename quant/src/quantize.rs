@@ -116,7 +116,7 @@ impl Quantizer {
             Isa::Scalar => row::<Scalar>(self.format, x, importance, out),
             // SAFETY: `for_isa` found the rung supported.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { row_avx2(self.format, x, importance, out) },
+            Isa::Avx2 | Isa::AvxVnni => unsafe { row_avx2(self.format, x, importance, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { row_avx512(self.format, x, importance, out) },

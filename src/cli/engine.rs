@@ -18,7 +18,7 @@ pub struct EngineArgs {
     /// Worker threads [default: all processors available]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avx512; or exact, all in f32 [default: the best this machine has]
+    /// Instruction set: scalar, avx2, avxvnni, avx512; or exact, all in f32 [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     pub isa: Option<String>,
     /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str

@@ -9,6 +9,8 @@ use std::ops::Range;
 const GEMM_ROWS: usize = 128;
 /// Weights that a gemv task reads: long enough for the prefetcher, short enough to even out workers.
 const GEMV_BYTES: usize = 192 << 10;
+/// Rows of a gemv task at least, whatever they weigh: each task turns its columns once.
+const GEMV_ROWS: usize = 16;
 
 /// Matrices with one input, divided into panels.
 pub(super) struct Panels<'a, const N: usize> {
@@ -26,7 +28,7 @@ impl<'a, const N: usize> Panels<'a, N> {
         let rows = std::array::from_fn(|i| {
             let m = &matrices[i];
             if n <= k.kernel(m.format()).gemv_cols {
-                (GEMV_BYTES / m.row_bytes()).min(fair).next_multiple_of(4)
+                (GEMV_BYTES / m.row_bytes()).max(GEMV_ROWS * n.min(4)).min(fair).next_multiple_of(4)
             } else {
                 GEMM_ROWS.min(fair.next_multiple_of(32))
             }

@@ -15,7 +15,7 @@
 //! Seven signs are given, the eighth makes their number even. Codes of IQ2 and IQ3 are magnitudes with their sign, offset
 //! 128. Codes of IQ1 are eight times the weight, `8 grid ± 1`, offset 9: integers, so that the shift by 1/8 costs nothing.
 
-mod grid;
+pub(crate) mod grid;
 
 use super::{Codes, dequant_codes, f16_at, part};
 

@@ -10,16 +10,21 @@ use super::{Codes, dequant_codes, f16_at, part};
 /// The values (ggml's `kvalues_iq4nl`).
 pub const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// The code of a value: offset 128.
-fn code(q: u8) -> u8 {
-    VALUES[q as usize & 15] as u8 ^ 0x80
-}
+/// Their codes: offset 128.
+pub const CODES: [u8; 16] = {
+    let (mut codes, mut i) = ([0; 16], 0);
+    while i < 16 {
+        codes[i] = VALUES[i] as u8 ^ 0x80;
+        i += 1;
+    }
+    codes
+};
 
 /// 32 codes of 16 bytes: low nibbles first.
 fn codes(b: &[u8; 16], q: &mut [u8; 32]) {
     for j in 0..16 {
-        q[j] = code(b[j]);
-        q[j + 16] = code(b[j] >> 4);
+        q[j] = CODES[b[j] as usize & 15];
+        q[j + 16] = CODES[b[j] as usize >> 4];
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Codes, part};
 /// What is added to a value to make its code.
 pub(super) const OFFSET: i32 = 12;
 /// The codes of the sixteen values. Both zeros are zero.
-const CODES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+pub(crate) const CODES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 /// `2^(e - 128)`; the two smallest are subnormal.
 fn scale(e: u8) -> f32 {

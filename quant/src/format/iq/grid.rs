@@ -45,12 +45,12 @@ const LEVELS_3_S: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 /// Of IQ1_S and IQ1_M: 8 times -1, 0 and 1, plus 9.
 const LEVELS_1: [u8; 4] = [1, 9, 17, 0];
 
-pub(super) static IQ2_XXS: [[u8; 8]; 256] = levels(words(IQ2_XXS_WORDS), 2, LEVELS_2);
-pub(super) static IQ2_XS: [[u8; 8]; 512] = levels(words(IQ2_XS_WORDS), 2, LEVELS_2);
-pub(super) static IQ2_S: [[u8; 8]; 1024] = levels(words(IQ2_S_WORDS), 2, LEVELS_2);
-pub(super) static IQ3_XXS: [[u8; 4]; 256] = levels(words(IQ3_XXS_WORDS), 3, LEVELS_3_XXS);
-pub(super) static IQ3_S: [[u8; 4]; 512] = levels(words(IQ3_S_WORDS), 3, LEVELS_3_S);
-pub(super) static IQ1: [[u8; 8]; 2048] = levels(words(IQ1_WORDS), 2, LEVELS_1);
+pub(crate) static IQ2_XXS: [[u8; 8]; 256] = levels(words(IQ2_XXS_WORDS), 2, LEVELS_2);
+pub(crate) static IQ2_XS: [[u8; 8]; 512] = levels(words(IQ2_XS_WORDS), 2, LEVELS_2);
+pub(crate) static IQ2_S: [[u8; 8]; 1024] = levels(words(IQ2_S_WORDS), 2, LEVELS_2);
+pub(crate) static IQ3_XXS: [[u8; 4]; 256] = levels(words(IQ3_XXS_WORDS), 3, LEVELS_3_XXS);
+pub(crate) static IQ3_S: [[u8; 4]; 512] = levels(words(IQ3_S_WORDS), 3, LEVELS_3_S);
+pub(crate) static IQ1: [[u8; 8]; 2048] = levels(words(IQ1_WORDS), 2, LEVELS_1);
 
 const IQ2_XXS_WORDS: &str = "\
     0000000200050008000a00110014002000220028002a00410044005000580061006400800082008a00a20101010401100115014001840198\

@@ -1,0 +1,591 @@
+//! A slab of each format, from its blocks to registers.
+
+use crate::format::iq::grid;
+use crate::format::{iq4, mxfp4};
+use crate::isa::avx512;
+use std::arch::x86_64::*;
+
+/// A slab in registers. In formats with groups of 32, `scale` holds 8 scales and then the 8 minimums, if any (else zeros);
+/// `min` is for the 16 minimums of formats with groups of 16.
+///
+/// Codes lie in the order of the weights, or *paired*: where a byte's nibbles belong to weights 16 apart, the low nibbles of
+/// four blocks, then their high ones, so that neither has to move. Two vectors of codes then meet the same scales.
+pub(super) struct Slab {
+    pub q: [__m512i; 4],
+    pub scale: __m512,
+    pub min: __m512,
+}
+
+avx512! {
+    // ---- loads -------------------------------------------------------------------------------------------------------
+
+    #[inline]
+    pub(super) fn load512(b: &[u8; 64]) -> __m512i {
+        // SAFETY: 64 readable bytes.
+        unsafe { _mm512_loadu_si512(b.as_ptr().cast()) }
+    }
+
+    #[inline]
+    pub(super) fn signed(b: &[i8; 64]) -> __m512i {
+        // SAFETY: 64 readable bytes.
+        unsafe { _mm512_loadu_si512(b.as_ptr().cast()) }
+    }
+
+    #[inline]
+    pub(super) fn load256(b: &[u8; 32]) -> __m256i {
+        // SAFETY: 32 readable bytes.
+        unsafe { _mm256_loadu_si256(b.as_ptr().cast()) }
+    }
+
+    #[inline]
+    fn load128(b: &[u8; 16]) -> __m128i {
+        // SAFETY: 16 readable bytes.
+        unsafe { _mm_loadu_si128(b.as_ptr().cast()) }
+    }
+
+    #[inline]
+    pub(super) fn floats(x: &[f32; 16]) -> __m512 {
+        // SAFETY: 64 readable bytes.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline]
+    fn at<const N: usize>(b: &[u8], i: usize) -> &[u8; N] {
+        b[i..i + N].try_into().expect("of that length")
+    }
+
+    #[inline]
+    fn word(b: &[u8], i: usize) -> u32 {
+        u32::from_le_bytes(*at(b, i))
+    }
+
+    /// Two f16 next to each other, as lanes 0 and 1.
+    #[inline]
+    fn f16_pair(b: &[u8; 4]) -> __m128 {
+        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(*b)))
+    }
+
+    /// An f16 in every lane.
+    #[inline]
+    fn f16_all(b: &[u8; 2]) -> __m512 {
+        _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(*b) as i32)))
+    }
+
+    /// 32 bytes in both halves of a vector.
+    #[inline]
+    fn twice(b: &[u8; 32]) -> __m512i {
+        _mm512_broadcast_i64x4(load256(b))
+    }
+
+    // ---- a slab of each format to registers --------------------------------------------------------------------------
+
+    /// The lower halves of two vectors.
+    #[inline]
+    fn halves(a: __m512, b: __m512) -> __m512 {
+        _mm512_insertf32x8::<1>(a, _mm512_castps512_ps256(b))
+    }
+
+    /// The 6-bit scales and minimums of Q4_K and Q5_K: 8 and 8, as bytes. Three words in, two pairs of words out; the
+    /// bytes stay in general registers, since a store followed by a wider load would stall.
+    #[inline]
+    fn scales_6bit(b: &[u8; 12]) -> __m128i {
+        let (u0, u1, u2) = (word(b, 0), word(b, 4), word(b, 8));
+        let scale = [u0 & 0x3F3F_3F3F, u2 & 0x0F0F_0F0F | (u0 >> 6 & 0x0303_0303) << 4];
+        let min = [u1 & 0x3F3F_3F3F, u2 >> 4 & 0x0F0F_0F0F | (u1 >> 6 & 0x0303_0303) << 4];
+        let pair = |p: [u32; 2]| (p[0] as u64 | (p[1] as u64) << 32) as i64;
+        _mm_set_epi64x(pair(min), pair(scale))
+    }
+
+    /// `d * scale` in lanes 0 to 7 and `dmin * min` in lanes 8 to 15, of Q4_K and Q5_K.
+    #[inline]
+    fn scales_4k(b: &[u8]) -> __m512 {
+        let d = _mm512_permutexvar_ps(
+            _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+            _mm512_castps128_ps512(f16_pair(at(b, 0))),
+        );
+        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scales_6bit(at(b, 4)))), d)
+    }
+
+    /// 64 nibbles of 32 bytes: the low ones, then the high ones.
+    #[inline]
+    fn nibbles(b: &[u8; 32]) -> __m512i {
+        let shift = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(4));
+        _mm512_and_si512(_mm512_srlv_epi16(twice(b), shift), _mm512_set1_epi8(15))
+    }
+
+    #[inline]
+    pub(super) fn q4_k(b: &[u8; 144]) -> Slab {
+        let q = [nibbles(at(b, 16)), nibbles(at(b, 48)), nibbles(at(b, 80)), nibbles(at(b, 112))];
+        Slab { q, scale: scales_4k(b), min: _mm512_setzero_ps() }
+    }
+
+    /// Bit `2 j` of 32 bytes for the first 32 lanes, bit `2 j + 1` for the others.
+    #[inline]
+    fn bit_pair(high: __m512i, j: u32) -> __mmask64 {
+        let bits = _mm512_inserti64x4::<1>(_mm512_set1_epi8((1u8 << (2 * j)) as i8), _mm256_set1_epi8((2u8 << (2 * j)) as i8));
+        _mm512_test_epi8_mask(high, bits)
+    }
+
+    #[inline]
+    pub(super) fn q5_k(b: &[u8; 176]) -> Slab {
+        let high = twice(at(b, 16));
+        let part = |j: u32| {
+            let low = nibbles(at(b, 48 + 32 * j as usize));
+            _mm512_mask_add_epi8(low, bit_pair(high, j), low, _mm512_set1_epi8(16))
+        };
+        Slab { q: [part(0), part(1), part(2), part(3)], scale: scales_4k(b), min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn q6_k(b: &[u8; 210]) -> Slab {
+        let mask = _mm512_set1_epi8(0x30);
+        let half = |n: usize| {
+            let low = load512(at(b, 64 * n));
+            let high = twice(at(b, 128 + 32 * n));
+            let up = _mm512_inserti64x4::<1>(_mm512_set1_epi16(4), _mm256_set1_epi16(2));
+            let down = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(2));
+            let join = |low: __m512i, high: __m512i| {
+                _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi8(15)), _mm512_and_si512(high, mask))
+            };
+            [join(low, _mm512_sllv_epi16(high, up)), join(_mm512_srli_epi16::<4>(low), _mm512_srlv_epi16(high, down))]
+        };
+        let ([q0, q1], [q2, q3]) = (half(0), half(1));
+        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load128(at(b, 192)))), f16_all(at(b, 208)));
+        Slab { q: [q0, q1, q2, q3], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// 2-bit fields `2 j` and `2 j + 1` (of four in a byte) of 32 bytes.
+    #[inline]
+    fn crumbs(b: &[u8; 32], j: i16) -> __m512i {
+        let shift = _mm512_inserti64x4::<1>(_mm512_set1_epi16(4 * j), _mm256_set1_epi16(4 * j + 2));
+        _mm512_and_si512(_mm512_srlv_epi16(twice(b), shift), _mm512_set1_epi8(3))
+    }
+
+    #[inline]
+    pub(super) fn q2_k(b: &[u8; 84]) -> Slab {
+        let q = [crumbs(at(b, 16), 0), crumbs(at(b, 16), 1), crumbs(at(b, 48), 0), crumbs(at(b, 48), 1)];
+        let s = load128(at(b, 0));
+        let low = |x| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(x, _mm_set1_epi8(15))));
+        let scale = _mm512_mul_ps(low(s), f16_all(at(b, 80)));
+        Slab { q, scale, min: _mm512_mul_ps(low(_mm_srli_epi16::<4>(s)), f16_all(at(b, 82))) }
+    }
+
+    #[inline]
+    pub(super) fn q3_k(b: &[u8; 110]) -> Slab {
+        let high = twice(at(b, 0));
+        let part = |j: u32| {
+            let low = crumbs(at(b, 32 + 32 * (j as usize / 2)), (j % 2) as i16);
+            _mm512_mask_add_epi8(low, bit_pair(high, j), low, _mm512_set1_epi8(4))
+        };
+        let (a0, a1, t) = (word(b, 96), word(b, 100), word(b, 104));
+        let (nib, two) = (0x0F0F_0F0F, 0x0303_0303);
+        let s = _mm_setr_epi32(
+            (a0 & nib | (t & two) << 4) as i32,
+            (a1 & nib | (t >> 2 & two) << 4) as i32,
+            (a0 >> 4 & nib | (t >> 4 & two) << 4) as i32,
+            (a1 >> 4 & nib | (t >> 6 & two) << 4) as i32,
+        );
+        let s = _mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(32));
+        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(s), f16_all(at(b, 108)));
+        Slab { q: [part(0), part(1), part(2), part(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// The f16 at `stride * g + at` for the eight blocks of a slab.
+    #[inline]
+    fn eight_f16(b: &[u8], stride: usize, from: usize) -> __m256 {
+        let f = |g: usize| i16::from_le_bytes(*at(b, stride * g + from));
+        _mm256_cvtph_ps(_mm_setr_epi16(f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)))
+    }
+
+    /// Words of the two 64-byte stretches of a slab that begin at its start and at byte `second`. `i` counts in words of
+    /// the first, and from 32 on of the second.
+    #[inline]
+    fn words(b: &[u8], second: usize, i: __m512i) -> __m512 {
+        let w = _mm512_permutex2var_epi16(load512(at(b, 0)), i, load512(at(b, second)));
+        _mm512_cvtph_ps(_mm512_castsi512_si256(w))
+    }
+
+    /// The eight f16 scales of blocks of 18 bytes.
+    #[inline]
+    fn scales_18(b: &[u8; 144]) -> __m512 {
+        let i = _mm256_setr_epi16(0, 9, 18, 27, 32, 41, 50, 59, 0, 0, 0, 0, 0, 0, 0, 0);
+        _mm512_maskz_mov_ps(0xFF, words(b, 72, _mm512_castsi256_si512(i)))
+    }
+
+    /// The bytes of four blocks, from `from` on in each.
+    #[inline]
+    fn four(b: &[u8], stride: usize, from: usize) -> __m512i {
+        let part = |g: usize| load128(at(b, stride * g + from));
+        let low = _mm512_castsi128_si512(part(0));
+        let low = _mm512_inserti32x4::<1>(low, part(1));
+        _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(low, part(2)), part(3))
+    }
+
+    /// Low and high nibbles.
+    #[inline]
+    fn pair(b: __m512i) -> [__m512i; 2] {
+        let low = _mm512_set1_epi8(15);
+        [_mm512_and_si512(b, low), _mm512_and_si512(_mm512_srli_epi16::<4>(b), low)]
+    }
+
+    /// Low and high nibbles of eight blocks.
+    #[inline]
+    fn pairs(b: &[u8], stride: usize, from: usize) -> [__m512i; 4] {
+        let ([q0, q1], [q2, q3]) = (pair(four(b, stride, from)), pair(four(b, stride, from + 4 * stride)));
+        [q0, q1, q2, q3]
+    }
+
+    /// Paired codes in the order of the weights.
+    #[inline]
+    pub(super) fn unpaired(q: [__m512i; 4]) -> [__m512i; 4] {
+        let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+        let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        [
+            _mm512_permutex2var_epi64(q[0], first, q[1]),
+            _mm512_permutex2var_epi64(q[0], second, q[1]),
+            _mm512_permutex2var_epi64(q[2], first, q[3]),
+            _mm512_permutex2var_epi64(q[2], second, q[3]),
+        ]
+    }
+
+    /// What stands in the order of the weights, paired.
+    #[inline]
+    pub(super) fn paired(x: [__m512i; 4]) -> [__m512i; 4] {
+        let low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
+        let high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+        [
+            _mm512_permutex2var_epi64(x[0], low, x[1]),
+            _mm512_permutex2var_epi64(x[0], high, x[1]),
+            _mm512_permutex2var_epi64(x[2], low, x[3]),
+            _mm512_permutex2var_epi64(x[2], high, x[3]),
+        ]
+    }
+
+    /// The nibbles of two blocks of 16 bytes: low ones and high ones of the first, then of the second.
+    #[inline]
+    fn block_nibbles(a: &[u8; 16], b: &[u8; 16]) -> __m512i {
+        let both = _mm512_castsi256_si512(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load128(a)), load128(b)));
+        let spread = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), both);
+        let shift = _mm512_maskz_set1_epi64(0b1100_1100, 0x0004_0004_0004_0004);
+        _mm512_and_si512(_mm512_srlv_epi16(spread, shift), _mm512_set1_epi8(15))
+    }
+
+    /// Eight scales.
+    #[inline]
+    fn scales(d: __m256) -> __m512 {
+        _mm512_insertf32x8::<0>(_mm512_setzero_ps(), d)
+    }
+
+    /// Eight scales and eight minimums, which the old formats store with the other sign.
+    #[inline]
+    fn min_scales(d: __m256, m: __m256) -> __m512 {
+        let m = _mm256_xor_ps(m, _mm256_set1_ps(-0.0));
+        halves(_mm512_castps256_ps512(d), _mm512_castps256_ps512(m))
+    }
+
+    #[inline]
+    pub(super) fn q4_0(b: &[u8; 144]) -> Slab {
+        Slab { q: pairs(b, 18, 2), scale: scales_18(b), min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn q4_1(b: &[u8; 160]) -> Slab {
+        let i = _mm256_setr_epi16(0, 10, 20, 30, 32, 42, 52, 62, 1, 11, 21, 31, 33, 43, 53, 63);
+        // The old formats store minimums with the other sign.
+        let minus = _mm512_maskz_set1_epi32(0xFF00, i32::MIN);
+        let scale = _mm512_xor_ps(words(b, 80, _mm512_castsi256_si512(i)), _mm512_castsi512_ps(minus));
+        Slab { q: pairs(b, 20, 4), scale, min: _mm512_setzero_ps() }
+    }
+
+    /// `block_nibbles` with the fifth bits, which lie in the order of the weights.
+    #[inline]
+    fn five_bits(b: &[u8], stride: usize, high: usize) -> __m512i {
+        let low = block_nibbles(at(b, high + 4), at(b, stride + high + 4));
+        let bits = word(b, high) as u64 | (word(b, stride + high) as u64) << 32;
+        _mm512_mask_add_epi8(low, bits, low, _mm512_set1_epi8(16))
+    }
+
+    #[inline]
+    pub(super) fn q5_0(b: &[u8; 176]) -> Slab {
+        let q = |j: usize| five_bits(&b[44 * j..], 22, 2);
+        Slab { q: [q(0), q(1), q(2), q(3)], scale: scales(eight_f16(b, 22, 0)), min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn q5_1(b: &[u8; 192]) -> Slab {
+        let q = |j: usize| five_bits(&b[48 * j..], 24, 4);
+        let scale = min_scales(eight_f16(b, 24, 0), eight_f16(b, 24, 2));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// The codes of four-bit indices.
+    #[inline]
+    fn looked_up(codes: &[u8; 16], mut q: [__m512i; 4]) -> [__m512i; 4] {
+        let codes = _mm512_broadcast_i32x4(load128(codes));
+        for q in &mut q {
+            *q = _mm512_shuffle_epi8(codes, *q);
+        }
+        q
+    }
+
+    #[inline]
+    pub(super) fn iq4_nl(b: &[u8; 144]) -> Slab {
+        Slab { q: looked_up(&iq4::CODES, pairs(b, 18, 2)), scale: scales_18(b), min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn iq4_xs(b: &[u8; 136]) -> Slab {
+        let low = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 4) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 2)) as i32);
+        let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+        let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+        let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
+        let s = _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
+        let d = _mm512_castps512_ps256(f16_all(at(b, 0)));
+        let scale = scales(_mm256_mul_ps(_mm256_cvtepi32_ps(s), d));
+        Slab { q: looked_up(&iq4::CODES, pairs(b, 16, 8)), scale, min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn q8_0(b: &[u8; 272]) -> Slab {
+        let q = |j: usize| {
+            let (x, y) = (load256(at(b, 68 * j + 2)), load256(at(b, 68 * j + 36)));
+            _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(x), y), _mm512_set1_epi8(-128))
+        };
+        let scale = scales(eight_f16(b, 34, 0));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn q8_k(b: &[u8; 292]) -> Slab {
+        let q = |j: usize| _mm512_xor_si512(load512(at(b, 4 + 64 * j)), _mm512_set1_epi8(-128));
+        let scale = _mm512_maskz_mov_ps(0xFF, _mm512_set1_ps(f32::from_bits(word(b, 0))));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// Four-bit floats: their codes from a table, powers of two as the exponent fields that they are.
+    #[inline]
+    pub(super) fn mxfp4(b: &[u8; 136]) -> Slab {
+        let e = u64::from_le_bytes([b[0], b[17], b[34], b[51], b[68], b[85], b[102], b[119]]);
+        let e = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(e as i64));
+        let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+        // 2^-128 and 2^-127 are subnormal.
+        let small = _mm256_cmplt_epu32_mask(e, _mm256_set1_epi32(2));
+        let e = _mm256_mask_sllv_epi32(normal, small, _mm256_set1_epi32(0x0020_0000), e);
+        let scale = scales(_mm256_castsi256_ps(e));
+        Slab { q: looked_up(&mxfp4::CODES, pairs(b, 17, 1)), scale, min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn tq2_0(b: &[u8; 66]) -> Slab {
+        let q = [crumbs(at(b, 0), 0), crumbs(at(b, 0), 1), crumbs(at(b, 32), 0), crumbs(at(b, 32), 1)];
+        Slab { q, scale: _mm512_maskz_mov_ps(0xFF, f16_all(at(b, 64))), min: _mm512_setzero_ps() }
+    }
+
+    /// The next digit of base 3 moves to the front: three times each byte, without its overflow.
+    #[inline]
+    fn thrice(x: __m512i) -> __m512i {
+        _mm512_add_epi8(x, _mm512_add_epi8(x, x))
+    }
+
+    /// The digit in front, the integer part of `3 x / 256`: how many of the thresholds 256 / 3 and 512 / 3 a byte reaches.
+    #[inline]
+    fn digit(x: __m512i) -> __m512i {
+        let one = _mm512_set1_epi8(1);
+        let d = _mm512_maskz_mov_epi8(_mm512_cmpge_epu8_mask(x, _mm512_set1_epi8(86)), one);
+        _mm512_mask_add_epi8(d, _mm512_cmpge_epu8_mask(x, _mm512_set1_epi8(171u8 as i8)), d, one)
+    }
+
+    /// 32 bytes give five digits each, 16 bytes five, 4 bytes four.
+    #[inline]
+    pub(super) fn tq1_0(b: &[u8; 54]) -> Slab {
+        let nine = |x| thrice(thrice(x));
+        // The digits' places side by side: x * [1, 3], then [9, 27], [81, 243].
+        let places = |x: __m512i, half: __mmask64| _mm512_mask_blend_epi8(half, x, thrice(x));
+        let x = places(twice(at(b, 0)), 0xFFFF_FFFF_0000_0000);
+        let y = places(_mm512_broadcast_i32x4(load128(at(b, 32))), 0xFFFF_0000_FFFF_0000);
+        let z = _mm512_set1_epi32(word(b, 48) as i32);
+        let z = places(z, 0xF0F0_F0F0_F0F0_F0F0);
+        let z = _mm512_mask_blend_epi64(0b1010_1010, z, nine(z));
+        let (x9, y9) = (nine(x), nine(y));
+        let (x81, y81) = (nine(x9), nine(y9));
+        let q2 = _mm512_mask_blend_epi64(0b1111_0000, x81, y);
+        let q3 = _mm512_mask_blend_epi64(0b0011_0000, _mm512_mask_blend_epi64(0b1100_0000, y9, z), y81);
+        let scale = _mm512_maskz_mov_ps(0xFF, f16_all(at(b, 52)));
+        Slab { q: [digit(x), digit(x9), digit(q2), digit(q3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    // ---- formats with grids: indices to a gather of points, then signs --------------------------------------------------
+
+    /// Eight points of eight bytes. `index` is below the number of points.
+    #[inline]
+    fn points<const N: usize>(grid: &[[u8; 8]; N], index: __m256i) -> __m512i {
+        let index = _mm256_and_si256(index, _mm256_set1_epi32(N as i32 - 1));
+        const { assert!(N.is_power_of_two()) };
+        // SAFETY: indices below N.
+        unsafe { _mm512_i32gather_epi64::<8>(index, grid.as_ptr().cast()) }
+    }
+
+    /// Sixteen points of four bytes.
+    #[inline]
+    fn small_points<const N: usize>(grid: &[[u8; 4]; N], index: __m512i) -> __m512i {
+        let index = _mm512_and_si512(index, _mm512_set1_epi32(N as i32 - 1));
+        const { assert!(N.is_power_of_two()) };
+        // SAFETY: indices below N.
+        unsafe { _mm512_i32gather_epi32::<4>(index, grid.as_ptr().cast()) }
+    }
+
+    /// Eight bytes as indices.
+    #[inline]
+    fn eight(b: &[u8; 8]) -> __m256i {
+        _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*b)))
+    }
+
+    /// Magnitudes with signs, and 128 more.
+    #[inline]
+    fn with_signs(magnitudes: __m512i, negative: u64) -> __m512i {
+        let q = _mm512_mask_sub_epi8(magnitudes, negative, _mm512_setzero_si512(), magnitudes);
+        _mm512_xor_si512(q, _mm512_set1_epi8(-128))
+    }
+
+    /// Eight times seven signs, each with the eighth that makes their number even.
+    #[inline]
+    fn even(seven: u64) -> u64 {
+        // Bit 0 of each byte becomes its parity; what the shifts bring in from the next byte stays above it.
+        let p = seven ^ seven >> 4;
+        let p = p ^ p >> 2;
+        let p = p ^ p >> 1;
+        seven | (p & 0x0101_0101_0101_0101) << 7
+    }
+
+    /// The 28 sign bits of each of two words to bytes of seven.
+    #[inline]
+    fn signs_28(a: u32, b: u32) -> u64 {
+        let both = (a & 0x0FFF_FFFF) as u64 | ((b & 0x0FFF_FFFF) as u64) << 28;
+        even(_pdep_u64(both, 0x7F7F_7F7F_7F7F_7F7F))
+    }
+
+    /// `d * (s + 1/2)` for the 4-bit `s` on top of eight words.
+    #[inline]
+    fn scales_top(d: __m512, words: __m256i) -> __m512 {
+        let s = _mm256_cvtepi32_ps(_mm256_srli_epi32::<28>(words));
+        scales(_mm256_mul_ps(_mm512_castps512_ps256(d), _mm256_add_ps(s, _mm256_set1_ps(0.5))))
+    }
+
+    #[inline]
+    pub(super) fn iq2_xxs(b: &[u8; 66]) -> Slab {
+        // Eight pairs of words: four indices; signs and scale.
+        let high = _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 0, 0, 0, 0, 0, 0, 0, 0),
+            load512(at(b, 2)),
+        );
+        let scale = _mm512_mul_ps(scales_top(f16_all(at(b, 0)), _mm512_castsi512_si256(high)), _mm512_set1_ps(0.25));
+        let q = |j: usize| {
+            let (i, k) = (2 + 16 * j, 10 + 16 * j);
+            let index = word(b, i) as u64 | (word(b, k) as u64) << 32;
+            with_signs(points(&grid::IQ2_XXS, eight(&index.to_le_bytes())), signs_28(word(b, i + 4), word(b, k + 4)))
+        };
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// `d * (s + 1/2) / 4` for sixteen 4-bit scales.
+    #[inline]
+    fn scales_2(d: __m512, b: &[u8; 8]) -> __m512 {
+        let s = _mm_cvtsi64_si128(i64::from_le_bytes(*b));
+        let s = _mm_and_si128(_mm_unpacklo_epi8(s, _mm_srli_epi16::<4>(s)), _mm_set1_epi8(15));
+        let s = _mm512_add_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(s)), _mm512_set1_ps(0.5));
+        _mm512_mul_ps(_mm512_mul_ps(s, d), _mm512_set1_ps(0.25))
+    }
+
+    #[inline]
+    pub(super) fn iq2_xs(b: &[u8; 74]) -> Slab {
+        let q = |j: usize| {
+            let words = load128(at(b, 2 + 16 * j));
+            let seven = _mm_cvtsi128_si64(_mm_cvtepi16_epi8(_mm_srli_epi16::<9>(words))) as u64;
+            with_signs(points(&grid::IQ2_XS, _mm256_cvtepu16_epi32(words)), even(seven))
+        };
+        let scale = scales_2(f16_all(at(b, 0)), at(b, 66));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn iq2_s(b: &[u8; 82]) -> Slab {
+        let q = |j: usize| {
+            let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 66 + 2 * j)) as i32);
+            let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+            let high = _mm256_slli_epi32::<8>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
+            let index = _mm256_or_si256(eight(at(b, 2 + 8 * j)), high);
+            with_signs(points(&grid::IQ2_S, index), u64::from_le_bytes(*at(b, 34 + 8 * j)))
+        };
+        let scale = scales_2(f16_all(at(b, 0)), at(b, 74));
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn iq3_xxs(b: &[u8; 98]) -> Slab {
+        let scale = _mm512_mul_ps(scales_top(f16_all(at(b, 0)), load256(at(b, 66))), _mm512_set1_ps(0.5));
+        let q = |j: usize| {
+            let index = _mm512_cvtepu8_epi32(load128(at(b, 2 + 16 * j)));
+            with_signs(small_points(&grid::IQ3_XXS, index), signs_28(word(b, 66 + 8 * j), word(b, 70 + 8 * j)))
+        };
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn iq3_s(b: &[u8; 110]) -> Slab {
+        let s = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 106) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        let s = _mm256_and_si256(s, _mm256_set1_epi32(15));
+        let s = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(s, s), _mm256_set1_epi32(1)));
+        let scale = scales(_mm256_mul_ps(s, _mm512_castps512_ps256(f16_all(at(b, 0)))));
+        let q = |j: usize| {
+            let index = _mm512_cvtepu8_epi32(load128(at(b, 2 + 16 * j)));
+            let high = u16::from_le_bytes(*at(b, 66 + 2 * j));
+            let index = _mm512_mask_add_epi32(index, high, index, _mm512_set1_epi32(256));
+            with_signs(small_points(&grid::IQ3_S, index), u64::from_le_bytes(*at(b, 74 + 8 * j)))
+        };
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+
+    /// Eight points of IQ1: `high` has three more bits of each lane's index at the bottom, `down` the lanes whose points are
+    /// shifted down; the others are shifted up.
+    #[inline]
+    fn shifted(index: &[u8; 8], high: __m256i, down: __mmask8) -> __m512i {
+        let high = _mm256_slli_epi32::<8>(_mm256_and_si256(high, _mm256_set1_epi32(7)));
+        let q = points(&grid::IQ1, _mm256_or_si256(eight(index), high));
+        _mm512_add_epi8(q, _mm512_mask_blend_epi64(down, _mm512_set1_epi8(1), _mm512_set1_epi8(-1)))
+    }
+
+    #[inline]
+    pub(super) fn iq1_s(b: &[u8; 50]) -> Slab {
+        let s = _mm256_cvtepu16_epi32(load128(at(b, 34)));
+        let s = _mm256_and_si256(_mm256_srli_epi32::<11>(s), _mm256_set1_epi32(14)); // twice the three bits from 12 on
+        let s = _mm256_cvtepi32_ps(_mm256_add_epi32(s, _mm256_set1_epi32(1)));
+        let d = _mm256_mul_ps(_mm512_castps512_ps256(f16_all(at(b, 0))), _mm256_set1_ps(0.125));
+        let q = |j: usize| {
+            let high = _mm256_set1_epi32(word(b, 34 + 4 * j) as i32);
+            let top = i32::MIN;
+            let down = _mm256_test_epi32_mask(high, _mm256_setr_epi32(0x8000, 0x8000, 0x8000, 0x8000, top, top, top, top));
+            let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 3, 6, 9, 16, 19, 22, 25));
+            shifted(at(b, 2 + 8 * j), high, down)
+        };
+        Slab { q: [q(0), q(1), q(2), q(3)], scale: scales(_mm256_mul_ps(d, s)), min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(super) fn iq1_m(b: &[u8; 56]) -> Slab {
+        let words = u64::from_le_bytes(*at(b, 48));
+        let d = f16_all(&(_pext_u64(words, 0xF000_F000_F000_F000) as u16).to_le_bytes());
+        let s = _mm512_castsi256_si512(_mm256_cvtepu16_epi32(_mm_cvtsi64_si128(words as i64)));
+        let s = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), s);
+        let s = _mm512_srlv_epi32(s, _mm512_setr_epi32(0, 3, 6, 9, 0, 3, 6, 9, 0, 3, 6, 9, 0, 3, 6, 9));
+        let s = _mm512_and_si512(s, _mm512_set1_epi32(7));
+        let s = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_add_epi32(s, s), _mm512_set1_epi32(1)));
+        let scale = _mm512_mul_ps(s, _mm512_mul_ps(d, _mm512_set1_ps(0.125)));
+        let q = |j: usize| {
+            let high = _mm256_set1_epi32(word(b, 32 + 4 * j) as i32);
+            let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+            shifted(at(b, 8 * j), high, _mm256_test_epi32_mask(high, _mm256_set1_epi32(8)))
+        };
+        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+    }
+}
