@@ -1,5 +1,6 @@
 //! A conversation, and how it becomes the text that a model was trained to continue.
 
+pub mod history;
 pub mod template;
 
 pub use template::{Template, TemplateError};

@@ -7,12 +7,15 @@ mod chat;
 mod engine;
 mod inspect;
 mod interrupt;
+mod kept;
 mod list;
 mod perplexity;
+mod plan;
 mod pull;
 mod quantize;
 mod run;
 mod sampling;
+mod sessions;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
@@ -30,8 +33,12 @@ struct Cli {
 enum Verb {
     /// Talk with a model
     Chat(chat::Args),
+    /// Conversations that were kept: list, show, export, rename, delete
+    Sessions(sessions::Args),
     /// Continue a text
     Run(run::Args),
+    /// Say whether a model fits this machine, and how fast it will be
+    Plan(plan::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
     /// Measure speed, against what this machine can do
@@ -52,7 +59,9 @@ enum Verb {
 pub fn main() -> ExitCode {
     let result = match Cli::parse_from(long_flags(std::env::args_os())).verb {
         Verb::Chat(a) => chat::run(a),
+        Verb::Sessions(a) => sessions::run(a),
         Verb::Run(a) => run::run(a),
+        Verb::Plan(a) => plan::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Inspect(a) => inspect::run(a),

@@ -5,6 +5,7 @@
 //! a session is its cache; of an engine, the pages of the file that are in use.
 
 use crate::gguf::{Gguf, GgufError};
+use crate::machine::Machine;
 use crate::model::decoder::{self, Local, Plan};
 use crate::model::{Batch, Buffers, KvCache, Model, ModelError};
 use crate::sample::SampleParams;
@@ -12,6 +13,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Kernels, Team};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -68,6 +70,21 @@ pub enum EngineError {
         what: String,
         /// What the system said.
         error: io::Error,
+    },
+    /// A session that cannot fit: refused, before the system ends the program over it.
+    #[error(
+        "a session of {sequences} x {context} tokens: {needed} bytes of KV cache and more, {available} bytes of memory and \
+         swap available; a smaller context or -ctk q8_0 -ctv q8_0 takes less"
+    )]
+    Memory {
+        /// Sequences.
+        sequences: usize,
+        /// Tokens of each.
+        context: usize,
+        /// Bytes of the cache when it is full.
+        needed: u64,
+        /// Bytes that can be had.
+        available: u64,
     },
     /// A batch that does not continue its sequences.
     #[error("batch: token {index}: {problem}")]
@@ -129,6 +146,12 @@ impl Engine {
         let ubatch = o.ubatch.clamp(1, (o.context * o.sequences).max(1));
         let cache = KvCache::new(c, o.sequences, o.context, o.k_type, o.v_type)
             .map_err(system(format!("KV cache of {} sequences of {} tokens", o.sequences, o.context)))?;
+        let machine = Machine::here();
+        let available = machine.available.map_or(u64::MAX, |a| a.saturating_add(machine.swap));
+        let needed = cache.n_bytes() as u64;
+        if needed > available {
+            return Err(EngineError::Memory { sequences: o.sequences, context: o.context, needed, available });
+        }
         let buffers = Buffers::new(c, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"))?;
         Ok(Session {
             tokens: vec![Vec::new(); o.sequences],
@@ -214,6 +237,52 @@ impl Session {
     /// Bytes of the KV cache when it is full.
     pub fn cache_bytes(&self) -> usize {
         self.cache.n_bytes()
+    }
+
+    /// How the cache stores keys and values.
+    pub fn cache_types(&self) -> (KvType, KvType) {
+        self.cache.types()
+    }
+
+    /// Bytes of the keys and values of these positions of a sequence, as [`Session::copy_positions`] gives them.
+    pub fn span_bytes(&self, positions: &Range<usize>) -> usize {
+        self.cache.span_bytes(positions)
+    }
+
+    /// Appends the keys and values of these positions of a sequence to `out`.
+    pub fn copy_positions(&self, seq: usize, positions: Range<usize>, out: &mut Vec<u8>) {
+        assert!(positions.end <= self.len(seq), "{positions:?} of {}", self.len(seq));
+        // Only a forward pass writes to the cache, and it holds `&mut self`.
+        self.cache.copy_out(seq, positions, out);
+    }
+
+    /// Continues a sequence by `tokens`, with the keys and values that [`Session::copy_positions`] gave of `positions` in a
+    /// session of the same model and cache types, for the same tokens from the first on. `positions` begins where the
+    /// sequence ends; of what it has, the first `tokens.len()` are taken.
+    pub fn restore_positions(
+        &mut self,
+        seq: usize,
+        positions: Range<usize>,
+        tokens: &[u32],
+        bytes: &[u8],
+    ) -> Result<(), EngineError> {
+        let n = tokens.len();
+        let bad = |index: usize, problem: String| Err(EngineError::Batch { index, problem });
+        if positions.start != self.len(seq) || n > positions.len() {
+            return bad(0, format!("{n} tokens of positions {positions:?}, expected from {} on", self.len(seq)));
+        }
+        if positions.start + n > self.context {
+            return bad(self.context - positions.start, format!("past a context of {}", self.context));
+        }
+        if bytes.len() != self.span_bytes(&positions) {
+            return bad(0, format!("{} bytes, expected {}", bytes.len(), self.span_bytes(&positions)));
+        }
+        if let Some(i) = tokens.iter().position(|&t| t as usize >= self.engine.model.config.n_vocab) {
+            return bad(i, format!("id {}, expected below {}", tokens[i], self.engine.model.config.n_vocab));
+        }
+        self.cache.copy_in(seq, positions, n, bytes);
+        self.tokens[seq].extend_from_slice(tokens);
+        Ok(())
     }
 
     /// Tokens of the largest forward pass.

@@ -77,6 +77,17 @@ pub fn generate(
     limit: Option<usize>,
     mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Report, GenerateError> {
+    generate_with(s, sampler, prompt, limit, |_, event| listen(event))
+}
+
+/// The same for a listener that looks into the session as it grows, to save what it remembers.
+pub fn generate_with(
+    s: &mut Session,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    limit: Option<usize>,
+    mut listen: impl FnMut(&Session, Event<'_>) -> ControlFlow<()>,
+) -> Result<Report, GenerateError> {
     if prompt.is_empty() {
         return Err(GenerateError::Empty);
     }
@@ -101,7 +112,7 @@ pub fn generate(
     for part in prompt[reused..].chunks(s.ubatch()) {
         let at = s.len(0);
         logits = s.forward(&Batch::of(part, at, 0))?;
-        if listen(Event::Prompt { done: s.len(0) - reused, of: fed }).is_break() {
+        if listen(s, Event::Prompt { done: s.len(0) - reused, of: fed }).is_break() {
             report.prompt_time = start.elapsed();
             return Ok(report);
         }
@@ -121,7 +132,7 @@ pub fn generate(
             break End::Eog;
         }
         let piece = text.push(id);
-        if !piece.is_empty() && listen(Event::Text(&piece)).is_break() {
+        if !piece.is_empty() && listen(s, Event::Text(&piece)).is_break() {
             break End::Stopped;
         }
         if limit.is_some_and(|l| report.generated.len() >= l) {
@@ -136,7 +147,7 @@ pub fn generate(
     let rest = text.finish();
     if !rest.is_empty() {
         // The generation is over; a listener has nothing left to break off.
-        let _ = listen(Event::Text(&rest));
+        let _ = listen(s, Event::Text(&rest));
     }
     Ok(report)
 }

@@ -12,7 +12,10 @@
 //! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
+//! * [`kv_store`]: what sessions remember, kept on disk;
+//! * [`config`]: what a person sets once;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
+//! * [`machine`], [`plan`]: what this machine has, whether a model fits it, and how fast it will be;
 //! * [`safetensors`], [`convert`]: checkpoint folders, and what they are in GGUF;
 //! * [`quantize`]: from a GGUF or a checkpoint to a GGUF of other formats, by llama.cpp's recipes;
 //! * [`cli`]: one file a verb.
@@ -22,13 +25,17 @@ pub mod bench;
 pub mod catalog;
 pub mod chat;
 pub mod cli;
+pub mod config;
 pub mod convert;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
+pub mod kv_store;
+pub mod machine;
 pub mod mmap;
 pub mod model;
 pub mod perplexity;
+pub mod plan;
 pub mod quantize;
 pub mod safetensors;
 pub mod sample;

@@ -2,9 +2,12 @@
 
 use super::engine::{EngineArgs, SessionArgs, facts};
 use super::interrupt::interruptible;
+use super::kept::{Dialogue, KeepArgs, lasting_name};
 use super::sampling::SamplingArgs;
+use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
-use crate::generate::{End, Event, generate};
+use crate::config::Config;
+use crate::generate::{End, Event, generate_with};
 use crate::sample::Sampler;
 use anyhow::Context;
 use std::io::{BufRead, IsTerminal, Write};
@@ -38,13 +41,26 @@ pub struct Args {
     /// Print the figures of every answer
     #[arg(long)]
     show_timings: bool,
+    #[command(flatten)]
+    keep: KeepArgs,
 }
 
 const HELP: &str = "/clear forgets the conversation, /regen answers again, /exit ends; Ctrl-C stops an answer";
 
-pub fn run(a: Args) -> anyhow::Result<()> {
+pub fn run(mut a: Args) -> anyhow::Result<()> {
+    let config = Config::load()?;
+    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let file = match a.keep.keeps(terminal) {
+        true => a.keep.file(&config.conversations_dir()?)?.map(|p| Conversation::open(&p)).transpose()?,
+        false => None,
+    };
+    // A conversation goes on with its own model, unless another one is named.
+    let own_model = file.as_ref().map(|c| c.model().to_string()).filter(|m| !m.is_empty());
+    a.engine.model = a.engine.model.or(own_model).or_else(|| config.model.clone());
+    a.engine.threads = a.engine.threads.or(config.threads);
+    a.system_prompt = a.system_prompt.or_else(|| config.system_prompt.clone());
     let e = a.engine.open()?;
-    let context = a.ctx_size.unwrap_or(e.model.config.n_context);
+    let context = a.ctx_size.or(config.ctx_size).unwrap_or(e.model.config.n_context);
     let mut session = e.session(&a.session.options(context, 1))?;
     let template = match &a.chat_template_file {
         Some(f) => {
@@ -53,15 +69,15 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         }
         None => Template::from_gguf(&e.gguf, &e.tokenizer)?,
     };
-    let mut sampler = Sampler::new(a.sampling.params(e.recommended.clone()));
+    let mut sampler = Sampler::new(a.sampling.params(config.sampling.params(e.recommended.clone())));
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
-    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     eprintln!("{}", facts(&e, context));
     if terminal {
         eprintln!("{HELP}");
     }
     let opening: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
-    let mut messages = opening.clone();
+    let keep = a.keep.keeps(terminal);
+    let mut talk = Dialogue::new(opening, file, keep, &config, lasting_name(a.engine.model.as_deref()))?;
     let mut first = a.prompt.clone();
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -86,39 +102,41 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 continue;
             }
             "/clear" => {
-                messages = opening.clone();
+                talk.clear();
                 continue;
             }
             "/regen" => {
-                if messages.last().is_none_or(|m| m.role != "assistant") {
+                if !talk.reopen() {
                     eprintln!("there is no answer to give again");
                     continue;
                 }
-                messages.pop();
             }
             text if text.starts_with('/') => {
                 eprintln!("no command {text}: {HELP}");
                 continue;
             }
-            _ => messages.push(Message::new("user", line)),
+            _ => talk.ask(line)?,
         }
-        let prompt = chat::encode(&e.tokenizer, &template, &messages, true)?;
+        let prompt = chat::encode(&e.tokenizer, &template, &talk.messages, true)?;
+        talk.restore(&mut session, &prompt);
         let mut answer = String::new();
         let work = interruptible()?;
-        let mut failed = None;
-        let result = generate(&mut session, &mut sampler, &prompt, limit, |event| {
+        let mut failed: Option<anyhow::Error> = None;
+        let result = generate_with(&mut session, &mut sampler, &prompt, limit, |session, event| {
             if let Event::Text(t) = event {
                 answer.push_str(t);
+                // On disk before it is seen.
+                let kept = talk.hear(t);
                 let mut out = std::io::stdout().lock();
-                if let Err(e) = out.write_all(t.as_bytes()).and_then(|()| out.flush()) {
-                    failed = Some(e);
-                }
+                let shown = out.write_all(t.as_bytes()).and_then(|()| out.flush());
+                failed = kept.and(shown.map_err(Into::into)).err().or(failed.take());
             }
+            talk.save(session, false);
             if work.asked() || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(work);
         if let Some(e) = failed {
-            return Err(e.into());
+            return Err(e);
         }
         println!();
         match result {
@@ -133,15 +151,24 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 if a.show_timings {
                     eprintln!("{}", report.lines());
                 }
-                messages.push(Message::new("assistant", answer));
+                let state = match report.end {
+                    End::Eog => TurnState::Whole,
+                    End::Stopped => TurnState::Stopped,
+                    End::Context | End::Length => TurnState::Partial,
+                };
+                // Stopped before the first word, the question stands open.
+                if !answer.is_empty() || state != TurnState::Stopped {
+                    talk.answered(answer, state)?;
+                }
+                talk.save(&session, true);
             }
             // The question that did not fit is taken back; the conversation goes on.
             Err(error) => {
-                eprintln!("oxcart: {error}");
-                messages.pop();
+                talk.take_back()?;
                 if !terminal {
                     return Err(error.into());
                 }
+                eprintln!("oxcart: {error}");
             }
         }
     }

@@ -1,7 +1,9 @@
 //! The flags that every verb with a model has, and the opening of it.
 
+use super::inspect::size;
 use crate::catalog;
 use crate::engine::{Engine, EngineOptions, SessionOptions, default_threads};
+use crate::machine::Machine;
 use anyhow::{Context, bail};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Format, Isa, Kernels};
@@ -69,6 +71,15 @@ impl EngineArgs {
         let o = EngineOptions { threads, kernels, overrides: self.override_kv.clone(), recommended: found.sampling };
         let e = Engine::open(&found.path, &o)?;
         e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
+        if let Some(available) = Machine::here().available.filter(|&a| a < e.gguf.file_size()) {
+            eprintln!(
+                "{}: {} of weights, {} of memory available: what does not stay is read from the disk for every token \
+                 (oxcart plan tells what would fit)",
+                found.path.display(),
+                size(e.gguf.file_size()),
+                size(available)
+            );
+        }
         Ok(Arc::new(e))
     }
 }

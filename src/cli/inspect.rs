@@ -2,9 +2,9 @@
 //! also on those that oxcart does not run.
 
 use super::engine::SessionArgs;
-use crate::gguf::{Gguf, GgufError, MetadataValue, TensorKind, Value, one_line};
+use crate::gguf::{Gguf, MetadataValue, TensorKind, Value, one_line};
+use crate::plan::{Geometry, Needs};
 use anyhow::{Context, bail};
-use oxcart_quant::attention::{BLOCK, KvType};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::HashMap;
@@ -149,129 +149,17 @@ fn totals(g: &Gguf) -> (u64, u64) {
     g.tensors().iter().fold((0, 0), |(w, b), t| (w + t.n_elements(), b + t.n_bytes()))
 }
 
-/// The sizes that decide how much memory a session takes.
-struct Geometry {
-    trained: Option<u64>, // context
-    layers_kv_heads: Vec<u64>,
-    key_len: u64,
-    value_len: u64,
-    heads: u64,
-    dim: u64,
-    ffn: u64, // of all experts that a token uses
-    vocab: u64,
-}
-
-impl Geometry {
-    /// From the metadata; `None` where it does not tell of attention layers.
-    fn of(g: &Gguf) -> Result<Option<Geometry>, GgufError> {
-        let Some(arch) = g.str("general.architecture")? else { return Ok(None) };
-        let key = |k: &str| format!("{arch}.{k}");
-        // A number, or one for each layer: the largest of them.
-        let most = |k: &str| -> Result<Option<u64>, GgufError> {
-            let k = key(k);
-            match g.value(&k) {
-                Some(Value::Numbers(_)) => {
-                    Ok(g.ints(&k)?.and_then(|n| n.into_iter().max()).and_then(|n| n.try_into().ok()))
-                }
-                _ => g.uint(&k),
-            }
-        };
-        let (Some(layers), Some(heads), Some(dim)) =
-            (g.uint(&key("block_count"))?, most("attention.head_count")?, g.uint(&key("embedding_length"))?)
-        else {
-            return Ok(None);
-        };
-        // More layers than tensors is no model; and a head count of 0 none with attention.
-        if heads == 0 || layers == 0 || layers > g.tensors().len() as u64 {
-            return Ok(None);
-        }
-        let kv = key("attention.head_count_kv");
-        let layers_kv_heads = match g.value(&kv) {
-            Some(Value::Numbers(_)) => {
-                g.ints(&kv)?.unwrap_or_default().into_iter().map(|n| n.try_into().unwrap_or(0)).collect()
-            }
-            _ => vec![g.uint(&kv)?.unwrap_or(heads); layers as usize],
-        };
-        let key_len = g.uint(&key("attention.key_length"))?.unwrap_or(dim / heads);
-        Ok(Some(Geometry {
-            trained: g.uint(&key("context_length"))?,
-            layers_kv_heads,
-            key_len,
-            value_len: g.uint(&key("attention.value_length"))?.unwrap_or(key_len),
-            heads,
-            dim,
-            ffn: most("feed_forward_length")?.unwrap_or(0).max(
-                // The key counts for experts of another width than the dense layers.
-                most("expert_feed_forward_length")?.unwrap_or(0),
-            ) * g.uint(&key("expert_used_count"))?.filter(|n| (1..=1024).contains(n)).unwrap_or(1),
-            vocab: g.tensor("token_embd.weight").and_then(|t| t.dims.get(1).copied()).unwrap_or(0),
-        }))
-    }
-}
-
-/// Memory in bytes.
-#[derive(Serialize)]
-struct Memory {
-    context: u64,
-    trained_context: Option<u64>,
-    cache_type_k: &'static str,
-    cache_type_v: &'static str,
-    /// Mapped from the file: the system may drop and read it again.
-    weights: u64,
-    kv_cache: u64,
-    kv_cache_per_token: u64,
-    /// What a forward pass keeps, about.
-    buffers: u64,
-    total: u64,
-}
-
-impl Memory {
-    /// `None` where a number of the file or of the command line is beyond all memory.
-    fn needed(geo: &Geometry, weights: u64, context: u64, s: &SessionArgs) -> Option<Memory> {
-        // An upper bound for every length that is multiplied below, so that only the products need checks.
-        if geo.key_len.max(geo.value_len).max(geo.heads).max(geo.dim).max(geo.ffn).max(geo.vocab) > 1 << 32 {
-            return None;
-        }
-        let row = |t: KvType, len: u64| t.row_bytes(len as usize) as u64;
-        let position = row(s.cache_type_k, geo.key_len) + row(s.cache_type_v, geo.value_len);
-        let kv_heads = geo.layers_kv_heads.iter().try_fold(0u64, |n, &h| n.checked_add(h))?;
-        let kv_cache_per_token = kv_heads.checked_mul(position)?;
-        let kv_cache = kv_cache_per_token.checked_mul(context.checked_next_multiple_of(BLOCK as u64)?)?;
-        // Of each token of a batch: the stream, queries, keys, values and what attention gives in f32; what is fed to
-        // matrices as bytes and again in f32, of which one is in use; and some rows of logits.
-        let widest = geo.layers_kv_heads.iter().max().copied().unwrap_or(0);
-        let kv = widest.checked_mul(geo.key_len.checked_add(geo.value_len)?)?;
-        let q = geo.heads.checked_mul(geo.key_len)?;
-        let floats = geo.dim.checked_add(q.checked_mul(2)?)?.checked_add(kv)?;
-        let acts = geo.dim.checked_add(q)?.checked_add(geo.ffn)?;
-        let token = floats.checked_mul(4)?.checked_add(acts.checked_mul(2)?)?;
-        let rows = crate::model::decoder::LOGITS_ROWS as u64;
-        let ubatch = (s.ubatch_size as u64).min(context);
-        let buffers = ubatch.checked_mul(token)?.checked_add(rows * geo.vocab * 4)?;
-        Some(Memory {
-            context,
-            trained_context: geo.trained,
-            cache_type_k: s.cache_type_k.name(),
-            cache_type_v: s.cache_type_v.name(),
-            weights,
-            kv_cache,
-            kv_cache_per_token,
-            buffers,
-            total: weights.checked_add(kv_cache)?.checked_add(buffers)?,
-        })
-    }
-}
-
 /// Memory at the context asked for; `None` for files without a model in them.
-fn memory(a: &Args, g: &Gguf) -> anyhow::Result<Option<Memory>> {
+fn memory(a: &Args, g: &Gguf) -> anyhow::Result<Option<Needs>> {
     let Some(geo) = Geometry::of(g)? else { return Ok(None) };
-    let context = a.ctx_size.unwrap_or_else(|| geo.trained.unwrap_or(4096).min(4096));
+    let context = a.ctx_size.unwrap_or_else(|| geo.trained().unwrap_or(4096).min(4096));
     if context == 0 {
         bail!("--ctx-size 0: expected at least 1");
     }
-    match Memory::needed(&geo, totals(g).1, context, &a.session) {
+    let session = a.session.options(usize::try_from(context)?, 1);
+    match Needs::of(&geo, totals(g).1, context, &session) {
         None => bail!("{}: memory at a context of {context}: more than 2^64 bytes", a.file.display()),
-        memory => Ok(memory),
+        needs => Ok(needs),
     }
 }
 
@@ -281,7 +169,7 @@ fn sections(a: &Args) -> [bool; 3] {
     if asked == [false; 3] { [true; 3] } else { asked }
 }
 
-fn whole(a: &Args, g: &Gguf, memory: Option<Memory>) -> serde_json::Value {
+fn whole(a: &Args, g: &Gguf, memory: Option<Needs>) -> serde_json::Value {
     let [metadata, tensors, summary] = sections(a);
     let mut o = json!({
         "file": a.file, "parts": g.parts(), "version": g.version(), "alignment": g.alignment(),
@@ -348,7 +236,7 @@ impl Table {
 }
 
 /// Bytes in the binary unit that leaves one to four digits before the point.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let (mut n, mut unit) = (bytes as f64, "B");
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
         if n < 1024.0 {
@@ -372,7 +260,7 @@ fn count(n: u64) -> String {
     out
 }
 
-fn text(a: &Args, g: &Gguf, memory: Option<Memory>, out: &mut impl Write) -> std::io::Result<()> {
+fn text(a: &Args, g: &Gguf, memory: Option<Needs>, out: &mut impl Write) -> std::io::Result<()> {
     let [metadata, tensors, summary] = sections(a);
     let files = if g.parts().len() > 1 { format!(", {} files", g.parts().len()) } else { String::new() };
     let file = one_line(&a.file.display().to_string(), usize::MAX);
@@ -441,26 +329,5 @@ mod tests {
         for (n, want) in [(0, "0"), (999, "999"), (1000, "1,000"), (111_209_914_368, "111,209,914,368")] {
             assert_eq!(count(n), want);
         }
-    }
-
-    /// Qwen1.5-110B: 80 layers, 8 KV heads of 128: 327,680 bytes a token in f16, and 10 GiB at 32768.
-    #[test]
-    fn cache_of_the_largest_model() {
-        let geo = Geometry {
-            trained: Some(32768),
-            layers_kv_heads: vec![8; 80],
-            key_len: 128,
-            value_len: 128,
-            heads: 64,
-            dim: 8192,
-            ffn: 49152,
-            vocab: 152064,
-        };
-        let args = |t| SessionArgs { ubatch_size: 512, cache_type_k: t, cache_type_v: t };
-        let m = Memory::needed(&geo, 0, 32768, &args(KvType::F16)).unwrap();
-        assert_eq!((m.kv_cache_per_token, m.kv_cache), (327_680, 10 << 30));
-        let m = Memory::needed(&geo, 0, 32768, &args(KvType::Q8_0)).unwrap();
-        assert_eq!(m.kv_cache_per_token, 327_680 * 17 / 32);
-        assert!(Memory::needed(&geo, 0, u64::MAX, &args(KvType::F16)).is_none());
     }
 }

@@ -19,6 +19,7 @@ pub struct KvCache {
     v: Shared<u8>,
     k_type: KvType,
     v_type: KvType,
+    n_layers: usize,
     n_seqs: usize,
     n_kv_heads: usize,
     head_dim: usize,
@@ -42,6 +43,7 @@ impl KvCache {
             v: Shared::sparse(bytes(v_type)?)?,
             k_type,
             v_type,
+            n_layers: c.n_layers,
             n_seqs,
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
@@ -108,4 +110,60 @@ impl KvCache {
             }
         }
     }
+
+    /// How keys and values are stored.
+    pub fn types(&self) -> (KvType, KvType) {
+        (self.k_type, self.v_type)
+    }
+
+    /// Bytes of these positions of a sequence as [`KvCache::copy_out`] writes them.
+    pub fn span_bytes(&self, positions: &Range<usize>) -> usize {
+        let k = blocks(positions).len() * self.k_type.row_bytes(self.head_dim);
+        let v = positions.len() * self.v_type.row_bytes(self.head_dim);
+        self.n_layers * self.n_kv_heads * (k + v)
+    }
+
+    /// Appends these positions of a sequence to `out`: of each layer and head, the K blocks that they touch (with whatever
+    /// their other positions hold), then the V rows.
+    #[allow(unsafe_code)]
+    pub fn copy_out(&self, seq: usize, positions: Range<usize>, out: &mut Vec<u8>) {
+        out.reserve(self.span_bytes(&positions));
+        for (layer, head) in self.heads() {
+            // SAFETY: whoever writes has promised that nobody reads meanwhile ([`KvCache::store`]).
+            let c = unsafe { self.view(layer, seq, head, positions.end) };
+            let (k, v) = (blocks(&positions), positions.clone());
+            out.extend_from_slice(&c.k[self.range(self.k_type, k.start, k.len())]);
+            out.extend_from_slice(&c.v[self.range(self.v_type, v.start, v.len())]);
+        }
+    }
+
+    /// Puts the first `n` of what was copied out of `positions` back where it was. Where `positions` begins within a K
+    /// block, the positions before it in that block get what they had when it was copied out.
+    pub fn copy_in(&mut self, seq: usize, positions: Range<usize>, n: usize, bytes: &[u8]) {
+        let taken = positions.start..positions.start + n;
+        assert!(taken.end <= positions.end && taken.end <= self.capacity);
+        assert_eq!(bytes.len(), self.span_bytes(&positions));
+        let k_bytes = blocks(&positions).len() * self.k_type.row_bytes(self.head_dim);
+        let span = bytes.len() / (self.n_layers * self.n_kv_heads);
+        for ((layer, head), bytes) in self.heads().zip(bytes.chunks_exact(span.max(1))) {
+            let at = self.head(layer, seq, head);
+            let (k, v) = bytes.split_at(k_bytes);
+            let to = self.range(self.k_type, at + blocks(&taken).start, blocks(&taken).len());
+            let k = &k[..to.len()];
+            self.k.as_mut_slice()[to].copy_from_slice(k);
+            let to = self.range(self.v_type, at + taken.start, n);
+            let v = &v[..to.len()];
+            self.v.as_mut_slice()[to].copy_from_slice(v);
+        }
+    }
+
+    fn heads(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let n_kv_heads = self.n_kv_heads;
+        (0..self.n_layers).flat_map(move |layer| (0..n_kv_heads).map(move |head| (layer, head)))
+    }
+}
+
+/// The positions of all blocks that these positions touch.
+fn blocks(positions: &Range<usize>) -> Range<usize> {
+    positions.start / BLOCK * BLOCK..positions.end.next_multiple_of(BLOCK)
 }

@@ -1,0 +1,179 @@
+//! `oxcart plan`: whether a model fits this machine and how fast it will be, before anything is fetched or read.
+
+use super::engine::{SessionArgs, kernels};
+use super::inspect::size;
+use crate::catalog::{self, Model};
+use crate::engine::default_threads;
+use crate::gguf::Gguf;
+use crate::machine::Machine;
+use crate::plan::{self, Active, Fit, Geometry, Needs, Probe};
+use anyhow::{Context, bail};
+use serde_json::json;
+use std::path::Path;
+
+/// Which model, at which context.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A GGUF file, or a name of the catalogue, NAME[:QUANT]; nothing is fetched [default: SmolLM2-135M-Instruct]
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+    /// Tokens of context [default: 4096, or what the model was trained for if that is less]
+    #[arg(short, long, value_name = "N")]
+    ctx_size: Option<u64>,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Worker threads [default: all processors available]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+    /// Do not measure the machine: no speeds
+    #[arg(long)]
+    no_probe: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model as far as a plan knows it.
+struct Subject {
+    name: String,
+    weights: u64,
+    about: bool, // the size is an estimate
+    geometry: Geometry,
+    active: Active,
+    entry: Option<&'static Model>,
+}
+
+impl Subject {
+    fn of_file(path: &Path) -> anyhow::Result<Subject> {
+        let g = Gguf::open(path)?;
+        let Some(geometry) = Geometry::of(&g)? else {
+            bail!("{}: its metadata does not tell of attention layers: nothing to plan", path.display());
+        };
+        let weights = g.tensors().iter().map(|t| t.n_bytes()).fold(0, u64::saturating_add);
+        let name = g.str("general.name")?.unwrap_or("unnamed").chars().take(60).collect();
+        Ok(Subject { name, weights, about: false, geometry, active: Active::of(&g), entry: None })
+    }
+
+    fn find(name: Option<&str>) -> anyhow::Result<Subject> {
+        if let Some(path) = name.map(Path::new).filter(|p| p.exists()) {
+            return Subject::of_file(path);
+        }
+        let (model, file) = catalog::find(name, None)?;
+        if let Some(here) = model.local(file)?
+            && let Some(first) = here.parts.first()
+        {
+            return Ok(Subject { entry: Some(model), ..Subject::of_file(first)? });
+        }
+        let weights = plan::file_bytes(model, file)
+            .with_context(|| format!("{}: the size of {} is not known", model.name, file.quant))?;
+        Ok(Subject {
+            name: format!("{} {}", model.name, file.quant),
+            weights,
+            about: file.bytes.is_none(),
+            geometry: Geometry::of_entry(&model.geometry),
+            active: Active::of_entry(&model.geometry, weights),
+            entry: Some(model),
+        })
+    }
+
+    fn needs(&self, context: u64, session: &SessionArgs) -> anyhow::Result<Needs> {
+        let o = session.options(usize::try_from(context)?, 1);
+        Needs::of(&self.geometry, self.weights, context, &o)
+            .with_context(|| format!("{}: memory at a context of {context}: more than 2^64 bytes", self.name))
+    }
+}
+
+pub fn run(a: Args) -> anyhow::Result<()> {
+    let threads = a.threads.unwrap_or_else(default_threads);
+    if !(1..=4096).contains(&threads) {
+        bail!("--threads {threads}: expected 1 to 4096");
+    }
+    let subject = Subject::find(a.model.as_deref())?;
+    let context = a.ctx_size.unwrap_or_else(|| subject.geometry.trained().unwrap_or(4096).min(4096));
+    if context == 0 {
+        bail!("--ctx-size 0: expected at least 1");
+    }
+    let needs = subject.needs(context, &a.session)?;
+    let machine = Machine::here();
+    let fit = Fit::of(&needs, &machine);
+    let probe = if a.no_probe { None } else { Some(Probe::run(kernels(None)?, threads).context("probe")?) };
+    let longest = machine.available.map(|m| needs.longest(m));
+    let smaller = smaller(&subject, &needs, &machine);
+    let advice = machine.advice(threads);
+    if a.json {
+        let speed = probe.map(|p| p.speed(subject.active, &needs));
+        let report = json!({
+            "model": subject.name, "size_is_estimate": subject.about, "needs": needs, "active": subject.active,
+            "machine": machine, "threads": threads, "fit": fit, "longest_context": longest, "fits_instead": smaller,
+            "probe": probe, "decode_tokens_per_second": speed.map(|s| s.0),
+            "prefill_tokens_per_second": speed.map(|s| s.1), "advice": advice,
+        });
+        println!("{report:#}");
+        return Ok(());
+    }
+    let about = if subject.about { "about, by its mixture" } else { "mapped from the file" };
+    println!("{}", subject.name);
+    println!("  weights    {:>11}  {about}", size(needs.weights));
+    println!(
+        "  KV cache   {:>11}  {context} tokens, keys {}, values {}: {} a token",
+        size(needs.kv_cache),
+        needs.cache_type_k,
+        needs.cache_type_v,
+        size(needs.kv_cache_per_token)
+    );
+    println!("  buffers    {:>11}  about", size(needs.buffers));
+    println!("  all        {:>11}", size(needs.total));
+    println!("this machine");
+    let told = |n: Option<u64>| n.map_or("unknown".into(), size);
+    let limit = machine.limit.map_or(String::new(), |l| format!(", a control group allows {}", size(l)));
+    println!("  memory     {:>11}  {} available{limit}", told(machine.memory), told(machine.available));
+    println!("  processors {:>11}  {} cores", machine.processors, machine.cores.map_or("?".into(), |c| c.to_string()));
+    if let Some(p) = probe {
+        println!("  reads      {:>6.1} GB/s, multiplies bytes at {:.2} TOPS ({threads} threads)", p.read, p.tops);
+    }
+    println!("{}", verdict(fit, &needs, &machine));
+    if let Some(n) = longest.filter(|&n| n > 0 && fit == Fit::Memory) {
+        println!("  a context of up to {n} tokens stays in memory");
+    }
+    if let Some(s) = &smaller {
+        println!("  {s}");
+    }
+    if let Some(p) = probe.filter(|_| fit == Fit::Memory || fit == Fit::Unknown) {
+        let (decode, prefill) = p.speed(subject.active, &needs);
+        println!("  expect {decode:.2} tokens/s of answer with the context full, {prefill:.1} tokens/s of prompt");
+    }
+    advice.iter().for_each(|line| println!("  {line}"));
+    Ok(())
+}
+
+fn verdict(fit: Fit, n: &Needs, m: &Machine) -> String {
+    let available = size(m.available.unwrap_or(0));
+    match fit {
+        Fit::Memory => format!("fits: {} of {available} available", size(n.total)),
+        Fit::Disk => format!(
+            "does not fit in memory: {} of {available} available; what does not stay is read from the disk for every token",
+            size(n.total)
+        ),
+        Fit::Not => format!(
+            "does not fit: the KV cache and buffers alone take {} of {available} available; a smaller -c, or -ctk q8_0 \
+             -ctv q8_0, takes less",
+            size(n.anonymous())
+        ),
+        Fit::Unknown => "this system does not tell how much memory it has".into(),
+    }
+}
+
+/// The largest other quantization of the catalogue's entry that fits, where the one asked for does not.
+fn smaller(s: &Subject, n: &Needs, m: &Machine) -> Option<String> {
+    let (entry, available) = (s.entry?, m.available?);
+    if n.total <= available {
+        return None;
+    }
+    let rest = n.total - n.weights;
+    let sizes = entry.files.iter().filter_map(|f| Some((plan::file_bytes(entry, f)?, f)));
+    let best = sizes.filter(|(bytes, _)| bytes.saturating_add(rest) <= available).max_by_key(|&(bytes, _)| bytes);
+    Some(match best {
+        Some((bytes, f)) => format!("fits instead: {}:{} ({})", entry.name, f.quant, size(bytes)),
+        None => format!("no quantization of {} in the catalogue fits", entry.name),
+    })
+}

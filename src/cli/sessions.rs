@@ -1,0 +1,152 @@
+//! `oxcart sessions`: the conversations that were kept.
+
+use crate::chat::history::{Conversation, delete, export_json, export_markdown, find, list, stem, timestamp};
+use crate::config::Config;
+use anyhow::{Context, bail};
+use serde_json::json;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What to do.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+    /// The folder of conversations [default: as the configuration says]
+    #[arg(long, value_name = "DIR", global = true)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// List them, the latest first
+    List {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print one
+    Show {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Write one as Markdown (the branch at which it stands) or as JSON (all of it)
+    Export {
+        #[command(flatten)]
+        which: Which,
+        /// JSON
+        #[arg(long)]
+        json: bool,
+        /// A file that does not exist yet [default: stdout]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Give one a title
+    Rename {
+        #[command(flatten)]
+        which: Which,
+        /// The title; an empty one takes it back
+        title: String,
+    },
+    /// Delete some, with what is kept beside them
+    Delete {
+        /// Names, titles or files
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Print the folder, or the file of one
+    Path {
+        /// Name, title or file
+        name: Option<String>,
+    },
+}
+
+#[derive(clap::Args)]
+struct Which {
+    /// Name, title or file; the beginning is enough
+    name: String,
+}
+
+pub fn run(a: Args) -> anyhow::Result<()> {
+    let dir = match a.dir {
+        Some(dir) => dir,
+        None => Config::load()?.conversations_dir()?,
+    };
+    let mut out = std::io::stdout().lock();
+    match a.action {
+        Action::List { json } => print_list(&dir, json, &mut out)?,
+        Action::Show { which } => {
+            let c = read(&dir, &which.name)?;
+            write!(out, "{}", export_markdown(&c))?;
+        }
+        Action::Export { which, json, output } => {
+            let c = read(&dir, &which.name)?;
+            let text = if json { format!("{}\n", export_json(&c)) } else { export_markdown(&c) };
+            match output {
+                None => write!(out, "{text}")?,
+                Some(file) => write_new(&file, &text)?,
+            }
+        }
+        Action::Rename { which, title } => Conversation::open(&find(&dir, &which.name)?)?.rename(&title)?,
+        Action::Delete { names } => {
+            // All are found before the first one goes.
+            let paths = names.iter().map(|n| find(&dir, n)).collect::<Result<Vec<_>, _>>()?;
+            for path in paths {
+                delete(&path)?;
+                eprintln!("deleted {}", path.display());
+            }
+        }
+        Action::Path { name } => {
+            let path = name.map_or(Ok(dir.clone()), |n| find(&dir, &n))?;
+            writeln!(out, "{}", path.display())?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn read(dir: &Path, name: &str) -> anyhow::Result<Conversation> {
+    let c = Conversation::read(&find(dir, name)?)?;
+    c.notes().iter().for_each(|n| eprintln!("{}: {n}", c.path().display()));
+    Ok(c)
+}
+
+fn print_list(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    let all = list(dir);
+    if json {
+        let entries: Vec<_> = all
+            .iter()
+            .map(|s| {
+                let (name, at) = (stem(&s.path), timestamp(s.modified).replace(' ', "T") + "Z");
+                json!({"name": name, "title": s.title, "model": s.model, "modified": at, "turns": s.turns, "path": s.path})
+            })
+            .collect();
+        writeln!(out, "{}", json!({"dir": dir, "conversations": entries}))?;
+        return Ok(());
+    }
+    if all.is_empty() {
+        eprintln!("no conversations in {}", dir.display());
+        return Ok(());
+    }
+    writeln!(out, "{:<20} {:<19} {:>5}  TITLE", "NAME", "CHANGED (UTC)", "TURNS")?;
+    for s in all {
+        writeln!(out, "{:<20} {:<19} {:>5}  {}", stem(&s.path), timestamp(s.modified), s.turns, s.title)?;
+    }
+    Ok(())
+}
+
+/// Writes a file that must not be there yet: for its owner alone, as the conversation is.
+fn write_new(file: &Path, text: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let open = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    let mut f = match open {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => bail!("{}: exists already", file.display()),
+        other => other.with_context(|| file.display().to_string())?,
+    };
+    let written = f.write_all(text.as_bytes()).and_then(|()| f.sync_all());
+    if written.is_err() {
+        // It is ours: half of it is worth nothing.
+        let _ = std::fs::remove_file(file);
+    }
+    written.with_context(|| file.display().to_string())
+}

@@ -1,0 +1,262 @@
+//! What a person sets once: `oxcart/config.toml` in the platform's folder for configuration. Flags override it.
+//!
+//! ```toml
+//! model = "SmolLM2-135M-Instruct"      # a file, or a name of the catalogue
+//! ctx-size = 8192                      # tokens of context
+//! threads = 16
+//! system-prompt = "Be brief."
+//! theme = "dark"
+//!
+//! [sampling]                           # over what the model's makers recommend
+//! temp = 0.7                           # also top-k, top-p, min-p, repeat-penalty
+//!
+//! [conversations]
+//! dir = "/home/ada/conversations"      # where they are kept
+//! kv-cache = true                      # keep the KV cache beside the text, so that they resume in seconds
+//! kv-cache-gib = 20                    # all of them together; the oldest go first
+//! ```
+//!
+//! Keys are named as the flags are. Every key may be left out; an unknown one, or a value that cannot be, is an error.
+
+use crate::sample::SampleParams;
+use etcetera::BaseStrategy;
+use serde::Deserialize;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// GiB of KV caches on disk, where nothing is set.
+const KV_CACHE_GIB: f64 = 20.0;
+
+/// The configuration.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// The model where none is named: a file, or a name of the catalogue.
+    pub model: Option<String>,
+    /// Tokens of context.
+    pub ctx_size: Option<usize>,
+    /// Worker threads.
+    pub threads: Option<usize>,
+    /// What conversations begin with.
+    pub system_prompt: Option<String>,
+    /// Colours of the full-screen interface, by name.
+    pub theme: Option<String>,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Where conversations are kept, and what of them.
+    pub conversations: Conversations,
+}
+
+/// Sampling: what is set here, over what the model's makers recommend.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Sampling {
+    /// Temperature.
+    pub temp: Option<f32>,
+    /// Top-k; 0 for all.
+    pub top_k: Option<usize>,
+    /// Top-p.
+    pub top_p: Option<f32>,
+    /// Min-p.
+    pub min_p: Option<f32>,
+    /// Penalty of repeated tokens; 1 for none.
+    pub repeat_penalty: Option<f32>,
+}
+
+/// What is kept of conversations.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Conversations {
+    /// The folder; a platform's usual place where it is not set ([`Config::conversations_dir`]).
+    pub dir: Option<PathBuf>,
+    /// Whether the KV cache is kept beside the text.
+    pub kv_cache: bool,
+    /// How much all KV caches may take, in GiB.
+    pub kv_cache_gib: f64,
+}
+
+impl Default for Conversations {
+    fn default() -> Conversations {
+        Conversations { dir: None, kv_cache: true, kv_cache_gib: KV_CACHE_GIB }
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file system.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A line that is no TOML, an unknown key, or a value of a wrong type.
+    #[error("{}: line {line}: {text}: {problem}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// The line.
+        text: String,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// A value out of its range.
+    #[error("{}: {key}: {problem}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, with its table.
+        key: &'static str,
+        /// What was found and expected.
+        problem: String,
+    },
+    /// There is no home folder.
+    #[error("no home folder: {0}")]
+    Home(String),
+}
+
+fn base() -> Result<impl BaseStrategy, ConfigError> {
+    etcetera::choose_base_strategy().map_err(|e| ConfigError::Home(e.to_string()))
+}
+
+impl Config {
+    /// The file: `OXCART_CONFIG`, or `oxcart/config.toml` in the user's folder for configuration.
+    pub fn path() -> Result<PathBuf, ConfigError> {
+        match std::env::var_os("OXCART_CONFIG").filter(|p| !p.is_empty()) {
+            Some(path) => Ok(path.into()),
+            None => Ok(base()?.config_dir().join("oxcart/config.toml")),
+        }
+    }
+
+    /// Reads the user's configuration. Without a file, everything is as if nothing were set; but a file that
+    /// `OXCART_CONFIG` names must be there.
+    pub fn load() -> Result<Config, ConfigError> {
+        let path = Config::path()?;
+        let named = std::env::var_os("OXCART_CONFIG").is_some_and(|p| !p.is_empty());
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Config::parse(&text, &path),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !named => Ok(Config::default()),
+            Err(error) => Err(ConfigError::Io { path, error }),
+        }
+    }
+
+    /// Reads a configuration; `path` is what errors call it.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let c: Config = toml::from_str(text).map_err(|e| {
+            let at = e.span().map_or(0, |s| s.start.min(text.len()));
+            let line = text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
+            ConfigError::Line {
+                path: path.to_path_buf(),
+                line: line + 1,
+                text: text.lines().nth(line).unwrap_or_default().trim().chars().take(80).collect(),
+                problem: e.message().replace('\n', ", "),
+            }
+        })?;
+        c.check(path)?;
+        Ok(c)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let s = &self.sampling;
+        let whole = |n: Option<usize>| n.map(|n| n as f64);
+        let real = |x: Option<f32>| x.map(f64::from);
+        let ranges = [
+            ("ctx-size", whole(self.ctx_size), 1.0, 2f64.powi(31)),
+            ("threads", whole(self.threads), 1.0, 4096.0),
+            ("sampling.temp", real(s.temp), -100.0, 100.0),
+            ("sampling.top-p", real(s.top_p), 0.0, 1.0),
+            ("sampling.min-p", real(s.min_p), 0.0, 1.0),
+            ("sampling.repeat-penalty", real(s.repeat_penalty), 1e-3, 100.0),
+            ("conversations.kv-cache-gib", Some(self.conversations.kv_cache_gib), 0.0, 1e6),
+        ];
+        for (key, value, min, max) in ranges {
+            if let Some(x) = value.filter(|x| !(min..=max).contains(x)) {
+                let problem = format!("{x}, expected {min} to {max}");
+                return Err(ConfigError::Value { path: path.to_path_buf(), key, problem });
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder of conversations: as set, or `oxcart/conversations` in the user's folder for data.
+    pub fn conversations_dir(&self) -> Result<PathBuf, ConfigError> {
+        match &self.conversations.dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(base()?.data_dir().join("oxcart/conversations")),
+        }
+    }
+
+    /// Bytes that KV caches may take on disk, all together; 0 where they are switched off.
+    pub fn kv_cache_bytes(&self) -> u64 {
+        let c = &self.conversations;
+        if c.kv_cache { (c.kv_cache_gib * f64::from(1 << 30)) as u64 } else { 0 }
+    }
+}
+
+impl Sampling {
+    /// The parameters: what is set here, over `base`.
+    pub fn params(&self, base: SampleParams) -> SampleParams {
+        SampleParams {
+            temp: self.temp.unwrap_or(base.temp),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(base.repeat_penalty),
+            ..base
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_is_read_and_the_rest_stays() {
+        let text = "model = \"a.gguf\"\nctx-size = 4096\nthreads = 3\nsystem-prompt = \"Be brief.\"\ntheme = \"light\"\n\
+            [sampling]\ntemp = 0.5\ntop-k = 7\n[conversations]\ndir = \"/tmp/c\"\nkv-cache = false\n";
+        let c = Config::parse(text, Path::new("c.toml")).unwrap();
+        let d = SampleParams::default;
+        assert_eq!((c.model.as_deref(), c.ctx_size, c.threads), (Some("a.gguf"), Some(4096), Some(3)));
+        assert_eq!((c.system_prompt.as_deref(), c.theme.as_deref()), (Some("Be brief."), Some("light")));
+        assert_eq!(c.sampling.params(d()), SampleParams { temp: 0.5, top_k: 7, ..d() });
+        assert_eq!((c.conversations_dir().unwrap(), c.kv_cache_bytes()), ("/tmp/c".into(), 0));
+        let empty = Config::parse("", Path::new("c.toml")).unwrap();
+        assert_eq!((&empty, empty.sampling.params(d())), (&Config::default(), d()));
+        assert_eq!(empty.kv_cache_bytes(), 20 << 30);
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        let cases = [
+            ("colour = 1", "c.toml: line 1: colour = 1: unknown field `colour`"),
+            (
+                "\n[sampling]\ntemp = \"hot\"",
+                "c.toml: line 3: temp = \"hot\": invalid type: string \"hot\", expected f32",
+            ),
+            (
+                "[sampling]\ntop_k = 1",
+                "c.toml: line 2: top_k = 1: unknown field `top_k`, expected one of `temp`, `top-k`",
+            ),
+            ("model = ", "c.toml: line 1: model =: "),
+            ("threads = -1", "c.toml: line 1: threads = -1: "),
+            ("threads = 0", "c.toml: threads: 0, expected 1 to 4096"),
+            ("[sampling]\ntop-p = 1.5", "c.toml: sampling.top-p: 1.5, expected 0 to 1"),
+            ("[sampling]\ntemp = nan", "c.toml: sampling.temp: NaN, expected -100 to 100"),
+            ("[conversations]\nkv-cache-gib = -1", "c.toml: conversations.kv-cache-gib: -1, expected 0 to"),
+            ("[conversations]\nkv-cache = 1", "c.toml: line 2: kv-cache = 1: invalid type"),
+        ];
+        let mut wrong = Vec::new();
+        for (text, want) in cases {
+            match Config::parse(text, Path::new("c.toml")) {
+                Err(e) if e.to_string().starts_with(want) && !e.to_string().contains('\n') => {}
+                other => wrong.push(format!("{text:?}: {other:?}")),
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+}

@@ -1,0 +1,235 @@
+//! What this machine has: memory, and how much of it a program may take; processors, and which of them are worth a thread.
+//!
+//! Read from where Linux tells of it (`/proc`, `/sys`); elsewhere only the processors are known.
+
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The machine, as this process sees it. Bytes; `None` where the system does not tell.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Machine {
+    /// All memory.
+    pub memory: Option<u64>,
+    /// What can be had without swapping, the page cache counted, the control group's limit respected.
+    pub available: Option<u64>,
+    /// The control group's limit, where there is one below all memory.
+    pub limit: Option<u64>,
+    /// Free swap.
+    pub swap: u64,
+    /// Processors that this process may use.
+    pub processors: usize,
+    /// Cores that these are on.
+    pub cores: Option<usize>,
+    /// Processors as fast as the fastest, where they differ.
+    pub fast_processors: Option<usize>,
+    /// Memory nodes.
+    pub nodes: usize,
+    /// What the system does about huge pages: `always`, `madvise` or `never`.
+    pub huge_pages: Option<String>,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Machine {
+        Machine::under(Path::new("/"))
+    }
+
+    /// As the files below `root` tell it.
+    fn under(root: &Path) -> Machine {
+        let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
+        let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+        let info = read("proc/meminfo").unwrap_or_default();
+        let kib = |key: &str| {
+            let line = info.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+        };
+        let memory = kib("MemTotal");
+        let group = Group::of(&read);
+        let limit = group.as_ref().map(|g| g.limit).filter(|&l| memory.is_none_or(|m| l < m));
+        let free = group.filter(|_| limit.is_some()).map(|g| g.limit.saturating_sub(g.used));
+        let available = match (kib("MemAvailable"), free) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let cpu = |i: usize, name: &str| format!("sys/devices/system/cpu/cpu{i}/{name}");
+        let cpus: Vec<usize> = (0..4096).take_while(|&i| root.join(cpu(i, "topology")).exists()).collect();
+        let cores: BTreeSet<(u64, u64)> = cpus
+            .iter()
+            .filter_map(|&i| {
+                Some((number(&cpu(i, "topology/physical_package_id"))?, number(&cpu(i, "topology/core_id"))?))
+            })
+            .collect();
+        let speeds: Vec<u64> = cpus.iter().filter_map(|&i| number(&cpu(i, "cpufreq/cpuinfo_max_freq"))).collect();
+        let fastest = speeds.iter().max().copied().unwrap_or(0);
+        // Cores of one kind differ by a few percent in what they are allowed; efficiency cores by a third.
+        let fast = speeds.iter().filter(|&&s| s * 10 >= fastest * 8).count();
+        let nodes = (0..1024).filter(|i| root.join(format!("sys/devices/system/node/node{i}")).exists()).count();
+        let pages = read("sys/kernel/mm/transparent_hugepage/enabled");
+        Machine {
+            memory,
+            available,
+            limit,
+            swap: kib("SwapFree").unwrap_or(0),
+            processors,
+            cores: (!cores.is_empty()).then(|| cores.len().min(processors)),
+            fast_processors: (fast < speeds.len()).then(|| fast.min(processors)),
+            nodes: nodes.max(1),
+            huge_pages: pages.and_then(|p| Some(p.split_once('[')?.1.split_once(']')?.0.to_string())),
+        }
+    }
+
+    /// What would cost speed, and what to do about it.
+    pub fn advice(&self, threads: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(cores) = self.cores.filter(|&c| c < threads) {
+            lines.push(format!(
+                "{threads} threads on {cores} cores: decoding is bound by memory, -t {cores} is as fast or faster"
+            ));
+        }
+        if let Some(fast) = self.fast_processors.filter(|&f| f < threads) {
+            lines.push(format!("{fast} of the processors are faster than the rest: try -t {fast} for decoding"));
+        }
+        if self.huge_pages.as_deref() == Some("never") {
+            lines.push(
+                "huge pages are off: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled helps prefill".into(),
+            );
+        }
+        if self.nodes > 1 {
+            lines.push(format!(
+                "{} memory nodes: a file's pages lie on the node that read them first; numactl --interleave=all oxcart … \
+                 on a cold page cache spreads them",
+                self.nodes
+            ));
+        }
+        lines
+    }
+}
+
+/// A memory control group.
+struct Group {
+    limit: u64,
+    used: u64, // without the page cache, which gives way
+}
+
+impl Group {
+    /// The group of this process (version 2, else 1), `None` where it has no limit.
+    fn of(read: &impl Fn(&str) -> Option<String>) -> Option<Group> {
+        let groups = read("proc/self/cgroup")?;
+        let number = |path: String| read(&path)?.trim().parse::<u64>().ok();
+        let field = |path: String, key: &str| {
+            let stat = read(&path)?;
+            stat.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
+        };
+        let found = groups.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (kind, path) = rest.split_once(':')?;
+            let path = path.trim_matches('/');
+            // A container sees its own group as the root.
+            [path, ""].into_iter().find_map(|p| match kind {
+                "" => {
+                    let at = format!("sys/fs/cgroup/{p}");
+                    let cache = field(format!("{at}/memory.stat"), "file").unwrap_or(0);
+                    Some((number(format!("{at}/memory.max"))?, number(format!("{at}/memory.current"))?, cache))
+                }
+                k if k.split(',').any(|k| k == "memory") => {
+                    let at = format!("sys/fs/cgroup/memory/{p}");
+                    let cache = field(format!("{at}/memory.stat"), "total_cache").unwrap_or(0);
+                    let used = number(format!("{at}/memory.usage_in_bytes"))?;
+                    Some((number(format!("{at}/memory.limit_in_bytes"))?, used, cache))
+                }
+                _ => None,
+            })
+        });
+        found.map(|(limit, used, cache)| Group { limit, used: used.saturating_sub(cache) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with files in it.
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    const MEMINFO: (&str, &str) =
+        ("proc/meminfo", "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 800 kB\nSwapFree: 50 kB\n");
+
+    #[test]
+    fn limits_of_control_groups_count() {
+        let cases: &[(&str, &[(&str, &str)], Option<u64>, Option<u64>)] = &[
+            ("no group", &[], None, Some(800 << 10)),
+            (
+                "version 2",
+                &[
+                    ("proc/self/cgroup", "0::/a/b\n"),
+                    ("sys/fs/cgroup/a/b/memory.max", "512000\n"),
+                    ("sys/fs/cgroup/a/b/memory.current", "300000\n"),
+                    ("sys/fs/cgroup/a/b/memory.stat", "anon 1\nfile 200000\n"),
+                ],
+                Some(512_000),
+                Some(412_000),
+            ),
+            (
+                "version 2 without a limit",
+                &[
+                    ("proc/self/cgroup", "0::/a\n"),
+                    ("sys/fs/cgroup/a/memory.max", "max\n"),
+                    ("sys/fs/cgroup/a/memory.current", "300000\n"),
+                ],
+                None,
+                Some(800 << 10),
+            ),
+            (
+                "version 1, a container",
+                &[
+                    ("proc/self/cgroup", "5:cpu:/x\n4:memory:/docker/x\n"),
+                    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "400000\n"),
+                    ("sys/fs/cgroup/memory/memory.usage_in_bytes", "100000\n"),
+                ],
+                Some(400_000),
+                Some(300_000),
+            ),
+            (
+                "a limit above all memory",
+                &[
+                    ("proc/self/cgroup", "4:memory:/\n"),
+                    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+                    ("sys/fs/cgroup/memory/memory.usage_in_bytes", "100000\n"),
+                ],
+                None,
+                Some(800 << 10),
+            ),
+            ("rubbish", &[("proc/self/cgroup", "::::\n\n7\n")], None, Some(800 << 10)),
+        ];
+        for (name, files, limit, available) in cases {
+            let files: Vec<_> = files.iter().copied().chain([MEMINFO]).collect();
+            let m = Machine::under(root(&files).path());
+            assert_eq!(
+                (m.limit, m.available, m.memory, m.swap),
+                (*limit, *available, Some(1000 << 10), 50 << 10),
+                "{name}"
+            );
+        }
+        let nothing = Machine::under(root(&[]).path());
+        assert_eq!((nothing.memory, nothing.available, nothing.nodes), (None, None, 1));
+    }
+
+    #[test]
+    fn advice_follows_the_processors() {
+        let m = Machine { cores: Some(8), fast_processors: Some(6), nodes: 2, ..Machine::default() };
+        assert_eq!(m.advice(16).len(), 3);
+        assert_eq!(Machine { nodes: 1, ..Machine::default() }.advice(16), Vec::<String>::new());
+        let off = Machine { huge_pages: Some("never".into()), nodes: 1, ..Machine::default() };
+        assert!(off.advice(1)[0].contains("huge pages"));
+    }
+}
