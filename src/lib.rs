@@ -16,7 +16,8 @@
 //! * [`config`]: what a person sets once;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
 //! * [`machine`], [`plan`]: what this machine has, whether a model fits it, and how fast it will be;
-//! * [`quantize`]: from one GGUF to another of other formats, by llama.cpp's recipes;
+//! * [`safetensors`], [`convert`]: checkpoint folders, and what they are in GGUF;
+//! * [`quantize`]: from a GGUF or a checkpoint to a GGUF of other formats, by llama.cpp's recipes;
 //! * [`tui`]: the chat as a full screen;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod catalog;
 pub mod chat;
 pub mod cli;
 pub mod config;
+pub mod convert;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
@@ -36,6 +38,7 @@ pub mod model;
 pub mod perplexity;
 pub mod plan;
 pub mod quantize;
+pub mod safetensors;
 pub mod sample;
 pub mod tokenizer;
 pub mod tui;
