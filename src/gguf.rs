@@ -21,7 +21,7 @@ pub use gguf_rs_lib::format::{GGUFValueType, MetadataArray, MetadataValue};
 pub use kind::{ForeignKind, TensorKind};
 pub(crate) use values::one_line;
 pub use values::{Numbers, Strings, Value};
-pub use write::{GgufWriter, NewTensor};
+pub use write::{GgufWriter, NewTensor, Unfinished};
 
 use crate::mmap::Bytes;
 use oxcart_quant::Format;

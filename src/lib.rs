@@ -13,7 +13,8 @@
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
-//! * [`quantize`]: from one GGUF to another of other formats, by llama.cpp's recipes;
+//! * [`safetensors`], [`convert`]: checkpoint folders, and what they are in GGUF;
+//! * [`quantize`]: from a GGUF or a checkpoint to a GGUF of other formats, by llama.cpp's recipes;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod bench;
 pub mod catalog;
 pub mod chat;
 pub mod cli;
+pub mod convert;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
@@ -28,5 +30,6 @@ pub mod mmap;
 pub mod model;
 pub mod perplexity;
 pub mod quantize;
+pub mod safetensors;
 pub mod sample;
 pub mod tokenizer;

@@ -9,7 +9,7 @@
 //! safe: the mapping keeps the old file until it is dropped.
 #![allow(unsafe_code)]
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::ops::{Deref, Range};
@@ -80,6 +80,16 @@ impl Bytes {
         self.advise(Advice::Sequential);
     }
 
+    /// Tells the system that these bytes will not be read again soon, so that they stop counting as this program's memory.
+    /// What is read all the same comes from the file again. A hint.
+    pub fn will_not_need(&self) {
+        if let Source::Mapped(m) = &self.source {
+            // SAFETY: the mapping is of a file and nobody writes through it, so a page that is given up comes back with the
+            // same bytes; views of it stay valid throughout.
+            let _ = unsafe { m.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) };
+        }
+    }
+
     fn advise(&self, advice: Advice) {
         if let Source::Mapped(m) = &self.source {
             // The error is dropped on purpose: a kernel without the advice still reads the pages, only later.
@@ -112,6 +122,7 @@ mod tests {
         let view = whole.slice(16..32).slice(4..8);
         view.will_need();
         view.sequential();
+        view.will_not_need();
         drop(whole);
         fs::remove_file(&path).unwrap();
         assert!(view.is_mapped());

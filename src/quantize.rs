@@ -1,19 +1,25 @@
-//! From one GGUF to another whose tensors have other formats.
+//! From a GGUF or a checkpoint to a GGUF whose tensors have other formats.
 //!
 //! ```text
 //! for each tensor, in the order of its name:          mapped, never the whole file in memory
 //!     for each slab of rows:                          so many that a slab is about 16 MiB of blocks
 //!         every thread takes a few rows: to f32, check, quantize
-//!         write
+//!         write; the rows need not stay in memory
+//!     now and then: sync, note how many tensors are whole
 //! ```
 //!
-//! Which format a tensor gets is [`recipe`]'s; how a row becomes blocks is `oxcart_quant::Quantizer`'s.
+//! Where the rows are is [`source`]'s; which format a tensor gets is [`recipe`]'s; how a row becomes blocks is
+//! `oxcart_quant::Quantizer`'s. [`resume`] keeps what a stopped run has done.
 
 pub mod recipe;
+mod resume;
+pub mod source;
 
-use crate::gguf::{Gguf, GgufError, GgufWriter, MetadataValue, NewTensor, Tensor, TensorKind, Value};
+use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, TensorKind, Unfinished, Value};
 use oxcart_quant::{Format, Quantizer};
 use recipe::{Mix, RecipeError, Wishes};
+use resume::Journal;
+use source::{Source, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -49,9 +55,32 @@ pub enum QuantizeError {
         /// What is wrong with it.
         problem: String,
     },
+    /// What a stopped run left cannot be gone on with.
+    #[error("{}: {problem}", file.display())]
+    Resume {
+        /// The file that tells how far it came.
+        file: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The output would not fit the disk, sizes in bytes.
+    #[error("{}: {free} bytes are free, {needed} are needed", folder.display())]
+    Space {
+        /// Where the output goes.
+        folder: PathBuf,
+        /// Bytes that are free there.
+        free: u64,
+        /// Bytes of output that are not there yet.
+        needed: u64,
+    },
     /// Somebody asked to stop.
-    #[error("stopped; nothing was written")]
-    Stopped,
+    #[error("stopped after {done} of {all} tensors; --resume goes on from there")]
+    Stopped {
+        /// Tensors that are whole.
+        done: usize,
+        /// Tensors of the model.
+        all: usize,
+    },
 }
 
 /// What shall be made.
@@ -68,6 +97,8 @@ pub struct Options {
     pub threads: usize,
     /// Whether to measure what each tensor lost.
     pub report: bool,
+    /// Whether to go on with what a stopped run left.
+    pub resume: bool,
 }
 
 /// A tensor and what becomes of it.
@@ -80,6 +111,16 @@ pub struct Step<'a> {
     pub to: Option<Format>,
 }
 
+/// What happened last.
+pub enum Event<'a> {
+    /// A run that was stopped is gone on with: so many tensors are there already.
+    Resumed(usize),
+    /// So many bytes of the source were read and their blocks written.
+    Read(u64),
+    /// The tensor at this place in the steps is whole.
+    Done(usize, &'a Done),
+}
+
 /// What was made of a tensor.
 pub struct Done {
     /// Root of the mean squared error, relative to the weights; only where a report was asked for and the format changed.
@@ -89,17 +130,17 @@ pub struct Done {
 }
 
 /// Every tensor of a model and what becomes of it, in the order in which it is written.
-pub fn plan<'a>(g: &'a Gguf, o: &Options) -> Result<Vec<Step<'a>>, QuantizeError> {
+pub fn plan<'a>(g: &'a Source, o: &Options) -> Result<Vec<Step<'a>>, QuantizeError> {
     let mut tensors: Vec<&Tensor> = g.tensors().iter().collect();
     // llama.cpp's order: what belongs to no layer first.
     tensors.sort_by(|a, b| (recipe::layer(&a.name), &a.name).cmp(&(recipe::layer(&b.name), &b.name)));
-    let formats = recipe::recipe(g, &tensors, o.mix, o.wishes)
+    let formats = recipe::recipe(g, &tensors, o.mix, &o.wishes)
         .map_err(|error| QuantizeError::Recipe { file: g.path().to_path_buf(), error })?;
     let step = |(tensor, to): (&'a Tensor, Option<Format>)| {
         let fail =
             |problem| QuantizeError::Tensor { file: g.path().to_path_buf(), tensor: tensor.name.clone(), problem };
-        let to = to.filter(|&f| Some(f) != tensor.format());
-        let mut kind = tensor.kind;
+        let to = to.or(tensor.plain.format()).filter(|&f| Some(f) != tensor.format());
+        let mut kind = tensor.plain;
         if let Some(to) = to {
             let from = tensor.format().ok_or_else(|| fail(format!("cannot read {}", tensor.kind)))?;
             if from.spec().codes.is_some() && !o.allow_requantize {
@@ -117,14 +158,14 @@ pub fn plan<'a>(g: &'a Gguf, o: &Options) -> Result<Vec<Step<'a>>, QuantizeError
     tensors.into_iter().zip(formats).map(step).collect()
 }
 
-/// Writes the quantized model to `out`. `watch` is called after each tensor (with its place in `steps`), and `go_on` now and
-/// then: where it says no, nothing is left of the output.
+/// Writes the quantized model to `out`. `watch` is told of every step, and `go_on` asked now and then: where it says no,
+/// what is whole is kept beside `out` for a later run with [`Options::resume`]. After any other error nothing is left.
 pub fn write(
-    g: &Gguf,
+    g: &Source,
     steps: &[Step<'_>],
     o: &Options,
     out: &Path,
-    mut watch: impl FnMut(usize, &Done),
+    mut watch: impl FnMut(Event<'_>),
     go_on: impl Fn() -> bool,
 ) -> Result<Vec<PathBuf>, QuantizeError> {
     const OURS: [&str; 2] = ["general.quantization_version", "general.file_type"];
@@ -134,42 +175,97 @@ pub fn write(
         metadata.push((key.to_string(), MetadataValue::U32(value).into()));
     }
     let new = steps.iter().map(|s| s.new.clone()).collect();
-    let mut w = GgufWriter::create(out, metadata, new, o.max_part)?;
-    for (i, step) in steps.iter().enumerate() {
-        let start = Instant::now();
-        let error = match step.to {
-            Some(to) => convert(g, step.tensor, to, o, &mut w, &go_on)?,
-            None => {
-                for piece in step.tensor.bytes().chunks(SLAB) {
-                    if !go_on() {
-                        return Err(QuantizeError::Stopped);
-                    }
-                    w.push(piece)?;
-                }
-                None
-            }
-        };
-        watch(i, &Done { error, time: start.elapsed() });
+    let mut journal = Journal::open(out, g.files(), o.resume)?;
+    let whole = journal.whole().min(steps.len());
+    enough_space(out, &steps[whole..])?;
+    let unfinished = if whole > 0 { Unfinished::Continue(whole) } else { Unfinished::Replace };
+    let mut w = GgufWriter::create_resumable(out, metadata, new, o.max_part, unfinished)?;
+    journal.begin();
+    if whole > 0 {
+        watch(Event::Resumed(whole));
     }
+    for (i, step) in steps.iter().enumerate().skip(whole) {
+        let start = Instant::now();
+        // Floats that stay are rounded to what they are, which changes nothing, so that they are checked too.
+        let to = step.to.or(step.tensor.format().filter(|&f| recipe::is_float(f)));
+        let mut read = |bytes| watch(Event::Read(bytes));
+        let done = match to {
+            Some(to) => convert(g, step, to, o, &mut w, &mut read, &go_on),
+            None => copy(step.tensor, &mut w, &mut read, &go_on),
+        };
+        let error = match done {
+            Ok(error) => error,
+            Err(QuantizeError::Stopped { .. }) => {
+                w.keep()?;
+                journal.keep(i)?;
+                return Err(QuantizeError::Stopped { done: i, all: steps.len() });
+            }
+            Err(e) => return Err(e),
+        };
+        watch(Event::Done(i, &Done { error, time: start.elapsed() }));
+        if let Some(file) = journal.is_due().then(|| w.flushed()).transpose()?.flatten() {
+            journal.note(file, i + 1);
+        }
+    }
+    journal.stop()?;
     Ok(w.finish()?)
 }
+
+/// Refuses what the disk has no room for.
+fn enough_space(out: &Path, steps: &[Step<'_>]) -> Result<(), QuantizeError> {
+    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A folder that cannot be asked is told of by the writer.
+    let Ok(s) = rustix::fs::statvfs(folder) else { return Ok(()) };
+    let free = s.f_bavail.saturating_mul(s.f_frsize);
+    let needed = steps.iter().fold(0u64, |n, s| n.saturating_add(s.new.n_bytes().unwrap_or(u64::MAX)));
+    match free < needed {
+        true => Err(QuantizeError::Space { folder: folder.to_path_buf(), free, needed }),
+        false => Ok(()),
+    }
+}
+
+/// Bytes as they are.
+fn copy(
+    t: &Tensor,
+    w: &mut GgufWriter,
+    read: &mut impl FnMut(u64),
+    go_on: &impl Fn() -> bool,
+) -> Result<Option<f64>, QuantizeError> {
+    for row in 0..t.n_rows() {
+        for piece in t.row(row).chunks(SLAB) {
+            if !go_on() {
+                return Err(STOPPED);
+            }
+            w.push(piece)?;
+            read(piece.len() as u64);
+        }
+    }
+    t.done_with(0..t.n_rows());
+    Ok(None)
+}
+
+/// Told on by `write`, which knows how far it came.
+const STOPPED: QuantizeError = QuantizeError::Stopped { done: 0, all: 0 };
 
 /// Sums over a tensor.
 #[derive(Default)]
 struct Sums {
     not_finite: u64,
+    too_large: u64, // for f16
     squares: f64,
     errors: f64,
 }
 
 fn convert(
-    g: &Gguf,
-    t: &Tensor,
+    g: &Source,
+    step: &Step<'_>,
     to: Format,
     o: &Options,
     w: &mut GgufWriter,
+    read: &mut impl FnMut(u64),
     go_on: &impl Fn() -> bool,
 ) -> Result<Option<f64>, QuantizeError> {
+    let t = step.tensor;
     let fail = |problem| QuantizeError::Tensor { file: g.path().to_path_buf(), tensor: t.name.clone(), problem };
     let cols = t.dims[0] as usize;
     let (Some(from), Some(q)) = (t.format(), Quantizer::new(to)) else {
@@ -178,33 +274,38 @@ fn convert(
     let (Some(from_bytes), Some(to_bytes)) = (from.row_bytes(cols), to.row_bytes(cols)) else {
         return Err(fail(format!("{cols} columns, not a multiple of {} ({})", to.spec().block_len, to.name())));
     };
-    let rows = (SLAB / to_bytes).max(1);
+    let report = o.report && step.to.is_some();
+    let rows = (SLAB / to_bytes).clamp(1, t.n_rows());
     let portion = (PORTION / cols).max(1);
     let mut blocks = vec![0; rows * to_bytes];
     let mut sums = Sums::default();
-    for source in t.bytes().chunks(rows * from_bytes) {
+    for first in (0..t.n_rows()).step_by(rows) {
         if !go_on() {
-            return Err(QuantizeError::Stopped);
+            return Err(STOPPED);
         }
-        let blocks = &mut blocks[..source.len() / from_bytes * to_bytes];
+        let slab = first..t.n_rows().min(first + rows);
+        let blocks = &mut blocks[..slab.len() * to_bytes];
         // Once a number was found that is none, the rest is only counted.
         let quantizing = sums.not_finite == 0;
-        let work = Mutex::new(source.chunks(portion * from_bytes).zip(blocks.chunks_mut(portion * to_bytes)));
+        let work = Mutex::new(slab.clone().step_by(portion).zip(blocks.chunks_mut(portion * to_bytes)));
         let total = Mutex::new(&mut sums);
         let worker = || {
             let (mut x, mut back, mut own) =
-                (vec![0.0; cols], vec![0.0; if o.report { cols } else { 0 }], Sums::default());
+                (vec![0.0; cols], vec![0.0; if report { cols } else { 0 }], Sums::default());
             loop {
-                let Some((source, blocks)) = work.lock().expect("no worker panics").next() else { break };
-                for (source, blocks) in source.chunks(from_bytes).zip(blocks.chunks_mut(to_bytes)) {
-                    from.dequant(source, &mut x);
+                let Some((first, blocks)) = work.lock().expect("no worker panics").next() else { break };
+                for (row, blocks) in (first..).zip(blocks.chunks_mut(to_bytes)) {
+                    from.dequant(t.row(row), &mut x);
                     let not_finite = x.iter().filter(|x| !x.is_finite()).count() as u64;
                     own.not_finite += not_finite;
                     if !quantizing || not_finite > 0 {
                         continue;
                     }
                     q.row(&x, None, blocks);
-                    if o.report {
+                    if to == Format::F16 {
+                        own.too_large += blocks.chunks_exact(2).filter(|h| h[1] & 0x7C == 0x7C).count() as u64;
+                    }
+                    if report {
                         to.dequant(blocks, &mut back);
                         for (x, back) in x.iter().zip(&back) {
                             own.squares += (*x as f64).powi(2);
@@ -215,6 +316,7 @@ fn convert(
             }
             let mut total = total.lock().expect("no worker panics");
             total.not_finite += own.not_finite;
+            total.too_large += own.too_large;
             total.squares += own.squares;
             total.errors += own.errors;
         };
@@ -227,9 +329,13 @@ fn convert(
         if sums.not_finite == 0 {
             w.push(blocks)?;
         }
+        read((slab.len() * from_bytes) as u64);
+        t.done_with(slab);
     }
-    if sums.not_finite > 0 {
-        return Err(fail(format!("{} of {} weights are NaN or infinite", sums.not_finite, t.n_elements())));
+    for (n, problem) in [(sums.not_finite, "are NaN or infinite"), (sums.too_large, "are too large for f16")] {
+        if n > 0 {
+            return Err(fail(format!("{n} of {} weights {problem}", t.n_elements())));
+        }
     }
-    Ok((o.report && sums.squares > 0.0).then(|| (sums.errors / sums.squares).sqrt()))
+    Ok((report && sums.squares > 0.0).then(|| (sums.errors / sums.squares).sqrt()))
 }

@@ -4,7 +4,10 @@ use assert_cmd::Command;
 use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, TensorKind, Value};
 use oxcart_quant::Format;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Stdio};
+use std::time::{Duration, Instant};
 
 const LAYERS: usize = 8;
 
@@ -184,4 +187,140 @@ fn a_dry_run_tells_the_size_and_writes_nothing() {
     assert_eq!(error("blk.0.attn_norm.weight"), None);
     let (four, six) = (error("token_embd.weight").unwrap(), error("output.weight").unwrap());
     assert!(six < four / 2.0 && six > 0.005 && four < 0.1, "{six} {four}");
+}
+
+/// A model of so many small tensors that what is said of them fills a pipe, where nobody reads it: then quantizing waits.
+fn many_tensors(path: &Path) {
+    const N: usize = 1500;
+    let text = |s: &str| Value::from(MetadataValue::String(s.into()));
+    let number = |n: u32| Value::from(MetadataValue::U32(n));
+    let metadata = vec![
+        ("general.architecture".to_string(), text("llama")),
+        ("llama.block_count".to_string(), number(1)),
+        ("llama.attention.head_count".to_string(), number(1)),
+    ];
+    let f16 = TensorKind::from_id(1).unwrap();
+    let name = |i| format!("blk.0.{}.{i:04}.weight", "of-a-name-as-long-as-gguf-lets-it-be");
+    let tensors: Vec<_> = (0..N).map(|i| NewTensor { name: name(i), dims: vec![64, 2], kind: f16 }).collect();
+    let mut w = GgufWriter::create(path, metadata, tensors.clone(), None).unwrap();
+    for (i, t) in tensors.iter().enumerate() {
+        let bytes: Vec<u8> =
+            (0..128).flat_map(|j| (0x3000 + (i * 131 + j * 17) as u16 % 0x0800).to_le_bytes()).collect();
+        w.tensor(&t.name, &bytes).unwrap();
+    }
+    w.finish().unwrap();
+}
+
+/// Quantizes until nobody reads any more, a while after the first sync was due.
+fn stuck(from: &Path, to: &Path, args: &[&str]) -> (Child, BufReader<ChildStderr>) {
+    let exe = assert_cmd::cargo::cargo_bin("oxcart");
+    let mut c = std::process::Command::new(exe);
+    c.arg("quantize").arg(from).arg(to).args(["Q8_0", "1"]).args(args).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = c.spawn().unwrap();
+    let mut said = BufReader::with_capacity(4096, child.stderr.take().unwrap());
+    std::thread::sleep(Duration::from_millis(1500));
+    // Some lines make room for some more, and for the note that is due.
+    let note = to.with_extension("gguf.partial.json");
+    let start = Instant::now();
+    for _ in 0..300 {
+        said.read_line(&mut String::new()).unwrap();
+        if note.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(note.exists(), "no note in {:?}", start.elapsed());
+    (child, said)
+}
+
+#[test]
+fn what_was_stopped_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (from, whole) = (path("from.gguf"), path("whole.gguf"));
+    many_tensors(&from);
+    let run = |to: &Path, args: &[&str]| {
+        let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
+        let out = quantize(&[&[from, to, "Q8_0", "2"], args].concat()).output().unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    assert!(run(&whole, &[]).0);
+    let want = fs::read(&whole).unwrap();
+    for (name, split) in [("killed", false), ("interrupted", false), ("parts", true)] {
+        let args: &[&str] = if split { &["--split-max-size", "100000"] } else { &[] };
+        let to = path(&format!("{name}.gguf"));
+        let (mut child, said) = stuck(&from, &to, args);
+        if !split {
+            let (ok, said) = run(&to, &[]);
+            assert!(!ok && said.contains("another process is writing it"), "{said}");
+        }
+        if name == "killed" {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        } else {
+            let pid = child.id().to_string();
+            assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+            let last = said.lines().map(|l| l.unwrap()).last().unwrap();
+            assert!(last.contains("stopped after ") && last.contains("--resume"), "{last}");
+            assert_eq!(child.wait().unwrap().code(), Some(1));
+        }
+        assert!(!to.exists());
+        let (from, to_arg) = (from.to_str().unwrap(), to.to_str().unwrap());
+        if !split {
+            let out = quantize(&[from, to_arg, "Q4_0", "--resume"]).output().unwrap();
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(said.contains("run without --resume"), "{said}");
+        }
+        let (ok, said) = run(&to, &[args, &["--resume"]].concat());
+        let there = said.lines().find_map(|l| l.strip_suffix(" of 1500 tensors are there already"));
+        assert!(ok && there.is_some_and(|n| n.parse::<usize>().unwrap() >= 300), "{name}: {said}");
+        match split {
+            false => assert!(fs::read(&to).unwrap() == want, "{name}: other bytes"),
+            true => {
+                let first = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+                let first = first.into_iter().find(|p| p.to_string_lossy().contains("parts-00001-of-")).unwrap();
+                let (parts, whole) = (Gguf::open(&first).unwrap(), Gguf::open(&whole).unwrap());
+                assert!(parts.parts().len() > 1);
+                for t in whole.tensors() {
+                    assert!(**t.bytes() == **parts.tensor(&t.name).unwrap().bytes(), "{}", t.name);
+                }
+            }
+        }
+    }
+    let left = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+    let left: Vec<_> = left.filter(|p| p.to_string_lossy().contains("partial")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    // Another source is no source to go on from.
+    let to = path("other.gguf");
+    let (mut child, _) = stuck(&from, &to, &[]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    many_tensors(&from);
+    let (ok, said) = run(&to, &["--resume"]);
+    assert!(!ok && said.contains("from.gguf changed since; run without --resume"), "{said}");
+    assert!(run(&to, &[]).0 && fs::read(&to).unwrap() == want);
+}
+
+#[test]
+fn tensors_are_given_formats_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from.gguf"), dir.path().join("to.gguf"));
+    model(&from, None);
+    let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
+    let types =
+        ["--tensor-type", r"blk\.[0-3]\.ffn_up=Q8_0", "--tensor-type", "FFN_UP=q5_k", "--tensor-type", "ffn_down=q6_k"];
+    quantize(&[&[from, to, "Q4_K_M", "--token-embedding-type", "q8_0"], &types[..]].concat()).assert().success();
+    let g = Gguf::open(Path::new(to)).unwrap();
+    for (name, want) in [
+        ("blk.3.ffn_up.weight", Format::Q8_0),
+        ("blk.4.ffn_up.weight", Format::Q5_K),
+        ("blk.4.ffn_down.weight", Format::Q8_0), // q6_K does not fit 288 columns
+        ("token_embd.weight", Format::Q8_0),
+        ("output.weight", Format::Q6_K),
+    ] {
+        assert_eq!(g.tensor(name).unwrap().format(), Some(want), "{name}");
+    }
+    for bad in ["ffn_up", "=q8_0", "ffn_up=q9", "(=q8_0"] {
+        quantize(&[from, to, "Q4_K_M", "--tensor-type", bad]).assert().code(2);
+    }
 }

@@ -1,13 +1,16 @@
 //! `oxcart quantize`: a smaller model from a larger one, with llama-quantize's names and bytes.
 
 use super::interrupt::interruptible;
+use crate::convert;
 use crate::gguf::Gguf;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
-use crate::quantize::{Options, Step, plan, write};
+use crate::quantize::source::Source;
+use crate::quantize::{Event, Options, Step, plan, write};
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oxcart_quant::Format;
 use oxcart_quant::format::FORMATS;
+use regex::{Regex, RegexBuilder};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -15,7 +18,8 @@ use std::time::Instant;
 /// Flags as llama-quantize has them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model to start from: a GGUF in F32, F16 or BF16 (any part of a split one)
+    /// The model to start from: a GGUF in F32, F16 or BF16 (any part of a split one), or a checkpoint's folder (config.json
+    /// and *.safetensors)
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The file to write
@@ -42,6 +46,16 @@ pub struct Args {
     /// The format of the token embeddings
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     token_embedding_type: Option<Format>,
+    /// A format for the tensors whose names match a regular expression, e.g. 'ffn_down=q6_k'; may be given several times,
+    /// the first that matches decides
+    #[arg(long, value_name = "REGEX=FORMAT", value_parser = named_format)]
+    tensor_type: Vec<(Regex, Format)>,
+    /// The name of a checkpoint's pre-tokenizer (tokenizer.ggml.pre), where it is not known by itself
+    #[arg(long, value_name = "NAME")]
+    pre: Option<String>,
+    /// Go on with what a stopped run of the same command left
+    #[arg(long)]
+    resume: bool,
     /// Write parts of at most this size, e.g. 4G or 500M
     #[arg(long, value_name = "SIZE", value_parser = size)]
     split_max_size: Option<u64>,
@@ -75,6 +89,13 @@ fn format(s: &str) -> Result<Format, String> {
     })
 }
 
+/// `REGEX=FORMAT`
+fn named_format(s: &str) -> Result<(Regex, Format), String> {
+    let (name, f) = s.rsplit_once('=').filter(|(name, _)| !name.is_empty()).ok_or("expected REGEX=FORMAT")?;
+    let name = RegexBuilder::new(name).case_insensitive(true).build().map_err(|e| e.to_string())?;
+    Ok((name, format(f)?))
+}
+
 /// A size as gguf-split has it: a number and M or G, thousands.
 fn size(s: &str) -> Result<u64, String> {
     let (number, unit) = match s.as_bytes().last() {
@@ -87,7 +108,10 @@ fn size(s: &str) -> Result<u64, String> {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    let g = Gguf::open(&a.input)?;
+    let g = match a.input.is_dir() {
+        true => convert::open(&a.input, &convert::Options { pre: a.pre.clone() })?,
+        false => Source::from(Gguf::open(&a.input)?),
+    };
     let o = Options {
         mix: a.mix,
         wishes: Wishes {
@@ -95,38 +119,43 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             leave_output: a.leave_output_tensor,
             output: a.output_tensor_type,
             embedding: a.token_embedding_type,
+            tensors: a.tensor_type.clone(),
         },
         allow_requantize: a.allow_requantize,
         max_part: a.split_max_size,
         threads: a.threads.into(),
         report: a.report,
+        resume: a.resume,
     };
     let steps = plan(&g, &o)?;
     let mut errors = vec![None; steps.len()];
     let (mut files, start) = (Vec::new(), Instant::now());
     if !a.dry_run {
         let same = |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| a.output.canonicalize().is_ok_and(|o| o == p));
-        if g.parts().iter().any(same) {
+        if g.files().iter().any(same) {
             bail!("{}: is what is read, expected another file", a.output.display());
         }
         let stop = interruptible()?;
         let bar = bar(g.tensors().iter().map(|t| t.n_bytes()).sum());
-        let watch = |i: usize, done: &crate::quantize::Done| {
-            let s = &steps[i];
-            errors[i] = done.error;
-            if bar.is_hidden() {
-                let speed = s.tensor.n_bytes() as f64 / 1e6 / done.time.as_secs_f64().max(1e-9);
-                eprintln!(
-                    "[{}/{}] {}: {} to {}, {speed:.0} MB/s",
-                    i + 1,
-                    steps.len(),
-                    s.new.name,
-                    s.tensor.kind,
-                    s.new.kind
-                );
+        bar.set_message(steps.first().map_or(String::new(), |s| s.new.name.clone()));
+        let watch = |event: Event<'_>| match event {
+            Event::Resumed(whole) => {
+                eprintln!("{whole} of {} tensors are there already", steps.len());
+                let there: u64 = steps[..whole].iter().map(|s| s.tensor.n_bytes()).sum();
+                bar.set_length(bar.length().unwrap_or(0).saturating_sub(there));
+                bar.set_message(steps.get(whole).map_or(String::new(), |s| s.new.name.clone()));
             }
-            bar.inc(s.tensor.n_bytes());
-            bar.set_message(steps.get(i + 1).map_or(String::new(), |s| s.new.name.clone()));
+            Event::Read(bytes) => bar.inc(bytes),
+            Event::Done(i, done) => {
+                let s = &steps[i];
+                errors[i] = done.error;
+                if bar.is_hidden() {
+                    let speed = s.tensor.n_bytes() as f64 / 1e6 / done.time.as_secs_f64().max(1e-9);
+                    let (no, all, name) = (i + 1, steps.len(), &s.new.name);
+                    eprintln!("[{no}/{all}] {name}: {} to {}, {speed:.0} MB/s", s.tensor.kind, s.new.kind);
+                }
+                bar.set_message(steps.get(i + 1).map_or(String::new(), |s| s.new.name.clone()));
+            }
         };
         files = write(&g, &steps, &o, &a.output, watch, || !stop.asked())?;
         bar.finish_and_clear();
@@ -142,7 +171,7 @@ fn bar(bytes: u64) -> ProgressBar {
     bar
 }
 
-/// Totals, and with `--dry-run` or `--report` a line for every tensor.
+/// A line for every tensor, and totals.
 fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<f64>], files: &[PathBuf], seconds: f64) -> anyhow::Result<()> {
     let out = &mut std::io::stdout().lock();
     let new_bytes = |s: &Step<'_>| s.new.n_bytes().with_context(|| format!("tensor {}: too large", s.new.name));
@@ -156,7 +185,7 @@ fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<f64>], files: &[PathBuf]
                 "name": s.new.name, "dims": s.new.dims, "from": s.tensor.kind.name(), "to": s.new.kind.name(),
                 "bytes": bytes, "bits_per_weight": bytes as f64 * 8.0 / n as f64, "relative_rms_error": error,
             }));
-        } else if a.dry_run || a.report {
+        } else {
             let bits = bytes as f64 * 8.0 / n as f64;
             write!(out, "{:32} {:>7} -> {:7} {bits:6.3} bits", s.new.name, s.tensor.kind.name(), s.new.kind.name())?;
             match error {

@@ -10,8 +10,8 @@
 use super::{Blame, GgufError, TensorKind, Value, one_line};
 use gguf_rs_lib::format::{self, GGUFHeader, GGUFValueType, MetadataValue};
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,15 @@ impl NewTensor {
     }
 }
 
+/// What becomes of the files that a stopped run left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unfinished {
+    /// They are replaced.
+    Replace,
+    /// They are gone on with after so many whole tensors.
+    Continue(usize),
+}
+
 /// One file of those that are written.
 struct Part {
     path: PathBuf,
@@ -76,6 +85,7 @@ pub struct GgufWriter {
     file: Option<BufWriter<File>>, // `None` before and after all parts
     next: usize,                   // the tensor that is due
     given: u64,                    // bytes of it
+    resumable: bool,               // unfinished files have names that another run finds
 }
 
 impl GgufWriter {
@@ -86,6 +96,19 @@ impl GgufWriter {
     /// size at most, but of one tensor at least; the metadata is in the first. Without, or where one part is enough, the
     /// file is `path`.
     pub fn create(
+        path: &Path,
+        metadata: impl IntoIterator<Item = (String, Value)>,
+        tensors: Vec<NewTensor>,
+        max_part: Option<u64>,
+    ) -> Result<GgufWriter, GgufError> {
+        let mut w = GgufWriter::planned(path, metadata, tensors, max_part)?;
+        w.begin()?;
+        w.close_full()?;
+        Ok(w)
+    }
+
+    /// Checks what shall be written and decides on parts, and touches nothing yet.
+    fn planned(
         path: &Path,
         metadata: impl IntoIterator<Item = (String, Value)>,
         tensors: Vec<NewTensor>,
@@ -133,7 +156,7 @@ impl GgufWriter {
             Part { path, temp: None, tensors }
         };
         let parts = ranges.into_iter().enumerate().map(part).collect();
-        let mut w = GgufWriter {
+        Ok(GgufWriter {
             path: path.to_path_buf(),
             metadata,
             tensors,
@@ -144,10 +167,49 @@ impl GgufWriter {
             file: None,
             next: 0,
             given: 0,
-        };
-        w.begin()?;
+            resumable: false,
+        })
+    }
+
+    /// As [`GgufWriter::create`], but what is unfinished is called `NAME.partial`, so that [`GgufWriter::keep`] can leave it
+    /// and another run go on with it. While one process writes it, others are refused.
+    ///
+    /// Going on demands that the unfinished files begin as they would now: with the same metadata, tensors and formats.
+    pub fn create_resumable(
+        path: &Path,
+        metadata: impl IntoIterator<Item = (String, Value)>,
+        tensors: Vec<NewTensor>,
+        max_part: Option<u64>,
+        unfinished: Unfinished,
+    ) -> Result<GgufWriter, GgufError> {
+        let mut w = GgufWriter::planned(path, metadata, tensors, max_part)?;
+        w.resumable = true;
+        match unfinished {
+            Unfinished::Replace => w.begin()?,
+            Unfinished::Continue(whole) => w.reopen(whole.min(w.tensors.len()))?,
+        }
         w.close_full()?;
         Ok(w)
+    }
+
+    /// Opens what was written before the tensor `next`.
+    fn reopen(&mut self, next: usize) -> Result<(), GgufError> {
+        self.part = self.parts.iter().rposition(|p| p.tensors.start < next).unwrap_or(0);
+        self.next = next;
+        for no in 0..=self.part {
+            let part = &self.parts[no];
+            let temp = partial(&part.path);
+            let head = self.head(no).map_err(|e| Blame(&part.path).at("header", e))?;
+            let tensors = part.tensors.start..part.tensors.end.min(next);
+            let data: u64 = self.sizes[tensors].iter().map(|s| s.next_multiple_of(self.alignment)).sum();
+            let len = head.len() as u64 + data;
+            let file = continue_partial(&temp, &head, len).map_err(|e| Blame(&temp).at("resume", e))?;
+            if no == self.part {
+                self.file = Some(BufWriter::with_capacity(1 << 20, file));
+            }
+            self.parts[no].temp = Some(temp);
+        }
+        Ok(())
     }
 
     /// The tensor whose data is due.
@@ -215,6 +277,24 @@ impl GgufWriter {
         Ok(std::mem::take(&mut self.parts).into_iter().map(|p| p.path).collect())
     }
 
+    /// The file that is written now, with everything given so far handed to the system; syncing it is the caller's. `None`
+    /// after the last.
+    pub fn flushed(&mut self) -> Result<Option<File>, GgufError> {
+        let Some(file) = &mut self.file else { return Ok(None) };
+        let flushed = file.flush().and_then(|()| file.get_ref().try_clone());
+        flushed.map(Some).map_err(|e| Blame(self.written()).at("write", e))
+    }
+
+    /// Syncs what was written and leaves it for another run ([`GgufWriter::create_resumable`]).
+    pub fn keep(mut self) -> Result<(), GgufError> {
+        if let Some(mut file) = self.file.take() {
+            let synced = file.flush().and_then(|()| file.get_ref().sync_all());
+            synced.map_err(|e| Blame(self.written()).at("write", e))?;
+        }
+        self.parts.iter_mut().for_each(|p| p.temp = None);
+        Ok(())
+    }
+
     /// Closes the part if its last tensor is written, and begins the next.
     fn close_full(&mut self) -> Result<(), GgufError> {
         while self.part < self.parts.len() && self.next == self.parts[self.part].tensors.end {
@@ -239,8 +319,9 @@ impl GgufWriter {
     /// Creates a part and writes what stands before its data.
     fn begin(&mut self) -> Result<(), GgufError> {
         let part = &self.parts[self.part];
-        let head = self.head(part).map_err(|e| Blame(&part.path).at("header", e))?;
-        let (file, temp) = create_beside(&part.path).map_err(|e| Blame(&part.path).at("create", e))?;
+        let head = self.head(self.part).map_err(|e| Blame(&part.path).at("header", e))?;
+        let create = if self.resumable { replace_partial } else { create_beside };
+        let (file, temp) = create(&part.path).map_err(|e| Blame(&part.path).at("create", e))?;
         self.parts[self.part].temp = Some(temp);
         let mut file = BufWriter::with_capacity(1 << 20, file);
         file.write_all(&head).map_err(|e| Blame(self.written()).at("write", e))?;
@@ -249,8 +330,9 @@ impl GgufWriter {
     }
 
     /// Header, metadata and descriptions of a part, padded.
-    fn head(&self, part: &Part) -> gguf_rs_lib::Result<Vec<u8>> {
-        let metadata = part_metadata(&self.metadata, self.part, self.parts.len(), self.tensors.len());
+    fn head(&self, no: usize) -> gguf_rs_lib::Result<Vec<u8>> {
+        let part = &self.parts[no];
+        let metadata = part_metadata(&self.metadata, no, self.parts.len(), self.tensors.len());
         let mut head = Vec::new();
         GGUFHeader::new(part.tensors.len() as u64, metadata.len() as u64).write_to(&mut head)?;
         for (key, value) in &metadata {
@@ -292,6 +374,62 @@ fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// The name of an unfinished file.
+fn partial(path: &Path) -> PathBuf {
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(".partial");
+    temp.into()
+}
+
+/// Locks a file for this process; the lock ends with the file.
+fn lock(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(io::Error::other("another process is writing it")),
+        Err(TryLockError::Error(e)) => Err(e),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Opens an unfinished file that nobody writes; never through a link.
+fn open_partial(temp: &Path) -> io::Result<File> {
+    if !fs::symlink_metadata(temp)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{}: not a regular file", temp.display())));
+    }
+    let file = File::options().read(true).write(true).open(temp)?;
+    lock(&file)?;
+    Ok(file)
+}
+
+/// Creates `NAME.partial`, in the place of one that nobody writes any more.
+fn replace_partial(path: &Path) -> io::Result<(File, PathBuf)> {
+    let temp = partial(path);
+    match open_partial(&temp) {
+        Ok(_stale) => fs::remove_file(&temp)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let file = File::options().write(true).create_new(true).open(&temp)?;
+    lock(&file)?;
+    Ok((file, temp))
+}
+
+/// Opens `NAME.partial`, which must begin with `head`, cuts it to `len` bytes and goes to its end.
+fn continue_partial(temp: &Path, head: &[u8], len: u64) -> io::Result<File> {
+    let mut file = open_partial(temp)?;
+    let mut found = vec![0; head.len()];
+    let unlike = |what| io::Error::other(format!("{what}; run without --resume"));
+    if file.metadata()?.len() < len {
+        return Err(unlike("shorter than what was noted"));
+    }
+    file.read_exact(&mut found)?;
+    if found != head {
+        return Err(unlike("of another model, or of other formats, than are asked for now"));
+    }
+    file.set_len(len)?;
+    file.seek(io::SeekFrom::End(0))?;
+    Ok(file)
 }
 
 /// What errors call a tensor.

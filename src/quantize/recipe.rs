@@ -1,7 +1,9 @@
 //! Which tensor gets which format: llama.cpp's recipes, by the role of a tensor, its layer, and the model's shape.
 
-use crate::gguf::{Gguf, GgufError, Tensor};
+use super::source::{Source, Tensor};
+use crate::gguf::GgufError;
 use oxcart_quant::Format;
+use regex::Regex;
 
 /// A named mixture of formats.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl Mix {
 }
 
 /// What a person may ask for beside the mixture.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Wishes {
     /// One format for all, whatever the role.
     pub pure: bool,
@@ -61,6 +63,8 @@ pub struct Wishes {
     pub output: Option<Format>,
     /// A format for the token embeddings.
     pub embedding: Option<Format>,
+    /// Formats for the tensors whose names match; the first that does decides.
+    pub tensors: Vec<(Regex, Format)>,
 }
 
 /// What the recipes ask about a model.
@@ -74,7 +78,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(g: &Gguf) -> Result<Shape, RecipeError> {
+    fn of(g: &Source) -> Result<Shape, RecipeError> {
         let arch = g.str("general.architecture")?.unwrap_or_default();
         if !["llama", "qwen2"].contains(&arch) {
             return Err(RecipeError::Architecture(arch.to_string()));
@@ -149,7 +153,7 @@ pub fn layer(name: &str) -> Option<u64> {
 /// The format of every tensor of a model, in the order of `tensors`; `None` where it stays as it is.
 ///
 /// `tensors` are in llama.cpp's order (layers by number, names in a layer by letter): some recipes count as they go.
-pub fn recipe(g: &Gguf, tensors: &[&Tensor], mix: &Mix, wishes: Wishes) -> Result<Vec<Option<Format>>, RecipeError> {
+pub fn recipe(g: &Source, tensors: &[&Tensor], mix: &Mix, wishes: &Wishes) -> Result<Vec<Option<Format>>, RecipeError> {
     let shape = Shape::of(g)?;
     let (mut attn_v, mut ffn_down) = (0, 0);
     let mut formats = Vec::with_capacity(tensors.len());
@@ -164,10 +168,12 @@ pub fn recipe(g: &Gguf, tensors: &[&Tensor], mix: &Mix, wishes: Wishes) -> Resul
             Role::Output => wishes.output,
             _ => None,
         };
-        let format = match wish {
-            Some(f) => f,
-            None if is_float(mix.format) => mix.format,
-            None => {
+        let named = wishes.tensors.iter().find(|(name, _)| name.is_match(&t.name)).map(|(_, f)| *f);
+        let format = match (wish, named) {
+            (Some(f), _) => f,
+            (None, Some(f)) => narrow(f, t.dims[0]),
+            (None, None) if is_float(mix.format) => mix.format,
+            (None, None) => {
                 let mut f = mix.format;
                 if !wishes.pure {
                     f = role_format(&shape, mix, role, t, (&mut attn_v, &mut ffn_down), wishes)?;
@@ -180,7 +186,7 @@ pub fn recipe(g: &Gguf, tensors: &[&Tensor], mix: &Mix, wishes: Wishes) -> Resul
     Ok(formats)
 }
 
-fn is_float(f: Format) -> bool {
+pub(super) fn is_float(f: Format) -> bool {
     matches!(f, Format::F32 | Format::F16 | Format::BF16)
 }
 
@@ -200,7 +206,7 @@ fn role_format(
     role: Role,
     t: &Tensor,
     (attn_v, ffn_down): (&mut u64, &mut u64),
-    wishes: Wishes,
+    wishes: &Wishes,
 ) -> Result<Format, RecipeError> {
     use Format::*;
     let mut f = mix.format;

@@ -1,0 +1,440 @@
+//! The vocabulary: `tokenizer.model` (SentencePiece) or `tokenizer.json` to the keys under `tokenizer.ggml`.
+//!
+//! llama.cpp's converter names the pre-tokenizer by a hash of how a test sentence is encoded, which a fine-tune with one
+//! token more escapes. Here the name follows from what `tokenizer.json` says about splitting, which is all that the name
+//! stands for.
+
+use super::config::{Config, Family};
+use super::sentencepiece::pieces;
+use super::{Metadata, unfit};
+use crate::gguf::{MetadataArray, MetadataValue, Strings, Value as GgufValue};
+use crate::safetensors::{Checkpoint, CheckpointError};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::HashMap;
+
+const JSON: &str = "tokenizer.json";
+const MODEL: &str = "tokenizer.model";
+const SETTINGS: &str = "tokenizer_config.json";
+/// The most bytes of each of these files; the largest real ones have 33 million.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Token types of GGUF.
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
+
+/// Special tokens by their names in Hugging Face's files and in GGUF, in the order in which they are written.
+const SPECIAL: &[(&str, &str)] = &[
+    ("bos", "bos"),
+    ("eos", "eos"),
+    ("unk", "unknown"),
+    ("sep", "seperator"),
+    ("pad", "padding"),
+    ("cls", "cls"),
+    ("mask", "mask"),
+];
+
+/// What of `tokenizer.json` is used.
+#[derive(Deserialize)]
+struct Tokenizer {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    model: Model,
+}
+
+/// A token beside those that merges make.
+#[derive(Deserialize, Clone)]
+struct Added {
+    #[serde(default)]
+    id: u32,
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    #[serde(rename = "type", default)]
+    kind: Option<String>,
+    #[serde(default)]
+    vocab: Value,
+    #[serde(default)]
+    merges: Vec<Merge>,
+    #[serde(default)]
+    byte_fallback: Option<bool>,
+    #[serde(default)]
+    ignore_merges: Option<bool>,
+}
+
+/// A merge, as older and as newer versions of tokenizers write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Text(String),
+    Pair(String, String),
+}
+
+/// Tokens, their types and their scores, by id.
+struct Tokens {
+    texts: Vec<String>,
+    kinds: Vec<i32>,
+    scores: Vec<f32>,
+}
+
+impl Tokens {
+    fn unused(n: usize) -> Tokens {
+        let texts = (0..n).map(|i| format!("[PAD{i}]")).collect();
+        Tokens { texts, kinds: vec![UNUSED; n], scores: vec![-10_000.0; n] }
+    }
+
+    /// A token that text is searched for before it is merged.
+    fn add(&mut self, t: &Added) {
+        let Some(at) = self.texts.get_mut(t.id as usize) else { return };
+        let control = t.special || looks_special(&t.content);
+        *at = if control { t.content.clone() } else { t.content.replace('▁', " ") };
+        self.kinds[t.id as usize] = if control { CONTROL } else { USER_DEFINED };
+        self.scores[t.id as usize] = -1000.0;
+    }
+}
+
+/// Some models mark tokens that control as plain ones.
+fn looks_special(text: &str) -> bool {
+    let between = |open: &str, close: &str| text.starts_with(open) && text.ends_with(close);
+    matches!(text, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
+        || between("<|", "|>")
+        || between("<｜", "｜>")
+        || between("<unused", ">")
+}
+
+/// Writes the vocabulary's keys.
+pub fn write(c: &Checkpoint, config: &Config, pre: Option<&str>, m: &mut Metadata) -> Result<(), CheckpointError> {
+    let json: Option<Tokenizer> = c.json(JSON, MOST_BYTES)?;
+    let settings: Option<Value> = c.json(SETTINGS, MOST_BYTES)?;
+    let settings = settings.unwrap_or(Value::Null);
+    let llama = config.family != Family::Qwen2;
+    if let Some(Value::Bool(b)) = settings.get("add_prefix_space").filter(|_| llama) {
+        m.bool("tokenizer.ggml.add_space_prefix", *b);
+    }
+    let mut merges = None;
+    let (model, pre, tokens) = match (c.read(MODEL, MOST_BYTES)?, &json) {
+        (Some(model), _) => {
+            ("llama", pre.unwrap_or("default").to_string(), sentence_piece(c, config, &model, &settings)?)
+        }
+        (None, Some(json)) if llama && json.model.byte_fallback == Some(true) => {
+            ("llama", pre.unwrap_or("default").to_string(), byte_fallback(c, config, json)?)
+        }
+        (None, Some(json)) => {
+            let pre = pre.map_or_else(|| pre_tokenizer(c, json), |p| Ok(p.to_string()))?;
+            merges = Some(json.model.merges.iter().map(Merge::text).collect::<Strings>());
+            ("gpt2", pre, byte_bpe(c, config, json, &settings)?)
+        }
+        (None, None) => return Err(unfit(c, JSON, "open", "is missing, and so is tokenizer.model")),
+    };
+    m.str("tokenizer.ggml.model", model);
+    m.str("tokenizer.ggml.pre", &pre);
+    m.set("tokenizer.ggml.tokens", GgufValue::Strings(tokens.texts.iter().collect()));
+    if model == "llama" {
+        m.set("tokenizer.ggml.scores", numbers(tokens.scores.iter().map(|&s| MetadataValue::F32(s))));
+    }
+    m.set("tokenizer.ggml.token_type", numbers(tokens.kinds.iter().map(|&k| MetadataValue::I32(k))));
+    if let Some(merges) = merges {
+        m.set("tokenizer.ggml.merges", GgufValue::Strings(merges));
+    }
+    specials(json.as_ref(), &settings, config, tokens.texts.len(), m);
+    template(c, &settings, m)?;
+    // Granite's and SmolLM's vocabulary; the converter does the same.
+    if llama && config.n_vocab == 49152 {
+        m.bool("tokenizer.ggml.add_bos_token", false);
+    }
+    Ok(())
+}
+
+fn numbers(values: impl Iterator<Item = MetadataValue>) -> GgufValue {
+    let values: Vec<MetadataValue> = values.collect();
+    let element = values.first().map_or(MetadataValue::I32(0), Clone::clone).value_type();
+    match MetadataArray::new(element, values) {
+        Ok(a) => MetadataValue::Array(Box::new(a)).into(),
+        Err(_) => unreachable!("all of one type"),
+    }
+}
+
+impl Merge {
+    /// Two texts with a space between them; a space inside is written as byte-level vocabularies write it.
+    fn text(&self) -> String {
+        match self {
+            Merge::Text(t) => t.clone(),
+            Merge::Pair(a, b) => format!("{} {}", a.replace(' ', "Ġ"), b.replace(' ', "Ġ")),
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Texts and ids of the tokens that merges make.
+    fn vocab(&self, c: &Checkpoint) -> Result<HashMap<&str, u64>, CheckpointError> {
+        let fail = |problem: String| unfit(c, JSON, "model.vocab", problem);
+        let vocab = self.model.vocab.as_object().ok_or_else(|| fail("expected an object".into()))?;
+        let mut ids = HashMap::with_capacity(vocab.len());
+        for (t, id) in vocab {
+            let number = id.as_u64();
+            let number =
+                number.ok_or_else(|| fail(format!("token {}: found id {id}", crate::gguf::one_line(t, 100))))?;
+            ids.insert(t.as_str(), number);
+        }
+        Ok(ids)
+    }
+
+    /// Fills in the tokens that merges make.
+    fn fill(&self, c: &Checkpoint, config: &Config) -> Result<Tokens, CheckpointError> {
+        match self.model.kind.as_deref() {
+            None | Some("BPE") => {}
+            Some(other) => return Err(unfit(c, JSON, "model.type", format!("found {other:?}, expected BPE"))),
+        }
+        let n = config.n_vocab as usize;
+        let mut tokens = Tokens::unused(n);
+        let vocab = self.vocab(c)?;
+        let added = self.added_tokens.iter().map(|t| (t.content.as_str(), t.id as u64));
+        if let Some((t, id)) = vocab.iter().map(|(t, id)| (*t, *id)).chain(added).find(|&(_, id)| id >= n as u64) {
+            let t = crate::gguf::one_line(t, 100);
+            return Err(unfit(
+                c,
+                JSON,
+                "model.vocab",
+                format!("token {t}: id {id}, expected below {n} by config.json"),
+            ));
+        }
+        for (text, id) in vocab {
+            tokens.texts[id as usize] = text.to_string();
+            tokens.kinds[id as usize] = NORMAL;
+        }
+        Ok(tokens)
+    }
+}
+
+/// A vocabulary of bytes in letters, as GPT-2 has it.
+fn byte_bpe(c: &Checkpoint, config: &Config, json: &Tokenizer, settings: &Value) -> Result<Tokens, CheckpointError> {
+    let mut tokens = json.fill(c, config)?;
+    // The settings may know tokens that tokenizer.json does not.
+    let known: std::collections::HashSet<u32> = json.added_tokens.iter().map(|t| t.id).collect();
+    let more = added_in_settings(c, settings)?;
+    for t in json.added_tokens.iter().chain(more.iter().filter(|t| !known.contains(&t.id))) {
+        tokens.add(t);
+    }
+    Ok(tokens)
+}
+
+/// `added_tokens_decoder` of the settings.
+fn added_in_settings(c: &Checkpoint, settings: &Value) -> Result<Vec<Added>, CheckpointError> {
+    let Some(Value::Object(map)) = settings.get("added_tokens_decoder") else { return Ok(Vec::new()) };
+    let token = |(id, t): (&String, &Value)| {
+        let field = format!("added_tokens_decoder.{}", crate::gguf::one_line(id, 20));
+        let number = id.parse().map_err(|_| unfit(c, SETTINGS, &field, "expected a token's id"))?;
+        let added = Added::deserialize(t).map_err(|e| unfit(c, SETTINGS, &field, e))?;
+        Ok(Added { id: number, ..added })
+    };
+    map.iter().map(token).collect()
+}
+
+/// SentencePiece's vocabulary from its own file.
+fn sentence_piece(c: &Checkpoint, config: &Config, model: &[u8], settings: &Value) -> Result<Tokens, CheckpointError> {
+    let n = config.n_vocab as usize;
+    let mut tokens = Tokens::unused(n);
+    let pieces = pieces(model, 4 << 20).map_err(|problem| unfit(c, MODEL, "pieces", problem))?;
+    for (i, p) in pieces.into_iter().take(n).enumerate() {
+        tokens.kinds[i] = match p.kind {
+            2 => UNKNOWN,
+            3 => CONTROL,
+            5 => UNUSED,
+            6 => BYTE,
+            _ => NORMAL,
+        };
+        (tokens.texts[i], tokens.scores[i]) = (p.text, p.score);
+    }
+    let added: Option<HashMap<String, u32>> = c.json("added_tokens.json", MOST_BYTES)?;
+    for (text, id) in added.into_iter().flatten().filter(|(_, id)| (*id as usize) < n) {
+        tokens.texts[id as usize] = text;
+        tokens.kinds[id as usize] = USER_DEFINED;
+        tokens.scores[id as usize] = -1000.0;
+    }
+    added_in_settings(c, settings)?.iter().for_each(|t| tokens.add(t));
+    Ok(tokens)
+}
+
+/// SentencePiece's vocabulary from `tokenizer.json`, which has merges in the place of scores. A token's score is the rank
+/// of the merge that makes it, negated, so that the best pair is the one that merges first; llama.cpp's converter gives all
+/// of them -1000, with which llama.cpp merges from the left.
+fn byte_fallback(c: &Checkpoint, config: &Config, json: &Tokenizer) -> Result<Tokens, CheckpointError> {
+    let mut tokens = json.fill(c, config)?;
+    let mut ranks = HashMap::with_capacity(json.model.merges.len());
+    for (rank, merge) in json.model.merges.iter().enumerate() {
+        let text = match merge {
+            Merge::Text(t) => t.replacen(' ', "", 1),
+            Merge::Pair(a, b) => format!("{a}{b}"),
+        };
+        ranks.entry(text).or_insert(rank);
+    }
+    for ((text, kind), score) in tokens.texts.iter().zip(&mut tokens.kinds).zip(&mut tokens.scores) {
+        *score = ranks.get(text).map_or(-1000.0 - ranks.len() as f32, |&r| -(r as f32));
+        let hex = text.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
+        if *kind == NORMAL && hex.is_some_and(|h| h.len() == 2 && h.bytes().all(|b| b.is_ascii_hexdigit())) {
+            *kind = BYTE;
+        }
+    }
+    json.added_tokens.iter().for_each(|t| tokens.add(t));
+    if let Some(t) = json.added_tokens.iter().find(|t| t.content == "<unk>") {
+        tokens.kinds[t.id as usize] = UNKNOWN;
+    }
+    Ok(tokens)
+}
+
+/// Patterns of splits, as `tokenizer.json` writes them.
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// The name of the pre-tokenizer.
+fn pre_tokenizer(c: &Checkpoint, json: &Tokenizer) -> Result<String, CheckpointError> {
+    let whole = std::slice::from_ref(&json.pre_tokenizer);
+    let steps = match json.pre_tokenizer.get("pretokenizers") {
+        Some(Value::Array(steps)) => steps,
+        _ => whole,
+    };
+    let kind = |step: &Value| step.get("type").and_then(Value::as_str).unwrap_or_default().to_string();
+    let flag = |step: &Value, key: &str| step.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let pattern =
+        |step: &Value| step.get("pattern").and_then(|p| p.get("Regex")).and_then(Value::as_str).map(String::from);
+    let names: Vec<String> = steps.iter().map(kind).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let name = match names[..] {
+        ["Split", "ByteLevel"] if !flag(&steps[1], "use_regex") => match pattern(&steps[0]).as_deref() {
+            Some(QWEN2) => Some("qwen2"),
+            Some(LLAMA3) if json.model.ignore_merges == Some(true) => Some("llama-bpe"),
+            Some(LLAMA3) => Some("smaug-bpe"),
+            _ => None,
+        },
+        ["Digits", "ByteLevel"] if flag(&steps[0], "individual_digits") && flag(&steps[1], "use_regex") => {
+            Some("smollm")
+        }
+        ["ByteLevel"] if flag(&steps[0], "use_regex") => Some("gpt-2"),
+        _ => None,
+    };
+    name.map(String::from).ok_or_else(|| {
+        let found = crate::gguf::one_line(&json.pre_tokenizer.to_string(), 300);
+        unfit(c, JSON, "pre_tokenizer", format!("found {found}, which is none that oxcart knows; name it with --pre"))
+    })
+}
+
+/// The text of a special token, which is a string or an object around one.
+fn content(v: &Value) -> Option<&str> {
+    v.as_str().or_else(|| v.get("content")?.as_str())
+}
+
+/// Ids of special tokens, and which of them begin and end a text.
+fn specials(json: Option<&Tokenizer>, settings: &Value, config: &Config, n: usize, m: &mut Metadata) {
+    let setting = |kind: &str| settings.get(format!("{kind}_token")).and_then(content);
+    let (mut bos, mut eos) = (setting("bos"), setting("eos"));
+    // In the order in which they were learnt of.
+    let mut adds: Vec<(&str, bool)> = Vec::new();
+    let mut eot = None;
+    let post = json.map_or(&Value::Null, |j| &j.post_processor);
+    let one = std::slice::from_ref(post);
+    let steps = post.get("processors").and_then(Value::as_array).map_or(one, Vec::as_slice);
+    for step in steps {
+        let learn = |adds: &mut Vec<(&str, bool)>, kind, add, again: bool| match adds.iter_mut().find(|a| a.0 == kind) {
+            Some(a) if again => a.1 = add,
+            Some(_) => {}
+            None => adds.push((kind, add)),
+        };
+        match step.get("type").and_then(Value::as_str) {
+            Some("ByteLevel") => ["bos", "eos"].iter().for_each(|&kind| learn(&mut adds, kind, false, false)),
+            Some("TemplateProcessing") => {
+                let single = step.get("single").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                let special = |v: Option<&'_ Value>| Some(v?.get("SpecialToken")?.get("id")?.as_str()?.to_string());
+                let find = |text: &str| json.and_then(|j| j.added_tokens.iter().find(|t| t.content == text));
+                if single.len() > 1 {
+                    if let Some(first) = special(single.first()) {
+                        bos = bos.or(find(&first).map(|t| t.content.as_str()));
+                        learn(&mut adds, "bos", bos == Some(&first), true);
+                    }
+                    if let Some(last) = special(single.last()) {
+                        if eos != Some(&last) {
+                            eot = eos;
+                            eos = find(&last).map(|t| t.content.as_str());
+                        }
+                        learn(&mut adds, "eos", true, true);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let added = json.map_or(&[][..], |j| j.added_tokens.as_slice());
+    let by_text = |text: &str| added.iter().find(|t| t.content == text).map(|t| t.id as u64);
+    let by_config = |kind: &str| config.token_ids.get(&format!("{kind}_token_id")).and_then(Value::as_u64);
+    for &(kind, name) in SPECIAL {
+        let text = match kind {
+            "bos" => bos,
+            "eos" => eos,
+            _ => setting(kind),
+        };
+        if let Some(id) = text.and_then(by_text).or_else(|| by_config(kind)).filter(|&id| id < n as u64) {
+            m.u32(&format!("tokenizer.ggml.{name}_token_id"), id);
+        }
+        if let Some(Value::Bool(add)) = settings.get(format!("add_{kind}_token"))
+            && !adds.iter().any(|a| a.0 == kind)
+        {
+            adds.push((kind, *add));
+        }
+    }
+    if let Some(id) = eot.and_then(by_text) {
+        m.u32("tokenizer.ggml.eot_token_id", id);
+    }
+    for (kind, add) in adds.into_iter().filter(|(kind, _)| ["bos", "eos", "sep"].contains(kind)) {
+        m.bool(&format!("tokenizer.ggml.add_{kind}_token"), add);
+    }
+}
+
+/// The chat template, or several by name.
+fn template(c: &Checkpoint, settings: &Value, m: &mut Metadata) -> Result<(), CheckpointError> {
+    const FILE: &str = "chat_template.jinja";
+    // Like the converter, which reads templates only where there are settings.
+    if settings.is_null() {
+        return Ok(());
+    }
+    let text = match (settings.get("chat_template"), c.read(FILE, MOST_BYTES)?) {
+        (Some(Value::String(text)), _) => text.clone(),
+        (Some(Value::Array(named)), _) => {
+            let mut default = None;
+            let mut names = Vec::new();
+            for t in named {
+                let (Some(name), Some(text)) = (t.get("name").and_then(Value::as_str), t.get("template")) else {
+                    continue;
+                };
+                let Some(text) = text.as_str() else { continue };
+                if name == "default" {
+                    default = Some(text);
+                    continue;
+                }
+                let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+                m.str(&format!("tokenizer.chat_template.{name}"), text);
+                names.push(name);
+            }
+            if !names.is_empty() {
+                m.set("tokenizer.chat_templates", GgufValue::Strings(names.iter().collect()));
+            }
+            let Some(default) = default else { return Ok(()) };
+            default.to_string()
+        }
+        (_, Some(bytes)) => String::from_utf8(bytes).map_err(|e| unfit(c, FILE, "text", e))?,
+        (_, None) => return Ok(()),
+    };
+    m.str("tokenizer.chat_template", &text);
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! How far a run came, so that another goes on from there: `NAME.gguf.partial.json` beside the unfinished file.
+//!
+//! A tensor counts as whole when its bytes were synced, which a thread of its own does every second or so: neither a killed
+//! process nor a power failure leaves a count that the file does not keep. It also writes the output back steadily, so that
+//! the system never has gigabytes of it to write at once.
+
+use super::QuantizeError;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+/// The time between two syncs, at least.
+const PERIOD: Duration = Duration::from_secs(1);
+/// More than such a file ever has, in bytes.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// A file that is read, and how to tell that it is still the same.
+#[derive(Clone, Serialize, Deserialize, PartialEq, Eq)]
+struct Input {
+    file: PathBuf,
+    bytes: u64,
+    modified: u64, // ns since 1970
+}
+
+impl Input {
+    fn of(file: &PathBuf) -> io::Result<Input> {
+        let (path, m) = (file.canonicalize()?, fs::metadata(file)?);
+        let since = m.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Input { file: path, bytes: m.len(), modified: since.as_nanos() as u64 })
+    }
+}
+
+/// What the file says. Read back, inputs and count come from another run and are checked.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    inputs: Vec<Input>,
+    tensors: usize, // whole ones
+}
+
+/// Writes the note in one piece.
+fn save(path: &Path, note: &Note) -> io::Result<()> {
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(".new");
+    fs::write(&temp, serde_json::to_vec(note)?)?;
+    fs::rename(&temp, path)
+}
+
+/// Notes how many tensors are whole. Dropped between [`Journal::begin`] and [`Journal::keep`], it leaves nothing.
+pub(super) struct Journal {
+    file: PathBuf,
+    inputs: Vec<Input>,
+    whole: usize,
+    last: Instant,
+    syncs: Option<SyncSender<(File, Note)>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+    ours: bool,
+}
+
+impl Journal {
+    /// Reads what another run noted, where `resume` says so.
+    pub fn open(out: &Path, inputs: &[PathBuf], resume: bool) -> Result<Journal, QuantizeError> {
+        let mut file = out.as_os_str().to_owned();
+        file.push(".partial.json");
+        let file = PathBuf::from(file);
+        let fail = |problem: String| QuantizeError::Resume { file: file.clone(), problem };
+        let input = |path: &PathBuf| Input::of(path).map_err(|e| fail(format!("{}: {e}", path.display())));
+        let inputs = inputs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
+        let whole = if resume && file.exists() { read(&file, &inputs).map_err(fail)? } else { 0 };
+        Ok(Journal { file, inputs, whole, last: Instant::now(), syncs: None, thread: None, ours: false })
+    }
+
+    /// Begins to note: from here on the note is this run's, and goes with it.
+    pub fn begin(&mut self) {
+        let (syncs, due) = sync_channel::<(File, Note)>(1);
+        let path = self.file.clone();
+        let thread = std::thread::spawn(move || {
+            for (file, note) in due {
+                file.sync_data()?;
+                save(&path, &note)?;
+            }
+            Ok(())
+        });
+        (self.syncs, self.thread, self.ours) = (Some(syncs), Some(thread), true);
+    }
+
+    /// Tensors that were whole when the other run ended.
+    pub fn whole(&self) -> usize {
+        self.whole
+    }
+
+    /// Whether it is time for a note.
+    pub fn is_due(&self) -> bool {
+        self.last.elapsed() >= PERIOD
+    }
+
+    /// Has `file` synced and then noted that `tensors` are whole, in the background. Where the last is still at it, nothing.
+    pub fn note(&mut self, file: File, tensors: usize) {
+        let note = Note { inputs: self.inputs.clone(), tensors };
+        if let Some(syncs) = &self.syncs
+            && syncs.try_send((file, note)).is_ok()
+        {
+            self.last = Instant::now();
+        }
+    }
+
+    /// Ends the syncing.
+    pub fn stop(&mut self) -> Result<(), QuantizeError> {
+        self.syncs = None;
+        let ended = self.thread.take().map_or(Ok(()), |t| t.join().expect("syncing does not panic"));
+        ended.map_err(|e| self.fail(e))
+    }
+
+    /// Leaves a note that `tensors` are whole, which the caller has synced.
+    pub fn keep(mut self, tensors: usize) -> Result<(), QuantizeError> {
+        self.stop()?;
+        let note = Note { inputs: std::mem::take(&mut self.inputs), tensors };
+        save(&self.file, &note).map_err(|e| self.fail(e))?;
+        self.ours = false;
+        Ok(())
+    }
+
+    fn fail(&self, e: io::Error) -> QuantizeError {
+        QuantizeError::Resume { file: self.file.clone(), problem: e.to_string() }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // An error of it was told of by `stop`, or stands behind one that is being told.
+        let _ = self.stop();
+        if self.ours {
+            let _ = fs::remove_file(&self.file);
+        }
+    }
+}
+
+/// How many tensors a note says are whole, if it speaks of the same inputs.
+fn read(file: &Path, inputs: &[Input]) -> Result<usize, String> {
+    let len = fs::metadata(file).map_err(|e| e.to_string())?.len();
+    if len > MOST_BYTES {
+        return Err(format!("{len} bytes, expected at most {MOST_BYTES}"));
+    }
+    let text = fs::read(file).map_err(|e| e.to_string())?;
+    let note: Note = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    if note.inputs.len() != inputs.len() {
+        let (found, now) = (note.inputs.len(), inputs.len());
+        return Err(format!("is of a run that read {found} files, expected {now}; run without --resume"));
+    }
+    match note.inputs.iter().zip(inputs).find(|(was, is)| was != is) {
+        Some((was, is)) if was.file == is.file => {
+            Err(format!("{} changed since; run without --resume", is.file.display()))
+        }
+        Some((was, is)) => {
+            Err(format!("read {}, expected {}; run without --resume", was.file.display(), is.file.display()))
+        }
+        None => Ok(note.tensors),
+    }
+}
