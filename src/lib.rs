@@ -15,6 +15,7 @@
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
 //! * [`safetensors`], [`convert`]: checkpoint folders, and what they are in GGUF;
 //! * [`quantize`]: from a GGUF or a checkpoint to a GGUF of other formats, by llama.cpp's recipes;
+//! * [`imatrix`]: what weights matter, by the activations that they meet;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
 
@@ -26,6 +27,7 @@ pub mod convert;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
+pub mod imatrix;
 pub mod mmap;
 pub mod model;
 pub mod perplexity;
