@@ -95,8 +95,11 @@ pub struct Imatrix {
 impl Imatrix {
     /// Reads a file of either form.
     pub fn read(path: &Path) -> Result<Imatrix, ImatrixError> {
-        let bytes = Bytes::map(path)
-            .map_err(|e| GgufError { file: path.into(), field: "open".into(), problem: e.to_string() })?;
+        let bytes = Bytes::map(path).map_err(|e| GgufError {
+            file: path.into(),
+            field: "open".into(),
+            problem: e.to_string(),
+        })?;
         let m = if bytes.starts_with(b"GGUF") { read_gguf(&Gguf::open(path)?) } else { dat::read(&bytes) };
         let unfit = |(field, problem)| ImatrixError::Unfit { file: path.into(), field, problem };
         let m = m.map_err(unfit)?;
@@ -125,7 +128,8 @@ impl Imatrix {
         let tokens = if other.chunk_size == 0 { self.chunk_size.max(1) } else { 1 };
         for (name, from) in &other.entries {
             let to = self.entries.entry(name.clone());
-            let to = to.or_insert_with(|| Entry { sums: vec![0.0; from.sums.len()], counts: vec![0; from.counts.len()] });
+            let to =
+                to.or_insert_with(|| Entry { sums: vec![0.0; from.sums.len()], counts: vec![0; from.counts.len()] });
             if to.sums.len() != from.sums.len() {
                 return Err(format!("{name}: {} sums, expected {}", from.sums.len(), to.sums.len()));
             }
