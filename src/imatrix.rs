@@ -9,10 +9,11 @@
 //!
 //! [`collect`] sums what a session is shown; files have llama-imatrix's two forms, a GGUF with the tensors `NAME.in_sum2` and
 //! `NAME.counts`, or the older [`dat`], which knows one count for a tensor and no chunk size. Sums are f64 while they are
-//! made, in the order of the text, so that they do not depend on the number of threads; files hold f32.
+//! made, in the order of the text, so that they do not depend on the number of threads; files hold f32. [`statistics`] tells how importance is spread.
 
 pub mod collect;
 mod dat;
+pub mod statistics;
 
 use crate::gguf::{Gguf, GgufError, GgufWriter, MetadataValue, NewTensor, Strings, Tensor, TensorKind, Value};
 use crate::mmap::Bytes;

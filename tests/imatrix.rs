@@ -97,17 +97,17 @@ fn parts_of_a_text_join_to_the_whole() {
     let (txt, whole, first, both, dat) =
         (path("t.txt"), path("whole.gguf"), path("first.gguf"), path("both.gguf"), path("both.dat"));
     std::fs::write(&txt, text()).unwrap();
-    let run = |args: &[&str]| oxcart(&[&["imatrix", "-f", &txt, "-c", "32", "--no-ppl"], args].concat()).assert().success();
+    let run =
+        |args: &[&str]| oxcart(&[&["imatrix", "-f", &txt, "-c", "32", "--no-ppl"], args].concat()).assert().success();
     run(&["-o", &whole, "--chunks", "4"]);
     run(&["-o", &first, "--chunks", "2", "--save-frequency", "1", "-b", "32"]);
     run(&["-o", &both, "--from-chunk", "2", "--chunks", "2", "--in-file", &first]);
     // Without a text, what is there is written again.
     oxcart(&["imatrix", "--in-file", &both, "-c", "32", "-o", &dat, "--output-format", "dat"]).assert().success();
-    let (whole, parts, old) = (
-        Imatrix::read(Path::new(&whole)).unwrap(),
-        Imatrix::read(Path::new(&both)).unwrap(),
-        Imatrix::read(Path::new(&dat)).unwrap(),
-    );
+    let [whole, parts, old] = [&whole, &both, &dat].map(|file| Imatrix::read(Path::new(file)).unwrap());
+    let out = oxcart(&["imatrix", "--in-file", &dat, "--show-statistics", "--json"]).assert().success();
+    let shown: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+    assert_eq!((shown["chunks"].as_u64(), shown["tensors"].as_array().unwrap().len()), (Some(4), 210));
     assert_eq!((parts.chunks, parts.chunk_size, parts.datasets.len()), (4, 32, 2));
     assert_eq!(Imatrix::read(Path::new(&path("first.gguf.at_1"))).unwrap().chunks, 1);
     for (name, e) in &whole.entries {
@@ -193,7 +193,8 @@ fn quantize_weighs_each_expert_by_its_own() {
         }
     }
     let line = report["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap();
-    let (plain, weighted) = (line["relative_rms_error"].as_f64().unwrap(), line["weighted_rms_error"].as_f64().unwrap());
+    let (plain, weighted) =
+        (line["relative_rms_error"].as_f64().unwrap(), line["weighted_rms_error"].as_f64().unwrap());
     assert!((weighted - (errors / squares).sqrt()).abs() < 1e-9, "{weighted}");
     assert!(weighted < plain, "{weighted} {plain}");
     assert_eq!(report["tensors"][0]["weighted_rms_error"], serde_json::Value::Null);
@@ -214,8 +215,14 @@ fn what_needs_importance_is_not_made_without() {
         (&["IQ2_XXS"], "tensor blk.0.attn_q.weight: iq2_xxs needs an importance matrix (--imatrix"),
         (&["Q2_K_S"], "tensor blk.0.attn_q.weight: q2_K needs an importance matrix"),
         (&["IQ3_XXS", "--imatrix", &file, "--include-weights", "blk.0."], "tensor blk.1.attn_q.weight: iq2_s needs an"),
-        (&["IQ1_S", "--imatrix", &file, "--exclude-weights", "_exps"], "tensor blk.0.ffn_down_exps.weight: iq1_s needs"),
-        (&["Q4_K_M", "--token-embedding-type", "iq2_xs"], "tensor token_embd.weight: iq2_xs needs an importance matrix"),
+        (
+            &["IQ1_S", "--imatrix", &file, "--exclude-weights", "_exps"],
+            "tensor blk.0.ffn_down_exps.weight: iq1_s needs",
+        ),
+        (
+            &["Q4_K_M", "--token-embedding-type", "iq2_xs"],
+            "tensor token_embd.weight: iq2_xs needs an importance matrix",
+        ),
         (&["Q4_K_M", "--imatrix", &short], "short.gguf has 255 columns for it, expected 256"),
         (&["Q4_K_M", "--imatrix", &from], "imatrix.datasets: missing"),
         (&["Q4_K_M", "--imatrix", &none], "from.txt: entry 0: name: "),

@@ -3,6 +3,7 @@
 use super::engine::{EngineArgs, SessionArgs, facts};
 use super::interrupt::interruptible;
 use crate::imatrix::collect::{self, Collector};
+use crate::imatrix::statistics::Statistics;
 use crate::imatrix::{FileFormat, Imatrix};
 use crate::perplexity::{Score, chunks, score};
 use anyhow::{Context, bail};
@@ -58,6 +59,9 @@ pub struct Args {
     /// Read the text's special tokens (<|im_end|>) as such
     #[arg(long)]
     parse_special: bool,
+    /// Print how importance is spread over the columns of each tensor of the one --in-file, and do nothing else
+    #[arg(long, requires = "in_file", conflicts_with = "file")]
+    show_statistics: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -72,6 +76,9 @@ fn format(s: &str) -> Result<FileFormat, String> {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
+    if a.show_statistics {
+        return show_statistics(&a);
+    }
     let mut known = Imatrix { chunk_size: a.ctx_size, ..Imatrix::default() };
     for file in &a.in_file {
         let m = Imatrix::read(file)?;
@@ -85,6 +92,51 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         }
         Some(text) => collect(&a, &known, text),
     }
+}
+
+/// A line for each tensor, those of one role together and the largest sums first.
+fn show_statistics(a: &Args) -> anyhow::Result<()> {
+    let [file] = a.in_file.as_slice() else { bail!("--show-statistics: {} files, expected one", a.in_file.len()) };
+    let m = Imatrix::read(file)?;
+    let mut all: Vec<_> = m.entries.keys().filter_map(|name| Some((name, Statistics::of(&m, name)?))).collect();
+    let role = |name: &str| name.splitn(3, '.').last().unwrap_or_default().to_string();
+    all.sort_by(|(a, x), (b, y)| role(a).cmp(&role(b)).then(y.sum.total_cmp(&x.sum)));
+    let out = &mut std::io::stdout().lock();
+    if a.json {
+        let line = |(name, s): &(&String, Statistics)| {
+            serde_json::json!({
+                "name": name, "columns": s.columns, "sum": s.sum, "min": s.min, "max": s.max, "mean": s.mean,
+                "deviation": s.deviation, "active": s.active, "entropy": s.entropy, "outliers": s.outliers,
+                "cosine_to_layer_before": s.cosine,
+            })
+        };
+        let lines: Vec<_> = all.iter().map(line).collect();
+        writeln!(out, "{}", serde_json::json!({ "file": file, "chunks": m.chunks, "tensors": lines }))?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{:32} {:>12} {:>10} {:>12} {:>10} {:>10} {:>8} {:>6} {:>8} {:>9} {:>7} {:>7}",
+        "tensor", "sum E[x^2]", "min", "max", "mean", "std", "active", "N", "entropy", "E (norm)", "ZD", "CosSim"
+    )?;
+    for (name, s) in &all {
+        let norm = 100.0 * s.entropy / (s.columns as f64).log2();
+        let cosine = s.cosine.map_or("-".to_string(), |c| format!("{c:.4}"));
+        writeln!(
+            out,
+            "{name:32} {:12.2} {:10.4} {:12.4} {:10.4} {:10.4} {:7.2}% {:6} {:8.4} {norm:8.2}% {:6.2}% {cosine:>7}",
+            s.sum,
+            s.min,
+            s.max,
+            s.mean,
+            s.deviation,
+            100.0 * s.active,
+            s.columns,
+            s.entropy,
+            100.0 * s.outliers
+        )?;
+    }
+    Ok(())
 }
 
 /// What the files hold and what was seen of the text.

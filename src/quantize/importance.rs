@@ -46,7 +46,7 @@ impl Importance {
     /// what is wrong with their number.
     pub(super) fn of(&self, name: &str, dims: &[u64]) -> Result<Option<&[f32]>, String> {
         let Some(means) = self.means.get(name) else { return Ok(None) };
-        let expected = dims[0] * dims.get(2).unwrap_or(&1);
+        let expected = dims[0] * dims.iter().skip(2).product::<u64>();
         match means.len() as u64 == expected {
             true => Ok(Some(means)),
             // llama.cpp lets that of the token embeddings pass, which are looked up, not multiplied.

@@ -319,13 +319,8 @@ fn role_format(
             match mix.name {
                 "Q2_K" => Q3_K,
                 "Q2_K_S" if i < n / 8 => Q4_K,
-                "IQ3_XXS" if !s.importance => {
-                    if i < n / 8 {
-                        Q4_K
-                    } else {
-                        Q3_K
-                    }
-                }
+                "IQ3_XXS" if i < n / 8 && !s.importance => Q4_K,
+                "IQ3_XXS" if !s.importance => Q3_K,
                 "IQ3_M" if i < n / 8 || eight_experts && Shape::more_bits(i, n) => Q4_K,
                 "Q3_K_M" if i < n / 16 => Q5_K,
                 "Q3_K_M" => Q4_K,
