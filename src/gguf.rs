@@ -21,7 +21,7 @@ pub use gguf_rs_lib::format::{GGUFValueType, MetadataArray, MetadataValue};
 pub use kind::{ForeignKind, TensorKind};
 pub(crate) use values::one_line;
 pub use values::{Numbers, Strings, Value};
-pub use write::{GgufWriter, NewTensor, Unfinished};
+pub use write::{GgufWriter, NewTensor, Unfinished, partial};
 pub(crate) use write::{create_beside, sync_folder};
 
 use crate::mmap::Bytes;

@@ -16,7 +16,7 @@ pub mod recipe;
 mod resume;
 pub mod source;
 
-use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, TensorKind, Unfinished, Value};
+use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, TensorKind, Unfinished, Value, partial};
 use importance::Importance;
 use oxcart_quant::{Format, Quantizer};
 use recipe::{Mix, RecipeError, Wishes};
@@ -212,7 +212,7 @@ pub fn write(
         g.files().iter().cloned().chain(o.importance.iter().map(|i| i.file().to_path_buf())).collect();
     let mut journal = Journal::open(out, &files, o.resume)?;
     let whole = journal.whole().min(steps.len());
-    enough_space(out, &steps[whole..])?;
+    enough_space(out, steps, whole)?;
     let unfinished = if whole > 0 { Unfinished::Continue(whole) } else { Unfinished::Replace };
     let mut w = GgufWriter::create_resumable(out, metadata, new, o.max_part, unfinished)?;
     journal.begin();
@@ -246,13 +246,15 @@ pub fn write(
     Ok(w.finish()?)
 }
 
-/// Refuses what the disk has no room for.
-fn enough_space(out: &Path, steps: &[Step<'_>]) -> Result<(), QuantizeError> {
+/// Refuses what the disk has no room for, `whole` tensors of which are there already.
+fn enough_space(out: &Path, steps: &[Step<'_>], whole: usize) -> Result<(), QuantizeError> {
     let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A folder that cannot be asked is told of by the writer.
     let Ok(s) = rustix::fs::statvfs(folder) else { return Ok(()) };
-    let free = s.f_bavail.saturating_mul(s.f_frsize);
-    let needed = steps.iter().fold(0u64, |n, s| n.saturating_add(s.new.n_bytes().unwrap_or(u64::MAX)));
+    // What another run left is replaced.
+    let stale = if whole == 0 { std::fs::metadata(partial(out)).map_or(0, |m| m.len()) } else { 0 };
+    let free = s.f_bavail.saturating_mul(s.f_frsize).saturating_add(stale);
+    let needed = steps[whole..].iter().fold(0u64, |n, s| n.saturating_add(s.new.n_bytes().unwrap_or(u64::MAX)));
     match free < needed {
         true => Err(QuantizeError::Space { folder: folder.to_path_buf(), free, needed }),
         false => Ok(()),

@@ -144,19 +144,17 @@ fn the_way_to_a_mixture_does_not_matter() {
         let exact = written(dir.path(), "f32", &m, 2, &["F32"]);
         let lossless = written(dir.path(), "same", &m, 1, &[dtype]);
         let source = Gguf::open(&exact).unwrap();
-        for mix in MIXES.iter().filter(|m| oxcart_quant::Quantizer::new(m.format).is_some()) {
+        let (from, direct, by_way) = (dir.path().join("f32"), dir.path().join("a.gguf"), dir.path().join("b.gguf"));
+        let mixes = MIXES.iter().filter(|m| oxcart_quant::Quantizer::new(m.format).is_some());
+        for (mix, way) in mixes.zip([&exact, &lossless].into_iter().cycle()) {
             let case = format!("{class} {dtype} {}", mix.name);
-            let direct = written(dir.path(), "direct", &m, 3, &[mix.name]);
-            let direct = Gguf::open(&direct).unwrap();
-            for way in [&exact, &lossless] {
-                let to = dir.path().join("by-way.gguf");
-                quantize(way, &to, &[mix.name]).assert().success();
-                let g = Gguf::open(&to).unwrap();
-                for t in g.tensors() {
-                    let d = direct.tensor(&t.name).unwrap();
-                    if d.kind != t.kind || **d.bytes() != **t.bytes() {
-                        wrong.push(format!("{case}: {} by way of {}", t.name, way.display()));
-                    }
+            quantize(&from, &direct, &[mix.name]).assert().success();
+            quantize(way, &by_way, &[mix.name]).assert().success();
+            let (direct, by_way) = (Gguf::open(&direct).unwrap(), Gguf::open(&by_way).unwrap());
+            for t in by_way.tensors() {
+                let d = direct.tensor(&t.name).unwrap();
+                if d.kind != t.kind || **d.bytes() != **t.bytes() {
+                    wrong.push(format!("{case}: {} by way of {}", t.name, way.display()));
                 }
             }
             for t in direct.tensors() {
@@ -233,8 +231,37 @@ fn a_sentencepiece_vocabulary_keeps_its_scores() {
     assert_eq!(g.floats("tokenizer.ggml.scores").unwrap().unwrap()[..6], [0.0, -1.0, -2.0, -3.0, -4.0, -10_000.0]);
 }
 
+/// Without that file, ranks of merges serve as scores: the pair that merges first is the best.
+#[test]
+fn merges_give_scores_where_there_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = model(CLASSES[1], "F16", 5);
+    let special = |id: u32, text: &str| json!({"id": id, "content": text, "special": true});
+    m.tokenizer = json!({
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>")],
+        "model": {"type": "BPE", "byte_fallback": true, "merges": ["t h", "▁ th"],
+                  "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "▁": 3, "t": 4, "h": 5, "th": 6, "▁th": 7}},
+    });
+    let g = Gguf::open(&written(dir.path(), "m", &m, 1, &["Q8_0"])).unwrap();
+    assert_eq!(g.str("tokenizer.ggml.model").unwrap(), Some("llama"));
+    assert_eq!(g.ints("tokenizer.ggml.token_type").unwrap().unwrap()[..9], [2, 3, 6, 1, 1, 1, 1, 1, 5]);
+    let scores = g.floats("tokenizer.ggml.scores").unwrap().unwrap();
+    assert!(scores[6] == 0.0 && scores[7] == -1.0 && scores[3..6].iter().all(|s| *s < -2.0), "{:?}", &scores[..9]);
+}
+
 /// What may be wrong with a folder: what is done to it, and what is said.
-type Damage<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
+type Damage = (&'static str, Box<dyn Fn(&Path)>, &'static str);
+
+/// A damage that is done by `f`.
+fn by(f: impl Fn(&Path) + 'static) -> Box<dyn Fn(&Path)> {
+    Box::new(f)
+}
+
+/// Sets two values of a tensor.
+fn set(tensors: &mut BTreeMap<String, Tensor>, name: &str, x: f32) {
+    let t = tensors.get_mut(name).unwrap();
+    (t.values[1], t.values[7]) = (x, x);
+}
 
 #[test]
 fn hostile_folders_are_refused_in_one_line() {
@@ -242,55 +269,50 @@ fn hostile_folders_are_refused_in_one_line() {
     let good = model(CLASSES[1], "BF16", 6);
     let config = |change: &'static dyn Fn(&mut Value)| {
         let good = good.config.clone();
-        move |d: &Path| {
+        by(move |d| {
             let mut c = good.clone();
             change(&mut c);
             fs::write(d.join("config.json"), c.to_string()).unwrap();
-        }
+        })
     };
     let tensor = |change: &'static dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let good = good.tensors.clone();
-        move |d: &Path| {
+        by(move |d| {
             let mut t = good.clone();
             change(&mut t);
             fs::write(d.join("model.safetensors"), shard(&t)).unwrap();
-        }
+        })
     };
     let header = |header: &'static str, data: usize| {
-        move |d: &Path| fs::write(d.join("model.safetensors"), raw(header, &vec![0; data])).unwrap()
+        by(move |d| fs::write(d.join("model.safetensors"), raw(header, &vec![0; data])).unwrap())
     };
-    let text = |name: &'static str, text: &'static str| move |d: &Path| fs::write(d.join(name), text).unwrap();
+    let text = |name: &'static str, text: &'static str| by(move |d| fs::write(d.join(name), text).unwrap());
     let index = |json: &'static str| text("model.safetensors.index.json", json);
-    let set = |t: &mut BTreeMap<String, Tensor>, name: &str, x: f32| {
-        let t = t.get_mut(name).unwrap();
-        t.values[1] = x;
-        t.values[7] = x;
-    };
-    let cases: Vec<Damage<'_>> = vec![
-        ("no config", &|d| fs::remove_file(d.join("config.json")).unwrap(), "config.json: open: is missing"),
+    let cases: Vec<Damage> = vec![
+        ("no config", by(|d| fs::remove_file(d.join("config.json")).unwrap()), "config.json: open: is missing"),
         (
             "no weights",
-            &|d| fs::remove_file(d.join("model.safetensors")).unwrap(),
+            by(|d| fs::remove_file(d.join("model.safetensors")).unwrap()),
             "weights: 0 files model*.safetensors",
         ),
         (
             "no vocabulary",
-            &|d| fs::remove_file(d.join("tokenizer.json")).unwrap(),
+            by(|d| fs::remove_file(d.join("tokenizer.json")).unwrap()),
             "is missing, and so is tokenizer.model",
         ),
-        ("empty", &text("model.safetensors", ""), "open: the file is empty"),
-        ("short", &text("model.safetensors", "1234"), "header: a file of 4 bytes, expected 8 or more"),
-        ("pointer", &text("model.safetensors", "version https://git-lfs.github.com/spec/v1"), "a git-lfs pointer"),
-        ("header lies", &text("model.safetensors", "\0\0\0\x05\0\0\0\0{}"), "header: said to have 83886080 bytes"),
+        ("empty", text("model.safetensors", ""), "open: the file is empty"),
+        ("short", text("model.safetensors", "1234"), "header: a file of 4 bytes, expected 8 or more"),
+        ("pointer", text("model.safetensors", "version https://git-lfs.github.com/spec/v1"), "a git-lfs pointer"),
+        ("header lies", text("model.safetensors", "\0\0\0\x05\0\0\0\0{}"), "header: said to have 83886080 bytes"),
         (
             "header is huge",
-            &text("model.safetensors", "\x7f\x7f\x7f\x7f\x7f\x7f\x7f\x7f{}"),
+            text("model.safetensors", "\x7f\x7f\x7f\x7f\x7f\x7f\x7f\x7f{}"),
             "header: said to have 9187",
         ),
-        ("no JSON", &header("{", 0), "header: EOF while parsing"),
+        ("no JSON", header("{", 0), "header: EOF while parsing"),
         (
             "overlap",
-            &header(
+            header(
                 r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
                 12,
             ),
@@ -298,155 +320,158 @@ fn hostile_folders_are_refused_in_one_line() {
         ),
         (
             "gap",
-            &header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8),
+            header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8),
             "tensor a: its range does not begin",
         ),
         (
             "tail",
-            &header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 8),
+            header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 8),
             "not where the last tensor ends",
         ),
         (
             "cut short",
-            &header(r#"{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}"#, 8),
+            header(r#"{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}"#, 8),
             "not where the last tensor ends",
         ),
         (
             "wrong size",
-            &header(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8),
+            header(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8),
             "range is not the size of its shape",
         ),
         (
             "overflow",
-            &header(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#, 8),
+            header(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#, 8),
             "overflows",
         ),
         (
             "unknown dtype",
-            &header(r#"{"a":{"dtype":"F9","shape":[2],"data_offsets":[0,8]}}"#, 8),
+            header(r#"{"a":{"dtype":"F9","shape":[2],"data_offsets":[0,8]}}"#, 8),
             "unknown variant `F9`",
         ),
         (
             "index without shard",
-            &index(r#"{"weight_map":{"a":"model-7.safetensors"}}"#),
+            index(r#"{"weight_map":{"a":"model-7.safetensors"}}"#),
             "model-7.safetensors: open: No such file",
         ),
         (
             "index leaves the folder",
-            &index(r#"{"weight_map":{"a":"../x.safetensors"}}"#),
+            index(r#"{"weight_map":{"a":"../x.safetensors"}}"#),
             "expected one in the same folder",
         ),
-        ("index leaves absolutely", &index(r#"{"weight_map":{"a":"/etc/passwd"}}"#), "expected one in the same folder"),
+        ("index leaves absolutely", index(r#"{"weight_map":{"a":"/etc/passwd"}}"#), "expected one in the same folder"),
         (
             "index promises more",
-            &index(r#"{"weight_map":{"a":"model.safetensors"}}"#),
+            index(r#"{"weight_map":{"a":"model.safetensors"}}"#),
             "tensor a: should be in model.safetensors",
         ),
-        ("index is no map", &index("[]"), "index.json: JSON: "),
+        ("index is no map", index("[]"), "index.json: JSON: "),
         (
             "a part is missing",
-            &|d| fs::rename(d.join("model.safetensors"), d.join("model-00001-of-00002.safetensors")).unwrap(),
+            by(|d| fs::rename(d.join("model.safetensors"), d.join("model-00001-of-00002.safetensors")).unwrap()),
             "found 1 of 2 files model-*.safetensors",
         ),
         (
             "integers",
-            &tensor(&|t| t.get_mut("model.norm.weight").unwrap().dtype = "I32".into()),
+            tensor(&|t| t.get_mut("model.norm.weight").unwrap().dtype = "I32".into()),
             "model.safetensors: tensor model.norm.weight: found I32, expected F32, F16 or BF16",
         ),
         (
             "missing tensor",
-            &tensor(&|t| drop(t.remove("model.layers.3.mlp.up_proj.weight"))),
+            tensor(&|t| drop(t.remove("model.layers.3.mlp.up_proj.weight"))),
             "tensor model.layers.3.mlp.up_proj.weight: missing",
         ),
         (
             "strange tensor",
-            &tensor(&|t| drop(t.insert("model.layers.9.x".into(), t["model.norm.weight"].clone()))),
+            tensor(&|t| drop(t.insert("model.layers.9.x".into(), t["model.norm.weight"].clone()))),
             "tensor model.layers.9.x: has no place in a model of this config.json",
         ),
         (
             "other shape",
-            &config(&|c| c["intermediate_size"] = 353.into()),
+            config(&|c| c["intermediate_size"] = 353.into()),
             "shape [352, 192], expected [353, 192] by config.json",
         ),
         (
             "other layers",
-            &config(&|c| c["num_hidden_layers"] = 4096.into()),
+            config(&|c| c["num_hidden_layers"] = 4096.into()),
             "tensor model.layers.5.input_layernorm.weight: missing",
         ),
         (
             "too many layers",
-            &config(&|c| c["num_hidden_layers"] = 4_000_000_000u64.into()),
+            config(&|c| c["num_hidden_layers"] = 4_000_000_000u64.into()),
             "num_hidden_layers: found 4000000000, expected 1 to 4096",
         ),
         (
             "absurd width",
-            &config(&|c| c["hidden_size"] = u64::MAX.into()),
+            config(&|c| c["hidden_size"] = u64::MAX.into()),
             "hidden_size: found 18446744073709551615, expected 1 to",
         ),
         (
             "negative heads",
-            &config(&|c| c["num_attention_heads"] = (-6).into()),
+            config(&|c| c["num_attention_heads"] = (-6).into()),
             "num_attention_heads: found -6, expected 1 to",
         ),
         (
             "no KV heads",
-            &config(&|c| c["num_key_value_heads"] = 0.into()),
+            config(&|c| c["num_key_value_heads"] = 0.into()),
             "num_key_value_heads: found 0, expected 1 to",
         ),
         (
             "KV heads do not divide",
-            &config(&|c| c["num_key_value_heads"] = 4.into()),
+            config(&|c| c["num_key_value_heads"] = 4.into()),
             "num_key_value_heads: found 4, which does not divide 6",
         ),
         (
             "a text for a number",
-            &config(&|c| c["vocab_size"] = "264".into()),
+            config(&|c| c["vocab_size"] = "264".into()),
             r#"vocab_size: found "264", expected 1 to"#,
         ),
-        ("vocabulary too small", &config(&|c| c["vocab_size"] = 100.into()), "expected [100, 192] by config.json"),
-        ("epsilon", &config(&|c| c["rms_norm_eps"] = 0.into()), "rms_norm_eps: found 0, expected a number above 0"),
+        ("vocabulary too small", config(&|c| c["vocab_size"] = 100.into()), "expected [100, 192] by config.json"),
+        ("epsilon", config(&|c| c["rms_norm_eps"] = 0.into()), "rms_norm_eps: found 0, expected a number above 0"),
         (
             "other model",
-            &config(&|c| c["architectures"] = json!(["Mamba"])),
+            config(&|c| c["architectures"] = json!(["Mamba"])),
             r#"architectures: found "Mamba", expected one of Qwen2"#,
         ),
-        ("other scaling", &config(&|c| c["rope_scaling"] = json!({"type": "su"})), r#"rope_scaling.type: found "su""#),
+        ("other scaling", config(&|c| c["rope_scaling"] = json!({"type": "su"})), r#"rope_scaling.type: found "su""#),
         (
             "quantized already",
-            &config(&|c| c["quantization_config"] = json!({"quant_method": "gptq"})),
+            config(&|c| c["quantization_config"] = json!({"quant_method": "gptq"})),
             "quantized already (gptq)",
         ),
-        ("no object", &text("config.json", "7"), "config.json: JSON: invalid type"),
-        ("nested", &|d| fs::write(d.join("config.json"), "[".repeat(100_000)).unwrap(), "config.json: JSON: "),
+        ("no object", text("config.json", "7"), "config.json: JSON: invalid type"),
+        ("nested", by(|d| fs::write(d.join("config.json"), "[".repeat(100_000)).unwrap()), "config.json: JSON: "),
         (
             "large",
-            &|d| fs::write(d.join("config.json"), " ".repeat(5 << 20)).unwrap(),
+            by(|d| fs::write(d.join("config.json"), " ".repeat(5 << 20)).unwrap()),
             "size: more than the 4194304 bytes",
         ),
         (
             "other splits",
-            &text("tokenizer.json", r#"{"pre_tokenizer":{"type":"Whitespace"},"model":{"vocab":{}}}"#),
+            text("tokenizer.json", r#"{"pre_tokenizer":{"type":"Whitespace"},"model":{"vocab":{}}}"#),
             "name it with --pre",
         ),
         (
             "ids beyond",
-            &text("tokenizer.json", r#"{"model":{"vocab":{"a":264}}}"#),
+            text(
+                "tokenizer.json",
+                r#"{"pre_tokenizer":{"type":"ByteLevel","use_regex":true},"model":{"vocab":{"a":264}}}"#,
+            ),
             "token a: id 264, expected below 264",
         ),
-        ("no SentencePiece", &text("tokenizer.model", "x"), "tokenizer.model: pieces: byte 0: no field"),
+        ("no SentencePiece", text("tokenizer.model", "x"), "tokenizer.model: pieces: byte 0: no field"),
         (
             "NaN",
-            &tensor(&|t| set(t, "model.layers.2.mlp.up_proj.weight", f32::NAN)),
+            tensor(&|t| set(t, "model.layers.2.mlp.up_proj.weight", f32::NAN)),
             "tensor blk.2.ffn_up.weight: 2 of 67584 weights are NaN or infinite",
         ),
         (
             "infinity",
-            &tensor(&|t| set(t, "model.layers.4.self_attn.k_proj.weight", f32::INFINITY)),
+            tensor(&|t| set(t, "model.layers.4.self_attn.k_proj.weight", f32::INFINITY)),
             "tensor blk.4.attn_k.weight: 2 of 18432 weights are NaN or infinite",
         ),
         (
             "NaN in a norm",
-            &tensor(&|t| set(t, "model.norm.weight", f32::NAN)),
+            tensor(&|t| set(t, "model.norm.weight", f32::NAN)),
             "tensor output_norm.weight: 2 of 192 weights are NaN",
         ),
     ];

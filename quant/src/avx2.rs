@@ -26,7 +26,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx2;
-use crate::panel::{Out, Panel, Scratch, padded};
+use crate::panel::{Out, Panel, Scratch, ends, padded, slab_at};
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
@@ -238,22 +238,13 @@ avx2! {
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, r0: usize, x: Acts<'_>, cols: &[Column], out: &mut Out<'_>,
     ) {
         let mut acc = [[_mm256_setzero_ps(); NC]; R];
-        let mut rows: [&[[u8; BYTES]]; R] = [&[]; R];
-        let mut ends = [[0u8; BYTES]; R];
-        for i in 0..R {
-            let end: &[u8];
-            (rows[i], end) = w.row((r0 + i).min(w.rows - 1)).as_chunks();
-            // The blocks at the end of a row that is no multiple of 256, and zeros behind them, which weigh nothing
-            // against the zeros that end the activations.
-            if !end.is_empty() {
-                ends[i][..end.len()].copy_from_slice(end);
-            }
-        }
+        let row = |i: usize| (r0 + i).min(w.rows - 1);
+        let ends = ends(w, row(0), row(R - 1));
         for s in 0..w.slabs() {
             let x: &[Q8Block; NC] = x.q8(s).try_into().expect("NC columns");
             let cols: &[Column; NC] = cols[s * NC..][..NC].try_into().expect("NC columns");
             for r in 0..R {
-                let slab = unpack(rows[r].get(s).unwrap_or(&ends[r]));
+                let slab = unpack(slab_at(w, row(r), s, &ends));
                 for c in 0..NC {
                     // Through memory: a broadcast from there takes no shuffle.
                     let mut scale = [[0.0f32; 8]; 2];

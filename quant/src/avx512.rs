@@ -28,7 +28,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
-use crate::panel::{Out, Panel, Scratch, padded};
+use crate::panel::{Out, Panel, Scratch, ends, padded, slab_at};
 use slab::{Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
@@ -197,17 +197,8 @@ avx512! {
     ) {
         let lanes = sixteenth::<PAIRED>();
         let lanes = if G == 32 { _mm512_srli_epi32::<1>(lanes) } else { lanes };
-        let mut rows: [&[[u8; BYTES]]; STREAMS] = [&[]; STREAMS];
-        let mut ends = [[0u8; BYTES]; STREAMS];
-        for i in 0..STREAMS {
-            let end: &[u8];
-            (rows[i], end) = w.row((r0 + i).min(w.rows - 1)).as_chunks();
-            // The blocks at the end of a row that is no multiple of 256, and zeros behind them, which weigh nothing
-            // against the zeros that end the activations.
-            if !end.is_empty() {
-                ends[i][..end.len()].copy_from_slice(end);
-            }
-        }
+        let row = |i: usize| (r0 + i).min(w.rows - 1);
+        let ends = ends(w, row(0), row(STREAMS - 1));
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
             let min = if G == 32 { slab.scale } else { slab.min };
@@ -216,7 +207,7 @@ avx512! {
         let mut sums = [_mm512_setzero_ps(); STREAMS];
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
-            let block = |r: usize| rows[r].get(s).unwrap_or(&ends[r]);
+            let block = |i: usize| slab_at(w, row(i), s, &ends);
             if ONE {
                 for r in 0..STREAMS {
                     sums[r] = accumulate::<MIN>(&turn(block(r)), &x[0], sums[r]);
@@ -232,12 +223,30 @@ avx512! {
                 }
             }
         }
-        for r in 0..STREAMS.min(w.rows - r0) {
-            for c in 0..n {
-                let sum = if ONE { sums[r] } else { floats(&acc[c * STREAMS + r]) };
-                out.column(c, r0 + r, 1)[0] = _mm512_reduce_add_ps(sum);
+        let rows = STREAMS.min(w.rows - r0);
+        for c in 0..n {
+            if !ONE {
+                for r in 0..STREAMS {
+                    sums[r] = floats(&acc[c * STREAMS + r]);
+                }
             }
+            out.column(c, r0, rows).copy_from_slice(&totals(sums)[..rows]);
         }
+    }
+
+    /// The sum of each vector's lanes.
+    #[inline]
+    fn totals(v: [__m512; STREAMS]) -> [f32; STREAMS] {
+        let fold = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let (a, b) = (_mm512_castps_pd(fold(v[0], v[1])), _mm512_castps_pd(fold(v[2], v[3])));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        let v = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let mut sums = [0.0; STREAMS];
+        // SAFETY: four floats.
+        unsafe { _mm_storeu_ps(sums.as_mut_ptr(), v) };
+        sums
     }
 
     #[inline]

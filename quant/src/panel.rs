@@ -145,6 +145,42 @@ pub(crate) fn padded<const BYTES: usize>(b: &[u8]) -> [u8; BYTES] {
     whole
 }
 
+/// Slab `s` of a row, `BYTES` long. At the end of a row that is no multiple of 256 these bytes go on into the next row: the
+/// activations there are zeros with zero scales, which no finite weight can change. Where the panel ends before the slab
+/// does, it is taken from `ends`.
+#[inline(always)]
+pub(crate) fn slab_at<'a, const BYTES: usize>(
+    w: &Panel<'a>,
+    r: usize,
+    s: usize,
+    ends: &'a Option<Ends<BYTES>>,
+) -> &'a [u8; BYTES] {
+    match w.data[r * w.row_bytes + s * BYTES..].first_chunk() {
+        Some(b) => b,
+        None => {
+            let (first, ends) = ends.as_ref().expect("made for rows this near the end");
+            &ends[r - first]
+        }
+    }
+}
+
+/// The last, incomplete slabs of up to four rows, with zeros behind them, and the first of these rows.
+pub(crate) type Ends<const BYTES: usize> = (usize, [[u8; BYTES]; 4]);
+
+/// The ends of the rows `first..=last` where a slab of theirs would pass the end of the panel.
+#[inline(always)]
+pub(crate) fn ends<const BYTES: usize>(w: &Panel<'_>, first: usize, last: usize) -> Option<Ends<BYTES>> {
+    let whole = w.row_bytes / BYTES * BYTES;
+    if last * w.row_bytes + w.slabs() * BYTES <= w.data.len() {
+        return None;
+    }
+    let mut ends = [[0; BYTES]; 4];
+    for r in first..=last {
+        ends[r - first] = padded(&w.row(r)[whole..]);
+    }
+    Some((first, ends))
+}
+
 /// Where a kernel writes: element (row, column) at `column * stride + row`.
 pub struct Out<'a> {
     ptr: *mut f32,

@@ -86,6 +86,7 @@ pub struct GgufWriter {
     next: usize,                   // the tensor that is due
     given: u64,                    // bytes of it
     resumable: bool,               // unfinished files have names that another run finds
+    first: Option<File>,           // the first part, whose lock keeps other runs away when it is written
 }
 
 impl GgufWriter {
@@ -168,6 +169,7 @@ impl GgufWriter {
             next: 0,
             given: 0,
             resumable: false,
+            first: None,
         })
     }
 
@@ -206,6 +208,8 @@ impl GgufWriter {
             let file = continue_partial(&temp, &head, len).map_err(|e| Blame(&temp).at("resume", e))?;
             if no == self.part {
                 self.file = Some(BufWriter::with_capacity(1 << 20, file));
+            } else if no == 0 {
+                self.first = Some(file);
             }
             self.parts[no].temp = Some(temp);
         }
@@ -301,6 +305,9 @@ impl GgufWriter {
             if let Some(mut file) = self.file.take() {
                 let synced = file.flush().and_then(|()| file.get_ref().sync_all());
                 synced.map_err(|e| Blame(self.written()).at("write", e))?;
+                if self.part == 0 {
+                    self.first = file.into_inner().ok();
+                }
             }
             self.part += 1;
             if self.part < self.parts.len() {
@@ -376,8 +383,8 @@ pub(crate) fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     }
 }
 
-/// The name of an unfinished file.
-fn partial(path: &Path) -> PathBuf {
+/// The name of an unfinished file that another run finds.
+pub fn partial(path: &Path) -> PathBuf {
     let mut temp = path.as_os_str().to_owned();
     temp.push(".partial");
     temp.into()
@@ -387,8 +394,9 @@ fn partial(path: &Path) -> PathBuf {
 fn lock(file: &File) -> io::Result<()> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(io::Error::other("another process is writing it")),
-        Err(TryLockError::Error(e)) => Err(e),
-        Ok(()) => Ok(()),
+        Err(TryLockError::Error(e)) if e.kind() != io::ErrorKind::Unsupported => Err(e),
+        // Some network file systems have no locks.
+        _ => Ok(()),
     }
 }
 
