@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod compare;
 mod engine;
+mod imatrix;
 mod inspect;
 mod interrupt;
 mod kept;
@@ -51,6 +52,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Show the token ids of a text
     Tokenize(tokenize::Args),
+    /// Measure which weights matter to a text, for `quantize --imatrix`
+    Imatrix(imatrix::Args),
     /// Make a smaller model from a larger one
     Quantize(quantize::Args),
     /// Fetch a model of the catalogue
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Verb::Bench(a) => bench::run(a),
         Verb::Inspect(a) => inspect::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
+        Verb::Imatrix(a) => imatrix::run(a),
         Verb::Quantize(a) => quantize::run(a),
         Verb::Pull(a) => pull::run(a),
         Verb::List(a) => list::run(a),
@@ -87,7 +91,7 @@ pub fn main() -> ExitCode {
 
 /// llama.cpp's flags of several letters behind one dash, which clap would read as several flags of one letter.
 fn long_flags(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    const FLAGS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv"];
+    const FLAGS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv", "-ofreq"];
     args.map(|a| match FLAGS.iter().find(|f| a == **f) {
         Some(f) => format!("-{f}").into(),
         None => a,

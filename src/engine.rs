@@ -7,6 +7,7 @@
 use crate::gguf::{Gguf, GgufError};
 use crate::machine::Machine;
 use crate::model::decoder::{self, Local, Plan};
+use crate::model::observe::Observer;
 use crate::model::{Batch, Buffers, KvCache, Model, ModelError};
 use crate::sample::SampleParams;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -158,6 +159,7 @@ impl Engine {
             locals: (0..self.threads()).map(|_| Mutex::default()).collect(),
             context: o.context,
             engine: self.clone(),
+            observer: None,
             cache,
             buffers,
         })
@@ -191,6 +193,7 @@ pub struct Session {
     cache: KvCache,
     buffers: Buffers,
     locals: Vec<Mutex<Local>>,
+    observer: Option<Arc<Observer>>,
     tokens: Vec<Vec<u32>>, // of each sequence: what the cache holds
     context: usize,
 }
@@ -290,6 +293,11 @@ impl Session {
         self.buffers.max_batch()
     }
 
+    /// From now on, `observer` is shown what enters each matrix.
+    pub fn observe(&mut self, observer: Arc<Observer>) {
+        self.observer = Some(observer);
+    }
+
     /// Feeds a batch. `sink` receives the logits of every token that wants them, with its number among those that do; it
     /// is called by several workers at once, in no order. The tokens of each sequence must continue it.
     pub fn forward_each(&mut self, batch: &Batch, sink: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<(), EngineError> {
@@ -297,7 +305,7 @@ impl Session {
         let mut done = 0;
         for start in (0..batch.len()).step_by(self.ubatch()) {
             let part = batch.part(start..batch.len().min(start + self.ubatch()));
-            let plan = Plan::new(&self.engine.model, &part);
+            let plan = Plan::new(&self.engine.model, &part, self.observer.as_deref());
             let (e, cache, buffers, locals) = (&self.engine, &self.cache, &self.buffers, &self.locals);
             e.team.run(|w| {
                 let mut local = locals[w.index()].lock().unwrap_or_else(|e| e.into_inner());

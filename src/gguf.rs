@@ -22,6 +22,7 @@ pub use kind::{ForeignKind, TensorKind};
 pub(crate) use values::one_line;
 pub use values::{Numbers, Strings, Value};
 pub use write::{GgufWriter, NewTensor, Unfinished, partial};
+pub(crate) use write::{create_beside, sync_folder};
 
 use crate::mmap::Bytes;
 use oxcart_quant::Format;

@@ -18,6 +18,7 @@
 //! * [`machine`], [`plan`]: what this machine has, whether a model fits it, and how fast it will be;
 //! * [`safetensors`], [`convert`]: checkpoint folders, and what they are in GGUF;
 //! * [`quantize`]: from a GGUF or a checkpoint to a GGUF of other formats, by llama.cpp's recipes;
+//! * [`imatrix`]: what weights matter, by the activations that they meet;
 //! * [`tui`]: the chat as a full screen;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
@@ -31,6 +32,7 @@ pub mod convert;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
+pub mod imatrix;
 pub mod kv_store;
 pub mod machine;
 pub mod mmap;

@@ -11,6 +11,7 @@ pub mod config;
 pub mod decoder;
 mod ffn;
 mod matmul;
+pub mod observe;
 pub mod rope;
 pub mod weights;
 

@@ -11,11 +11,13 @@
 //! Where the rows are is [`source`]'s; which format a tensor gets is [`recipe`]'s; how a row becomes blocks is
 //! `oxcart_quant::Quantizer`'s. [`resume`] keeps what a stopped run has done.
 
+pub mod importance;
 pub mod recipe;
 mod resume;
 pub mod source;
 
 use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, TensorKind, Unfinished, Value, partial};
+use importance::Importance;
 use oxcart_quant::{Format, Quantizer};
 use recipe::{Mix, RecipeError, Wishes};
 use resume::Journal;
@@ -99,6 +101,8 @@ pub struct Options {
     pub report: bool,
     /// Whether to go on with what a stopped run left.
     pub resume: bool,
+    /// Which columns matter; `None` also where nothing is known.
+    pub importance: Option<Importance>,
 }
 
 /// A tensor and what becomes of it.
@@ -109,6 +113,10 @@ pub struct Step<'a> {
     pub new: NewTensor,
     /// The format it gets; `None` where it is copied.
     pub to: Option<Format>,
+    /// How much its columns matter, if that is known: (experts, columns).
+    pub importance: Option<&'a [f32]>,
+    /// Whether that is not known, though its new format cannot do without.
+    pub lacks_importance: bool,
 }
 
 /// What happened last.
@@ -123,37 +131,52 @@ pub enum Event<'a> {
 
 /// What was made of a tensor.
 pub struct Done {
-    /// Root of the mean squared error, relative to the weights; only where a report was asked for and the format changed.
-    pub error: Option<f64>,
+    /// What was lost; only where a report was asked for and the format changed.
+    pub error: Option<Loss>,
     /// How long it took.
     pub time: Duration,
 }
 
+/// Roots of mean squared errors, relative to the weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// Of all weights alike.
+    pub plain: f64,
+    /// Where importance is known, by how much each column matters.
+    pub weighted: Option<f64>,
+}
+
 /// Every tensor of a model and what becomes of it, in the order in which it is written.
-pub fn plan<'a>(g: &'a Source, o: &Options) -> Result<Vec<Step<'a>>, QuantizeError> {
+pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, QuantizeError> {
     let mut tensors: Vec<&Tensor> = g.tensors().iter().collect();
     // llama.cpp's order: what belongs to no layer first.
     tensors.sort_by(|a, b| (recipe::layer(&a.name), &a.name).cmp(&(recipe::layer(&b.name), &b.name)));
-    let formats = recipe::recipe(g, &tensors, o.mix, &o.wishes)
+    let formats = recipe::recipe(g, &tensors, o.mix, &o.wishes, o.importance.is_some())
         .map_err(|error| QuantizeError::Recipe { file: g.path().to_path_buf(), error })?;
     let step = |(tensor, to): (&'a Tensor, Option<Format>)| {
         let fail =
             |problem| QuantizeError::Tensor { file: g.path().to_path_buf(), tensor: tensor.name.clone(), problem };
         let to = to.or(tensor.plain.format()).filter(|&f| Some(f) != tensor.format());
         let mut kind = tensor.plain;
+        let (mut importance, mut lacks_importance) = (None, false);
         if let Some(to) = to {
             let from = tensor.format().ok_or_else(|| fail(format!("cannot read {}", tensor.kind)))?;
             if from.spec().codes.is_some() && !o.allow_requantize {
                 let problem = format!("is {} already; quantizing again loses twice (--allow-requantize)", from.name());
                 return Err(fail(problem));
             }
-            if Quantizer::new(to).is_none() {
+            let Some(q) = Quantizer::new(to) else {
                 return Err(fail(format!("cannot quantize to {}", to.name())));
+            };
+            if let Some(known) = &o.importance {
+                importance = known.of(&tensor.name, &tensor.dims).map_err(fail)?;
             }
+            let needed = q.needs_importance() || recipe::needs_importance(&tensor.name, to, o.mix);
+            lacks_importance = needed && importance.is_none();
             kind = TensorKind::from_id(to.spec().id).map_err(|e| fail(e.to_string()))?;
         }
         let new = NewTensor { name: tensor.name.clone(), dims: tensor.dims.clone(), kind };
-        Ok(Step { tensor, new, to })
+        Ok(Step { tensor, new, to, importance, lacks_importance })
     };
     tensors.into_iter().zip(formats).map(step).collect()
 }
@@ -169,13 +192,25 @@ pub fn write(
     go_on: impl Fn() -> bool,
 ) -> Result<Vec<PathBuf>, QuantizeError> {
     const OURS: [&str; 2] = ["general.quantization_version", "general.file_type"];
+    if let Some(s) = steps.iter().find(|s| s.lacks_importance) {
+        let tensor = s.new.name.clone();
+        let problem = match &o.importance {
+            None => format!("{} needs an importance matrix (--imatrix, made by oxcart imatrix)", s.new.kind),
+            Some(i) => format!("{} needs an importance matrix; {} has none for it", s.new.kind, i.file().display()),
+        };
+        return Err(QuantizeError::Tensor { file: g.path().to_path_buf(), tensor, problem });
+    }
+    let kept = |k: &str| !OURS.contains(&k) && !k.starts_with(importance::PREFIX);
     let mut metadata: Vec<(String, Value)> =
-        g.metadata().filter(|(k, _)| !OURS.contains(k)).map(|(k, v)| (k.to_string(), v.clone())).collect();
+        g.metadata().filter(|(k, _)| kept(k)).map(|(k, v)| (k.to_string(), v.clone())).collect();
     for (key, value) in OURS.into_iter().zip([VERSION, o.mix.file_type]) {
         metadata.push((key.to_string(), MetadataValue::U32(value).into()));
     }
+    metadata.extend(o.importance.iter().flat_map(|i| i.metadata()));
     let new = steps.iter().map(|s| s.new.clone()).collect();
-    let mut journal = Journal::open(out, g.files(), o.resume)?;
+    let files: Vec<PathBuf> =
+        g.files().iter().cloned().chain(o.importance.iter().map(|i| i.file().to_path_buf())).collect();
+    let mut journal = Journal::open(out, &files, o.resume)?;
     let whole = journal.whole().min(steps.len());
     enough_space(out, steps, whole)?;
     let unfinished = if whole > 0 { Unfinished::Continue(whole) } else { Unfinished::Replace };
@@ -232,7 +267,7 @@ fn copy(
     w: &mut GgufWriter,
     read: &mut impl FnMut(u64),
     go_on: &impl Fn() -> bool,
-) -> Result<Option<f64>, QuantizeError> {
+) -> Result<Option<Loss>, QuantizeError> {
     for row in 0..t.n_rows() {
         for piece in t.row(row).chunks(SLAB) {
             if !go_on() {
@@ -254,8 +289,37 @@ const STOPPED: QuantizeError = QuantizeError::Stopped { done: 0, all: 0 };
 struct Sums {
     not_finite: u64,
     too_large: u64, // for f16
-    squares: f64,
-    errors: f64,
+    // Of all weights alike, and by importance.
+    squares: [f64; 2],
+    errors: [f64; 2],
+}
+
+impl Sums {
+    /// Adds what became of a row, whose columns matter so much.
+    fn add_row(&mut self, x: &[f32], back: &[f32], importance: Option<&[f32]>) {
+        for (i, (x, back)) in x.iter().zip(back).enumerate() {
+            let (square, error) = ((*x as f64).powi(2), (*x as f64 - *back as f64).powi(2));
+            let importance = importance.map_or(0.0, |w| w[i] as f64);
+            self.squares[0] += square;
+            self.errors[0] += error;
+            self.squares[1] += importance * square;
+            self.errors[1] += importance * error;
+        }
+    }
+
+    fn join(&mut self, other: &Sums) {
+        self.not_finite += other.not_finite;
+        self.too_large += other.too_large;
+        for i in 0..2 {
+            self.squares[i] += other.squares[i];
+            self.errors[i] += other.errors[i];
+        }
+    }
+
+    fn loss(&self) -> Option<Loss> {
+        let relative = |i: usize| (self.squares[i] > 0.0).then(|| (self.errors[i] / self.squares[i]).sqrt());
+        Some(Loss { plain: relative(0)?, weighted: relative(1) })
+    }
 }
 
 fn convert(
@@ -266,7 +330,7 @@ fn convert(
     w: &mut GgufWriter,
     read: &mut impl FnMut(u64),
     go_on: &impl Fn() -> bool,
-) -> Result<Option<f64>, QuantizeError> {
+) -> Result<Option<Loss>, QuantizeError> {
     let t = step.tensor;
     let fail = |problem| QuantizeError::Tensor { file: g.path().to_path_buf(), tensor: t.name.clone(), problem };
     let cols = t.dims[0] as usize;
@@ -277,6 +341,9 @@ fn convert(
         return Err(fail(format!("{cols} columns, not a multiple of {} ({})", to.spec().block_len, to.name())));
     };
     let report = o.report && step.to.is_some();
+    // Each expert's rows have their own.
+    let rows_of_expert = t.dims.get(1).map_or(1, |&n| n as usize);
+    let importance = |row: usize| step.importance.map(|w| &w[row / rows_of_expert * cols..][..cols]);
     let rows = (SLAB / to_bytes).clamp(1, t.n_rows());
     let portion = (PORTION / cols).max(1);
     let mut blocks = vec![0; rows * to_bytes];
@@ -303,24 +370,17 @@ fn convert(
                     if !quantizing || not_finite > 0 {
                         continue;
                     }
-                    q.row(&x, None, blocks);
+                    q.row(&x, importance(row), blocks);
                     if to == Format::F16 {
                         own.too_large += blocks.chunks_exact(2).filter(|h| h[1] & 0x7C == 0x7C).count() as u64;
                     }
                     if report {
                         to.dequant(blocks, &mut back);
-                        for (x, back) in x.iter().zip(&back) {
-                            own.squares += (*x as f64).powi(2);
-                            own.errors += (*x as f64 - *back as f64).powi(2);
-                        }
+                        own.add_row(&x, &back, importance(row));
                     }
                 }
             }
-            let mut total = total.lock().expect("no worker panics");
-            total.not_finite += own.not_finite;
-            total.too_large += own.too_large;
-            total.squares += own.squares;
-            total.errors += own.errors;
+            total.lock().expect("no worker panics").join(&own);
         };
         std::thread::scope(|s| {
             for _ in 1..o.threads {
@@ -339,5 +399,5 @@ fn convert(
             return Err(fail(format!("{n} of {} weights {problem}", t.n_elements())));
         }
     }
-    Ok((report && sums.squares > 0.0).then(|| (sums.errors / sums.squares).sqrt()))
+    Ok(sums.loss().filter(|_| report))
 }

@@ -63,8 +63,8 @@ impl<'a> Acts<'a> {
         &self.q8[s * self.stride + self.at..][..self.n]
     }
 
-    /// The columns' blocks of slab `s`.
-    pub(crate) fn f32(&self, s: usize) -> &'a [F32Block] {
+    /// The columns' blocks of slab `s`: the values themselves, where the encoding was wanted.
+    pub fn f32(&self, s: usize) -> &'a [F32Block] {
         &self.f32[s * self.stride + self.at..][..self.n]
     }
 }

@@ -4,9 +4,13 @@
 //! generic over the vector and compiled once for every rung of the ladder; results are the same bits on each.
 
 mod float;
+mod grid;
+mod iq;
+mod iq1;
 mod iq4;
 mod kquant;
 mod legacy;
+mod mxfp4;
 mod search;
 mod ternary;
 
@@ -21,28 +25,9 @@ pub struct Quantizer {
     isa: Isa,
 }
 
-/// Whether [`rows`] knows the format.
+/// Whether [`row`] knows the format: all but Q8_K, which no file holds.
 fn is_known(format: Format) -> bool {
-    use Format::*;
-    matches!(
-        format,
-        F32 | F16
-            | BF16
-            | Q4_0
-            | Q4_1
-            | Q5_0
-            | Q5_1
-            | Q8_0
-            | Q2_K
-            | Q3_K
-            | Q4_K
-            | Q5_K
-            | Q6_K
-            | IQ4_NL
-            | IQ4_XS
-            | TQ1_0
-            | TQ2_0
-    )
+    format != Format::Q8_K
 }
 
 #[inline(always)]
@@ -61,11 +46,19 @@ fn row<V: Lanes>(format: Format, x: &[f32], importance: Option<&[f32]>, out: &mu
         Format::Q4_K => kquant::q4::<V>(x, importance, out),
         Format::Q5_K => kquant::q5::<V>(x, importance, out),
         Format::Q6_K => kquant::q6::<V>(x, importance, out),
+        Format::IQ1_S => iq1::s::<V>(x, importance, out),
+        Format::IQ1_M => iq1::m::<V>(x, importance, out),
+        Format::IQ2_XXS => iq::xxs2::<V>(x, importance, out),
+        Format::IQ2_XS => iq::xs2::<V>(x, importance, out),
+        Format::IQ2_S => iq::s2::<V>(x, importance, out),
+        Format::IQ3_XXS => iq::xxs3::<V>(x, importance, out),
+        Format::IQ3_S => iq::s3::<V>(x, importance, out),
         Format::IQ4_NL => iq4::nl::<V>(x, importance, out),
         Format::IQ4_XS => iq4::xs::<V>(x, importance, out),
         Format::TQ1_0 => ternary::tq1(x, out),
         Format::TQ2_0 => ternary::tq2(x, out),
-        _ => unreachable!("a Quantizer is made for the formats of `is_known`"),
+        Format::MXFP4 => mxfp4::mxfp4::<V>(x, out),
+        Format::Q8_K => unreachable!("a Quantizer is made for the formats of `is_known`"),
     }
 }
 
@@ -99,10 +92,15 @@ impl Quantizer {
         self.format
     }
 
+    /// Whether rows cannot be quantized without knowing which columns matter: so few bits are left that the search has to.
+    pub fn needs_importance(&self) -> bool {
+        matches!(self.format, Format::IQ1_S | Format::IQ2_XXS | Format::IQ2_XS)
+    }
+
     /// Quantizes one row of finite weights. `importance` weighs each column's error, as llama.cpp's imatrix does; floats,
-    /// Q8_0 and the ternary formats do not use it.
+    /// Q8_0, MXFP4 and the ternary formats do not use it.
     ///
-    /// Panics where the lengths do not fit each other.
+    /// Panics where the lengths do not fit each other, or importance is needed and missing.
     #[allow(unsafe_code)]
     pub fn row(&self, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(
@@ -112,6 +110,7 @@ impl Quantizer {
             self.format.name()
         );
         assert!(importance.is_none_or(|i| i.len() == x.len()));
+        assert!(importance.is_some() || !self.needs_importance(), "{}: needs importance", self.format.name());
         match self.isa {
             Isa::Scalar => row::<Scalar>(self.format, x, importance, out),
             // SAFETY: `for_isa` found the rung supported.

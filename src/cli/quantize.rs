@@ -3,9 +3,10 @@
 use super::interrupt::interruptible;
 use crate::convert;
 use crate::gguf::Gguf;
+use crate::quantize::importance::Importance;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;
-use crate::quantize::{Event, Options, Step, plan, write};
+use crate::quantize::{Event, Loss, Options, Step, plan, write};
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oxcart_quant::Format;
@@ -40,6 +41,15 @@ pub struct Args {
     /// One format for all matrices
     #[arg(long)]
     pure: bool,
+    /// An importance matrix (made by oxcart imatrix or llama-imatrix), by which errors are weighed
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Weigh only the tensors whose names contain this; may be repeated
+    #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
+    include_weights: Vec<String>,
+    /// Do not weigh the tensors whose names contain this; may be repeated
+    #[arg(long, value_name = "NAME", requires = "imatrix")]
+    exclude_weights: Vec<String>,
     /// The format of the output matrix
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     output_tensor_type: Option<Format>,
@@ -62,7 +72,7 @@ pub struct Args {
     /// Print which tensor gets which format and how large the file will be; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Measure the error of each tensor
+    /// Measure the error of each tensor, plainly and weighed by the importance matrix
     #[arg(long)]
     report: bool,
     /// Print one JSON object
@@ -112,7 +122,16 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         true => convert::open(&a.input, &convert::Options { pre: a.pre.clone() })?,
         false => Source::from(Gguf::open(&a.input)?),
     };
+    let importance = match &a.imatrix {
+        None => None,
+        Some(file) => {
+            let i = Importance::read(file, &a.include_weights, &a.exclude_weights)?;
+            eprintln!("{}: importance of {} tensors", file.display(), i.len());
+            Some(i).filter(|i| !i.is_empty())
+        }
+    };
     let o = Options {
+        importance,
         mix: a.mix,
         wishes: Wishes {
             pure: a.pure,
@@ -130,6 +149,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let steps = plan(&g, &o)?;
     let mut errors = vec![None; steps.len()];
     let (mut files, start) = (Vec::new(), Instant::now());
+    if let Some(s) = steps.iter().find(|s| a.dry_run && s.lacks_importance) {
+        eprintln!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
+    }
     if !a.dry_run {
         let same = |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| a.output.canonicalize().is_ok_and(|o| o == p));
         if g.files().iter().any(same) {
@@ -172,7 +194,7 @@ fn bar(bytes: u64) -> ProgressBar {
 }
 
 /// A line for every tensor, and totals.
-fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<f64>], files: &[PathBuf], seconds: f64) -> anyhow::Result<()> {
+fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<Loss>], files: &[PathBuf], seconds: f64) -> anyhow::Result<()> {
     let out = &mut std::io::stdout().lock();
     let new_bytes = |s: &Step<'_>| s.new.n_bytes().with_context(|| format!("tensor {}: too large", s.new.name));
     let (mut before, mut after, mut weights) = (0u64, 0u64, 0u64);
@@ -183,13 +205,15 @@ fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<f64>], files: &[PathBuf]
         if a.json {
             rows.push(serde_json::json!({
                 "name": s.new.name, "dims": s.new.dims, "from": s.tensor.kind.name(), "to": s.new.kind.name(),
-                "bytes": bytes, "bits_per_weight": bytes as f64 * 8.0 / n as f64, "relative_rms_error": error,
+                "bytes": bytes, "bits_per_weight": bytes as f64 * 8.0 / n as f64, "relative_rms_error": error.map(|e| e.plain),
+                "weighted_rms_error": error.and_then(|e| e.weighted),
             }));
         } else {
             let bits = bytes as f64 * 8.0 / n as f64;
             write!(out, "{:32} {:>7} -> {:7} {bits:6.3} bits", s.new.name, s.tensor.kind.name(), s.new.kind.name())?;
             match error {
-                Some(e) => writeln!(out, "  error {e:.5}")?,
+                Some(Loss { plain, weighted: None }) => writeln!(out, "  error {plain:.5}")?,
+                Some(Loss { plain, weighted: Some(w) }) => writeln!(out, "  error {plain:.5}, weighted {w:.5}")?,
                 None => writeln!(out)?,
             }
         }

@@ -370,7 +370,7 @@ impl Drop for GgufWriter {
 
 /// Creates a file of a name that nobody has yet, `NAME.PID-N.partial`: never through a link, nor over the file of another
 /// run, though process ids come again.
-fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
+pub(crate) fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     let mut n = 0;
     loop {
         let mut temp = path.as_os_str().to_owned();
@@ -456,7 +456,7 @@ fn zeros(w: &mut impl Write, mut n: u64) -> io::Result<()> {
 }
 
 /// Makes the renaming last through a power failure, where the system can.
-fn sync_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()?;

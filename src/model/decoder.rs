@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Between any two lines stands a barrier. Each output is summed by one task in a fixed order: results do not depend on the
-//! number of workers. Every `SAFETY` below rests on that table: in a phase, tasks write disjoint parts, and what they read
+//! number of workers. An [`observe`](super::observe) phase stands before each product where somebody looks. Every `SAFETY` below rests on that table: in a phase, tasks write disjoint parts, and what they read
 //! was written before the last barrier.
 #![allow(unsafe_code)]
 
@@ -24,7 +24,8 @@ use super::attention::{Run, Tile};
 use super::cache::KvCache;
 use super::config::Config;
 use super::matmul::Panels;
-use super::weights::{Layer, wants};
+use super::observe::{Input, Observer};
+use super::weights::{Layer, Weight, wants};
 use super::{Model, rope};
 use oxcart_quant::act::Wants;
 use oxcart_quant::{ActBuf, Kernels, Matrix, Out, Scratch, Shared, Worker};
@@ -150,13 +151,14 @@ pub struct Plan<'a> {
     pub(super) tiles: Vec<Tile>,
     pub(super) ranges: usize,
     pub(super) range_len: usize,
+    pub(super) observer: Option<&'a Observer>,
     wanted: Vec<usize>,
     frequencies: Vec<f64>,
 }
 
 impl<'a> Plan<'a> {
-    /// Prepares a batch, whose positions and tokens the caller has checked.
-    pub fn new(m: &Model, batch: &'a Batch) -> Plan<'a> {
+    /// Prepares a batch, whose positions and tokens the caller has checked. `observer` is shown what enters each matrix.
+    pub fn new(m: &Model, batch: &'a Batch, observer: Option<&'a Observer>) -> Plan<'a> {
         let (range_len, ranges) = super::attention::ranges(batch);
         Plan {
             batch,
@@ -164,6 +166,7 @@ impl<'a> Plan<'a> {
             tiles: super::attention::tiles(batch, m.config.n_heads / m.config.n_kv_heads),
             ranges,
             range_len,
+            observer,
             wanted: (0..batch.len()).filter(|&i| batch.logits[i]).collect(),
             frequencies: rope::frequencies(&m.config.rope, m.weights.rope_factors.as_deref()),
         }
@@ -223,14 +226,23 @@ impl Pass<'_, '_> {
     }
 
     fn layer(&mut self, i: usize, l: &Layer) {
-        self.norm(&l.attn_norm, wants(self.k, [&l.q, &l.k, &l.v]));
+        let (n, b, c) = (self.n(), self.b, self.c);
+        self.norm(&l.attn_norm, self.wants([&l.q, &l.k, &l.v]));
+        self.observe((i, Input::Qkv), &b.norm_acts, c.dim, n, &[(0, 0..n)]);
         self.qkv(l);
         self.rotate_and_store(i, &l.qkv_bias);
         self.attend(i);
-        self.merge(wants(self.k, [&l.o]));
-        let acts = &self.b.attn_acts;
-        self.add_product(l.o.matrix(), acts, self.c.q_dim());
-        self.feed_forward(l);
+        self.merge(self.wants([&l.o]));
+        self.observe((i, Input::AttnOutput), &b.attn_acts, c.q_dim(), n, &[(0, 0..n)]);
+        self.add_product(l.o.matrix(), &b.attn_acts, c.q_dim());
+        self.feed_forward(i, l);
+    }
+
+    /// The encodings that matrices want of their common input; also the values themselves where somebody looks at them.
+    pub fn wants<'w>(&self, weights: impl IntoIterator<Item = &'w Weight>) -> Wants {
+        let mut wants = wants(self.k, weights);
+        wants.f32 |= self.plan.observer.is_some();
+        wants
     }
 
     /// `norm_acts = encode(rmsnorm(x) * weight)`.
@@ -290,6 +302,12 @@ impl Pass<'_, '_> {
 
     fn logits(&mut self, m: &Model, sink: &(dyn Fn(usize, &[f32]) + Sync)) {
         let (dim, vocab) = (self.c.dim, self.c.n_vocab);
+        if self.plan.observer.is_some() {
+            // Of all tokens, whether their logits are wanted or not.
+            let (n, acts) = (self.n(), &self.b.norm_acts);
+            self.norm(&m.weights.output_norm, self.wants([]));
+            self.observe((self.c.n_layers, Input::Output), acts, dim, n, &[(0, 0..n)]);
+        }
         let output = m.weights.output.matrix();
         let wants = wants(self.k, [&m.weights.output]);
         for (chunk, tokens) in self.plan.wanted.chunks(LOGITS_ROWS).enumerate() {

@@ -6,7 +6,8 @@
 
 use super::decoder::{Local, Pass};
 use super::matmul::Panels;
-use super::weights::{Ffn, Layer, wants};
+use super::observe::Input;
+use super::weights::{Ffn, Layer};
 use oxcart_quant::act::Wants;
 use oxcart_quant::format::SLAB;
 use oxcart_quant::{ActBuf, Acts, Out};
@@ -20,18 +21,18 @@ struct Share {
 
 impl Pass<'_, '_> {
     /// `x += ffn(rmsnorm(x))`.
-    pub fn feed_forward(&mut self, l: &Layer) {
-        let f = &l.ffn;
-        let (inner, outer) = (wants(self.k, [&f.gate, &f.up]), wants(self.k, [&f.down]));
-        match self.c.experts {
+    pub fn feed_forward(&mut self, i: usize, l: &Layer) {
+        let (f, b, c, n) = (&l.ffn, self.b, self.c, self.n());
+        let (inner, outer) = (self.wants([&f.gate, &f.up]), self.wants([&f.down]));
+        match c.experts {
             None => {
                 self.norm(&l.ffn_norm, inner);
-                let n = self.n();
-                self.gate_up(f, outer, &self.b.norm_acts, &[Share { expert: 0, slots: 0..n }], n);
-                let acts = &self.b.ffn_acts;
-                self.add_product(f.down.matrix(), acts, self.c.ffn_dim);
+                self.observe((i, Input::GateUp), &b.norm_acts, c.dim, n, &[(0, 0..n)]);
+                self.gate_up(f, outer, &b.norm_acts, &[Share { expert: 0, slots: 0..n }], n);
+                self.observe((i, Input::Down), &b.ffn_acts, c.ffn_dim, n, &[(0, 0..n)]);
+                self.add_product(f.down.matrix(), &b.ffn_acts, c.ffn_dim);
             }
-            Some(_) => self.experts(l, inner, outer),
+            Some(_) => self.experts(i, l, inner, outer),
         }
     }
 
@@ -61,10 +62,11 @@ impl Pass<'_, '_> {
         self.w.sync();
     }
 
-    fn experts(&mut self, l: &Layer, inner: Wants, outer: Wants) {
+    fn experts(&mut self, i: usize, l: &Layer, inner: Wants, outer: Wants) {
         let e = self.c.experts.expect("called for mixtures");
         let (n, dim, used) = (self.n(), self.c.dim, e.used);
         self.route(l, inner, used);
+        self.observe((i, Input::Router), &self.b.norm_acts, dim, n, &[(0, 0..n)]);
         // Every worker lays the slots out alike: expert by expert, tokens in order.
         // SAFETY: the choices are not written in this phase.
         let (chosen, shares) = unsafe { (self.b.chosen.read(0..n * used), self.b.shares.read(0..n * used)) };
@@ -84,7 +86,13 @@ impl Pass<'_, '_> {
             unsafe { b.slot_acts.gather(inner, slots.len(), slot, &b.norm_acts, n, slots[slot] / used) };
         });
         self.w.sync();
+        let seen: Vec<_> = match self.plan.observer {
+            Some(_) => parts.iter().map(|p| (p.expert, p.slots.clone())).collect(),
+            None => Vec::new(),
+        };
+        self.observe((i, Input::GateUp), &b.slot_acts, dim, slots.len(), &seen);
         self.gate_up(&l.ffn, outer, &b.slot_acts, &parts, slots.len());
+        self.observe((i, Input::Down), &b.ffn_acts, self.c.ffn_dim, slots.len(), &seen);
 
         // A task takes its rows of all experts, in order, so that sums do not depend on who computes them.
         let down = l.ffn.down.matrix();

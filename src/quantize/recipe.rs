@@ -37,15 +37,32 @@ pub const MIXES: &[Mix] = &[
     mix("Q4_K_S", 14, Format::Q4_K),
     mix("IQ4_NL", 25, Format::IQ4_NL),
     mix("IQ4_XS", 30, Format::IQ4_XS),
+    mix("MXFP4_MOE", 38, Format::MXFP4),
     mix("Q3_K_L", 13, Format::Q3_K),
     mix("Q3_K_M", 12, Format::Q3_K),
+    mix("IQ3_M", 27, Format::IQ3_S),
     mix("Q3_K_S", 11, Format::Q3_K),
+    mix("IQ3_S", 26, Format::IQ3_S),
+    mix("IQ3_XS", 22, Format::IQ3_S),
+    mix("IQ3_XXS", 23, Format::IQ3_XXS),
     mix("Q2_K", 10, Format::Q2_K),
+    mix("Q2_K_S", 21, Format::Q2_K),
+    mix("IQ2_M", 29, Format::IQ2_S),
+    mix("IQ2_S", 28, Format::IQ2_XS),
+    mix("IQ2_XS", 20, Format::IQ2_XS),
+    mix("IQ2_XXS", 19, Format::IQ2_XXS),
     mix("TQ2_0", 37, Format::TQ2_0),
+    mix("IQ1_M", 31, Format::IQ1_M),
     mix("TQ1_0", 36, Format::TQ1_0),
+    mix("IQ1_S", 24, Format::IQ1_S),
 ];
 
 impl Mix {
+    /// Whether it spends so little that most of its exceptions are others than those of the larger ones.
+    fn is_smallest(&self) -> bool {
+        matches!(self.name, "IQ1_S" | "IQ1_M" | "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M")
+    }
+
     /// A mixture by name, in any case.
     pub fn named(name: &str) -> Option<&'static Mix> {
         MIXES.iter().find(|m| m.name.eq_ignore_ascii_case(name))
@@ -75,10 +92,11 @@ struct Shape {
     tied: bool, // the embeddings serve as output matrix
     is_70b: bool,
     n_attn_v: u64,
+    importance: bool, // an importance matrix is given
 }
 
 impl Shape {
-    fn of(g: &Source) -> Result<Shape, RecipeError> {
+    fn of(g: &Source, importance: bool) -> Result<Shape, RecipeError> {
         let arch = g.str("general.architecture")?.unwrap_or_default();
         if !["llama", "qwen2"].contains(&arch) {
             return Err(RecipeError::Architecture(arch.to_string()));
@@ -93,7 +111,8 @@ impl Shape {
         let n_attn_v = g.tensors().iter().filter(|t| Role::of(&t.name) == Role::AttnV).count() as u64;
         // llama.cpp gives 70B models, told by their depth, more bits for the few KV heads that they have.
         let is_70b = n_layer == 80 && (arch == "qwen2" || heads != kv);
-        Ok(Shape { n_layer, gqa: heads / kv, n_expert, tied: g.tensor("output.weight").is_none(), is_70b, n_attn_v })
+        let tied = g.tensor("output.weight").is_none();
+        Ok(Shape { n_layer, gqa: heads / kv, n_expert, tied, is_70b, n_attn_v, importance })
     }
 
     /// The layers of which mixtures with M in their name keep more bits: the first and last eighth, and every third between.
@@ -126,7 +145,10 @@ enum Role {
     Embedding,
     AttnV,
     AttnK,
+    AttnQ,
     AttnOutput,
+    FfnUp,
+    FfnGate,
     FfnDown,
     Other,
 }
@@ -138,7 +160,10 @@ impl Role {
             "token_embd.weight" => Role::Embedding,
             n if n.contains("attn_v.weight") => Role::AttnV,
             n if n.contains("attn_k.weight") => Role::AttnK,
+            n if n.contains("attn_q.weight") => Role::AttnQ,
             n if n.contains("attn_output.weight") => Role::AttnOutput,
+            n if n.contains("ffn_up") => Role::FfnUp,
+            n if n.contains("ffn_gate") => Role::FfnGate,
             n if n.contains("ffn_down") => Role::FfnDown,
             _ => Role::Other,
         }
@@ -153,9 +178,16 @@ pub fn layer(name: &str) -> Option<u64> {
 /// The format of every tensor of a model, in the order of `tensors`; `None` where it stays as it is.
 ///
 /// `tensors` are in llama.cpp's order (layers by number, names in a layer by letter): some recipes count as they go.
-pub fn recipe(g: &Source, tensors: &[&Tensor], mix: &Mix, wishes: &Wishes) -> Result<Vec<Option<Format>>, RecipeError> {
-    let shape = Shape::of(g)?;
-    let (mut attn_v, mut ffn_down) = (0, 0);
+/// `importance` tells whether an importance matrix is given.
+pub fn recipe(
+    g: &Source,
+    tensors: &[&Tensor],
+    mix: &Mix,
+    wishes: &Wishes,
+    importance: bool,
+) -> Result<Vec<Option<Format>>, RecipeError> {
+    let shape = Shape::of(g, importance)?;
+    let mut counts = Counts::default();
     let mut formats = Vec::with_capacity(tensors.len());
     for t in tensors {
         if !is_matrix(t) || wishes.leave_output && t.name == "output.weight" {
@@ -176,7 +208,7 @@ pub fn recipe(g: &Source, tensors: &[&Tensor], mix: &Mix, wishes: &Wishes) -> Re
             (None, None) => {
                 let mut f = mix.format;
                 if !wishes.pure {
-                    f = role_format(&shape, mix, role, t, (&mut attn_v, &mut ffn_down), wishes)?;
+                    f = role_format(&shape, mix, role, t, &mut counts, wishes)?;
                 }
                 narrow(f, t.dims[0])
             }
@@ -199,84 +231,160 @@ fn is_matrix(t: &Tensor) -> bool {
         && !t.name.contains("ffn_gate_inp.weight")
 }
 
+/// Tensors of a role that were met before.
+#[derive(Default)]
+struct Counts {
+    attn_v: u64,
+    ffn_up: u64,
+    ffn_gate: u64,
+    ffn_down: u64,
+}
+
+/// The number of this tensor among those of its role, which is that of its layer.
+fn next(count: &mut u64, s: &Shape, t: &Tensor) -> Result<u64, RecipeError> {
+    let i = *count;
+    *count += 1;
+    if s.n_expert <= 1 {
+        return Ok(i);
+    }
+    // Names order the experts' tensors; counting would not.
+    layer(&t.name).filter(|&i| i < s.n_layer).ok_or_else(|| RecipeError::Layer(t.name.clone()))
+}
+
+/// Whether a tensor in this format is garbage without an importance matrix: llama.cpp refuses to make it.
+pub(super) fn needs_importance(name: &str, f: Format, mix: &Mix) -> bool {
+    use Format::*;
+    let multiplied = !matches!(Role::of(name), Role::Embedding | Role::Output);
+    multiplied && (matches!(f, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS) || f == Q2_K && mix.name == "Q2_K_S")
+}
+
 /// The recipe proper.
 fn role_format(
     s: &Shape,
     mix: &Mix,
     role: Role,
     t: &Tensor,
-    (attn_v, ffn_down): (&mut u64, &mut u64),
+    counts: &mut Counts,
     wishes: &Wishes,
 ) -> Result<Format, RecipeError> {
     use Format::*;
-    let mut f = mix.format;
-    let eight_experts = s.n_expert == 8;
+    let f = mix.format;
     match role {
-        Role::Output => f = output(f, t.dims[0]),
-        Role::Embedding if s.tied => f = wishes.output.unwrap_or(output(f, t.dims[0])),
-        Role::Embedding if matches!(f, TQ1_0 | TQ2_0) => f = Q4_K,
+        Role::Output => return Ok(output(mix, t.dims[0])),
+        Role::Embedding if s.tied => return Ok(wishes.output.unwrap_or(output(mix, t.dims[0]))),
+        _ if mix.name == "MXFP4_MOE" => return Ok(if t.dims.get(2).is_some_and(|&n| n > 1) { MXFP4 } else { Q8_0 }),
+        Role::Embedding => {
+            return Ok(match mix.name {
+                "IQ1_S" | "IQ1_M" | "IQ2_XXS" | "IQ2_XS" => Q2_K,
+                "IQ2_S" | "IQ2_M" | "IQ3_XXS" => IQ3_S,
+                "TQ1_0" | "TQ2_0" => Q4_K,
+                _ => f,
+            });
+        }
+        _ if mix.is_smallest() => return Ok(smallest(s, mix, role, counts)),
+        _ => (),
+    }
+    let (n, eight_experts, few_kv) = (s.n_layer, s.n_expert == 8, s.gqa >= 4);
+    Ok(match role {
         Role::AttnV => {
-            let i = *attn_v;
-            *attn_v += 1;
-            f = match mix.name {
-                "Q2_K" if s.gqa >= 4 => Q4_K,
+            let i = counts.attn_v;
+            counts.attn_v += 1;
+            let f = match mix.name {
+                "Q2_K" | "Q2_K_S" | "IQ3_XXS" | "IQ3_XS" | "IQ3_S" if few_kv => Q4_K,
                 "Q2_K" => Q3_K,
+                "IQ3_XXS" if !s.importance => IQ3_S,
+                "IQ3_M" => Q4_K,
                 "Q3_K_M" if i < 2 => Q5_K,
                 "Q3_K_M" => Q4_K,
                 "Q3_K_L" => Q5_K,
-                "IQ4_NL" | "IQ4_XS" if s.gqa >= 4 => Q5_K,
+                "IQ4_NL" | "IQ4_XS" if few_kv => Q5_K,
                 "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, s.n_attn_v) => Q6_K,
                 "Q4_K_S" if i < 4 => Q5_K,
                 _ => f,
             };
-            if s.is_70b && matches!(f, Q3_K | Q4_K) {
-                f = Q5_K;
-            }
-            if eight_experts {
-                f = Q8_0;
+            match f {
+                _ if eight_experts => Q8_0,
+                Q3_K | Q4_K if s.is_70b => Q5_K,
+                f => f,
             }
         }
-        Role::AttnK if eight_experts => f = Q8_0,
+        Role::AttnK if eight_experts => Q8_0,
+        Role::AttnK | Role::AttnQ => match mix.name {
+            "IQ3_XS" => IQ3_XXS,
+            "IQ3_XXS" => IQ2_S,
+            _ => f,
+        },
         Role::FfnDown => {
-            let mut i = *ffn_down;
-            *ffn_down += 1;
-            if s.n_expert > 1 {
-                // Names order the experts' tensors; counting would not.
-                i = layer(&t.name).filter(|&i| i < s.n_layer).ok_or_else(|| RecipeError::Layer(t.name.clone()))?;
-            }
-            let n = s.n_layer;
-            f = match mix.name {
+            let i = next(&mut counts.ffn_down, s, t)?;
+            match mix.name {
                 "Q2_K" => Q3_K,
+                "Q2_K_S" if i < n / 8 => Q4_K,
+                "IQ3_XXS" if i < n / 8 && !s.importance => Q4_K,
+                "IQ3_XXS" if !s.importance => Q3_K,
+                "IQ3_M" if i < n / 8 || eight_experts && Shape::more_bits(i, n) => Q4_K,
                 "Q3_K_M" if i < n / 16 => Q5_K,
                 "Q3_K_M" => Q4_K,
                 "Q3_K_L" => Q5_K,
                 "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, n) => Q6_K,
-                "IQ4_NL" | "IQ4_XS" | "Q4_K_S" if i < n / 8 => Q5_K,
-                _ => f,
-            };
-        }
-        Role::AttnOutput if eight_experts => {
-            f = match mix.name {
-                "Q2_K" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "IQ4_XS" | "Q4_K_S" | "Q4_K_M" => Q5_K,
-                _ => f,
-            };
-        }
-        Role::AttnOutput => {
-            f = match mix.name {
-                "Q2_K" => Q3_K,
-                "Q3_K_M" => Q4_K,
-                "Q3_K_L" => Q5_K,
+                "IQ4_NL" | "IQ4_XS" if i < n / 8 && !s.importance => Q5_K,
+                "Q4_K_S" if i < n / 8 => Q5_K,
+                "Q4_0" if i < n / 8 && s.importance => Q4_1,
+                "Q5_0" if i < n / 8 && s.importance => Q5_1,
                 _ => f,
             }
         }
-        _ => (),
+        Role::AttnOutput if eight_experts => match mix.name {
+            "Q2_K" | "IQ3_XXS" | "IQ3_XS" | "IQ3_S" | "IQ3_M" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "IQ4_XS"
+            | "Q4_K_S" | "Q4_K_M" => Q5_K,
+            _ => f,
+        },
+        Role::AttnOutput => match mix.name {
+            "Q2_K" => Q3_K,
+            "IQ3_XXS" => IQ3_S,
+            "Q3_K_M" | "IQ3_M" => Q4_K,
+            "Q3_K_L" => Q5_K,
+            _ => f,
+        },
+        Role::FfnUp | Role::FfnGate => {
+            let count = if role == Role::FfnUp { &mut counts.ffn_up } else { &mut counts.ffn_gate };
+            let i = next(count, s, t)?;
+            if mix.name == "IQ3_XS" && (n / 8..7 * n / 8).contains(&i) { IQ3_XXS } else { f }
+        }
+        _ => f,
+    })
+}
+
+/// The recipes of the mixtures of one and two bits.
+fn smallest(s: &Shape, mix: &Mix, role: Role, counts: &mut Counts) -> Format {
+    use Format::*;
+    let larger = matches!(mix.name, "IQ2_S" | "IQ2_M");
+    let some_more = if larger { IQ3_S } else { Q2_K };
+    match role {
+        Role::AttnV if s.gqa >= 4 || s.n_expert >= 4 => Q4_K,
+        Role::AttnV => some_more,
+        Role::AttnK if s.n_expert == 8 => Q4_K,
+        Role::FfnDown => {
+            let i = counts.ffn_down;
+            counts.ffn_down += 1;
+            if i < s.n_layer / 8 { some_more } else { mix.format }
+        }
+        Role::AttnOutput if s.n_expert == 8 => Q5_K,
+        Role::AttnOutput if larger => IQ3_S,
+        Role::AttnOutput if matches!(mix.name, "IQ1_S" | "IQ1_M") => IQ2_XXS,
+        _ => mix.format,
     }
-    Ok(f)
 }
 
 /// The output matrix: it decides the next token alone, so it keeps more bits than the rest.
-fn output(f: Format, cols: u64) -> Format {
-    if f == Format::Q8_0 || !cols.is_multiple_of(f.spec().block_len as u64) { Format::Q8_0 } else { Format::Q6_K }
+fn output(mix: &Mix, cols: u64) -> Format {
+    let fits = cols.is_multiple_of(mix.format.spec().block_len as u64);
+    match mix.name {
+        "MXFP4_MOE" | "Q8_0" => Format::Q8_0,
+        _ if !fits => Format::Q8_0,
+        "IQ3_XXS" => Format::Q5_K,
+        _ if mix.is_smallest() => Format::Q5_K,
+        _ => Format::Q6_K,
+    }
 }
 
 /// A format whose blocks fit the width.
@@ -287,7 +395,7 @@ fn narrow(f: Format, cols: u64) -> Format {
         return f;
     }
     let smaller = match f {
-        IQ4_XS => IQ4_NL,
+        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
         Q2_K | Q3_K | TQ1_0 | TQ2_0 => Q4_0,
         Q4_K => Q5_0,
         Q5_K => Q5_1,

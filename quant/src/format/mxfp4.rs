@@ -12,7 +12,7 @@ pub(super) const OFFSET: i32 = 12;
 pub(crate) const CODES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 /// `2^(e - 128)`; the two smallest are subnormal.
-fn scale(e: u8) -> f32 {
+pub(crate) fn scale(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
 }
 

@@ -275,12 +275,27 @@ pub(super) fn affine<V: Lanes, const N: usize, const ABS: bool>(
     Affine { scale: zero.below(flat, zero, scale), min: V::splat(-0.0).sub(min), q }
 }
 
-/// Weighted squares of what codes `0..=n` miss at a scale of `1 / iscale`.
+/// A code as the byte in which it is kept: a negative one comes back as 256 more. Only values that should not be negative
+/// have such codes; the grids of IQ2_XXS meet them, where a sign is changed for parity's sake, and ggml's bytes depend on it.
 #[inline(always)]
-fn positive_error<V: Lanes, const N: usize>(x: &Groups<V, N>, w: &Groups<V, N>, n: f32, iscale: V) -> V {
+fn byte<V: Lanes>(l: V) -> V {
+    // Down to a whole multiple of 256.
+    let wraps = round(l.sub(V::splat(127.5)).mul(V::splat(1.0 / 256.0)));
+    l.sub(wraps.mul(V::splat(256.0)))
+}
+
+/// Weighted squares of what codes `0..=n` miss at a scale of `1 / iscale`; with `KEPT`, of the codes as they are kept.
+#[inline(always)]
+fn positive_error<V: Lanes, const N: usize, const KEPT: bool>(
+    x: &Groups<V, N>,
+    w: &Groups<V, N>,
+    n: f32,
+    iscale: V,
+) -> V {
     let (scale, mut error) = (V::splat(1.0).div(iscale), V::splat(0.0));
     for i in 0..N {
-        let l = round(iscale.mul(x[i])).min(V::splat(n));
+        let l = round(iscale.mul(x[i]));
+        let l = if KEPT { byte(l) } else { l.min(V::splat(n)) };
         let d = x[i].sub(scale.mul(l));
         error = error.add(w[i].mul(d).mul(d));
     }
@@ -296,22 +311,22 @@ pub(super) fn positive<V: Lanes, const N: usize>(x: &Groups<V, N>, w: &Groups<V,
         max = max.below(x, x, max);
     }
     let mut iscale = V::splat(n).div(max);
-    let mut best = positive_error(x, w, n, iscale);
+    let mut best = positive_error::<V, N, true>(x, w, n, iscale);
     for step in (-4..=4).filter(|&s| s != 0) {
         let candidate = V::splat(0.1 * step as f32 + n).div(max);
-        let e = positive_error(x, w, n, candidate);
+        let e = positive_error::<V, N, false>(x, w, n, candidate);
         iscale = e.below(best, candidate, iscale);
         best = e.below(best, e, best);
     }
     let (mut lx, mut l2, mut q) = (zero, zero, [zero; N]);
     for i in 0..N {
         let l = round(iscale.mul(x[i])).min(V::splat(n));
-        q[i] = l;
+        q[i] = byte(l);
         lx = lx.add(w[i].mul(x[i]).mul(l));
         l2 = l2.add(w[i].mul(l).mul(l));
     }
     for _ in 0..5 {
-        let before = q;
+        let mut changed = zero;
         for i in 0..N {
             let wx = w[i].mul(x[i]);
             let without_lx = lx.sub(wx.mul(q[i]));
@@ -325,11 +340,9 @@ pub(super) fn positive<V: Lanes, const N: usize>(x: &Groups<V, N>, w: &Groups<V,
             let limit = lx.mul(lx).mul(new_l2).max(zero);
             lx = limit.below(gain, new_lx, lx);
             l2 = limit.below(gain, new_l2, l2);
-            q[i] = limit.below(gain, l, q[i]);
-        }
-        let mut changed = zero;
-        for i in 0..N {
-            changed = changed.add(q[i].sub(before[i]).abs());
+            q[i] = limit.below(gain, byte(l), q[i]);
+            // Also where a code that was kept as another byte is set to what it was.
+            changed = limit.below(gain, V::splat(1.0), changed);
         }
         if lanes(changed).iter().all(|&c| c == 0.0) {
             break;

@@ -37,13 +37,13 @@ const fn levels<const N: usize, const VALUES: usize, const LEVELS: usize>(
 }
 
 /// The levels of IQ2_XXS and IQ2_XS; IQ2_S has them too. (A fourth would fit; none of the grids uses one.)
-const LEVELS_2: [u8; 4] = [8, 25, 43, 0];
+pub(crate) const LEVELS_2: [u8; 4] = [8, 25, 43, 0];
 /// Of IQ3_XXS.
-const LEVELS_3_XXS: [u8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
+pub(crate) const LEVELS_3_XXS: [u8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
 /// Of IQ3_S.
-const LEVELS_3_S: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
+pub(crate) const LEVELS_3_S: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 /// Of IQ1_S and IQ1_M: 8 times -1, 0 and 1, plus 9.
-const LEVELS_1: [u8; 4] = [1, 9, 17, 0];
+pub(crate) const LEVELS_1: [u8; 4] = [1, 9, 17, 0];
 
 pub(crate) static IQ2_XXS: [[u8; 8]; 256] = levels(words(IQ2_XXS_WORDS), 2, LEVELS_2);
 pub(crate) static IQ2_XS: [[u8; 8]; 512] = levels(words(IQ2_XS_WORDS), 2, LEVELS_2);

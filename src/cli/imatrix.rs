@@ -1,0 +1,247 @@
+//! `oxcart imatrix`: collects an importance matrix over a text, with llama-imatrix's flags.
+
+use super::engine::{EngineArgs, SessionArgs, facts};
+use super::interrupt::interruptible;
+use crate::imatrix::collect::{self, Collector};
+use crate::imatrix::statistics::Statistics;
+use crate::imatrix::{FileFormat, Imatrix};
+use crate::perplexity::{Score, chunks, score};
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Flags as llama-imatrix has them.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    session: SessionArgs,
+    /// The text; without one, only the files of --in-file are joined
+    #[arg(short, long, value_name = "FILE", required_unless_present = "in_file")]
+    file: Option<PathBuf>,
+    /// The file to write
+    #[arg(short, long, visible_alias = "output-file", value_name = "FILE", default_value = "imatrix.gguf")]
+    output: PathBuf,
+    /// How it is written: gguf, or dat as older programs read it
+    #[arg(long, value_name = "FORMAT", default_value = "gguf", value_parser = format)]
+    output_format: FileFormat,
+    /// Add what these files hold; may be repeated
+    #[arg(long, value_name = "FILE")]
+    in_file: Vec<PathBuf>,
+    /// Write the output every N chunks
+    #[arg(long, visible_alias = "ofreq", value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    output_frequency: u32,
+    /// Keep a copy, OUTPUT.at_CHUNK, every N chunks; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    save_frequency: u32,
+    /// Leave out the first N chunks
+    #[arg(long, visible_alias = "from-chunk", value_name = "N", default_value_t = 0)]
+    chunk: usize,
+    /// Read at most N chunks
+    #[arg(long, value_name = "N")]
+    chunks: Option<usize>,
+    /// Tokens of a chunk
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
+    ctx_size: u32,
+    /// Tokens of a batch: so many chunks are computed together as it holds
+    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    batch_size: usize,
+    /// Collect also for the output matrix
+    #[arg(long)]
+    process_output: bool,
+    /// Do not compute the perplexity, which saves the output matrix
+    #[arg(long)]
+    no_ppl: bool,
+    /// Read the text's special tokens (<|im_end|>) as such
+    #[arg(long)]
+    parse_special: bool,
+    /// Print how importance is spread over the columns of each tensor of the one --in-file, and do nothing else
+    #[arg(long, requires = "in_file", conflicts_with = "file")]
+    show_statistics: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn format(s: &str) -> Result<FileFormat, String> {
+    match s {
+        "gguf" => Ok(FileFormat::Gguf),
+        "dat" => Ok(FileFormat::Dat),
+        _ => Err("expected gguf or dat".into()),
+    }
+}
+
+pub fn run(a: Args) -> anyhow::Result<()> {
+    if a.show_statistics {
+        return show_statistics(&a);
+    }
+    let mut known = Imatrix { chunk_size: a.ctx_size, ..Imatrix::default() };
+    for file in &a.in_file {
+        let m = Imatrix::read(file)?;
+        eprintln!("imatrix: {}: {} entries, {} chunks", file.display(), m.entries.len(), m.chunks);
+        known.join(&m).map_err(|problem| anyhow::anyhow!("{}: entry {problem}", file.display()))?;
+    }
+    match &a.file {
+        None => {
+            known.write(&a.output, a.output_format)?;
+            report(&a, &known, None, 0.0)
+        }
+        Some(text) => collect(&a, &known, text),
+    }
+}
+
+/// A line for each tensor, those of one role together and the largest sums first.
+fn show_statistics(a: &Args) -> anyhow::Result<()> {
+    let [file] = a.in_file.as_slice() else { bail!("--show-statistics: {} files, expected one", a.in_file.len()) };
+    let m = Imatrix::read(file)?;
+    let mut all: Vec<_> = m.entries.keys().filter_map(|name| Some((name, Statistics::of(&m, name)?))).collect();
+    let role = |name: &str| name.splitn(3, '.').last().unwrap_or_default().to_string();
+    all.sort_by(|(a, x), (b, y)| role(a).cmp(&role(b)).then(y.sum.total_cmp(&x.sum)));
+    let out = &mut std::io::stdout().lock();
+    if a.json {
+        let line = |(name, s): &(&String, Statistics)| {
+            serde_json::json!({
+                "name": name, "columns": s.columns, "sum": s.sum, "min": s.min, "max": s.max, "mean": s.mean,
+                "deviation": s.deviation, "active": s.active, "entropy": s.entropy, "outliers": s.outliers,
+                "cosine_to_layer_before": s.cosine,
+            })
+        };
+        let lines: Vec<_> = all.iter().map(line).collect();
+        writeln!(out, "{}", serde_json::json!({ "file": file, "chunks": m.chunks, "tensors": lines }))?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{:32} {:>12} {:>10} {:>12} {:>10} {:>10} {:>8} {:>6} {:>8} {:>9} {:>7} {:>7}",
+        "tensor", "sum E[x^2]", "min", "max", "mean", "std", "active", "N", "entropy", "E (norm)", "ZD", "CosSim"
+    )?;
+    for (name, s) in &all {
+        let norm = 100.0 * s.entropy / (s.columns as f64).log2();
+        let cosine = s.cosine.map_or("-".to_string(), |c| format!("{c:.4}"));
+        writeln!(
+            out,
+            "{name:32} {:12.2} {:10.4} {:12.4} {:10.4} {:10.4} {:7.2}% {:6} {:8.4} {norm:8.2}% {:6.2}% {cosine:>7}",
+            s.sum,
+            s.min,
+            s.max,
+            s.mean,
+            s.deviation,
+            100.0 * s.active,
+            s.columns,
+            s.entropy,
+            100.0 * s.outliers
+        )?;
+    }
+    Ok(())
+}
+
+/// What the files hold and what was seen of the text.
+fn joined(known: &Imatrix, seen: &Collector, a: &Args, text: &Path) -> anyhow::Result<Imatrix> {
+    let mut seen = seen.imatrix(a.ctx_size)?;
+    seen.datasets.push(text.display().to_string());
+    let mut m = known.clone();
+    m.join(&seen).map_err(|problem| anyhow::anyhow!("--in-file: this model has other sizes: entry {problem}"))?;
+    Ok(m)
+}
+
+fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
+    let e = a.engine.open()?;
+    let bytes = std::fs::read(text).with_context(|| text.display().to_string())?;
+    let context = a.ctx_size as usize;
+    let tokens = e.tokenizer.encode(&bytes, true, a.parse_special).with_context(|| text.display().to_string())?;
+    let skip = a.chunk.saturating_mul(context);
+    let tokens = tokens.get(skip..).with_context(|| {
+        format!("{}: {} tokens, fewer than --chunk {} leaves out", text.display(), tokens.len(), a.chunk)
+    })?;
+    let n = chunks(tokens.len(), context).with_context(|| text.display().to_string())?;
+    let n = a.chunks.map_or(n, |limit| limit.min(n));
+    if n == 0 {
+        bail!("--chunks 0: expected at least 1");
+    }
+    let n_seq = (a.batch_size / context).clamp(1, n);
+    let mut s = e.session(&a.session.options(context, n_seq))?;
+    let own_output = e.gguf.tensor("output.weight").is_some();
+    if a.process_output && !own_output {
+        eprintln!("imatrix: this model's output matrix is its token embeddings; none is collected for it");
+    }
+    let collector = Arc::new(Collector::new(&e.model.config, a.process_output && own_output));
+    s.observe(Arc::new({
+        let collector = collector.clone();
+        move |seen: &_| collector.see(seen)
+    }));
+    eprintln!("{}", facts(&e, context));
+    eprintln!("imatrix: computing over {n} chunks, n_ctx={context}, batch_size={}, n_seq={n_seq}", a.batch_size);
+
+    let stop = interruptible()?;
+    let bar = if a.no_ppl || a.json { ProgressBar::new((n * context) as u64) } else { ProgressBar::hidden() };
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} tokens {per_sec} {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let (mut total, mut done, start) = (Score::default(), 0, Instant::now());
+    while done < n && !stop.asked() {
+        let count = n_seq.min(n - done);
+        match a.no_ppl {
+            true => collect::read(&mut s, tokens, done, count)?,
+            false => {
+                for (i, s) in score(&mut s, tokens, done, count)?.iter().enumerate() {
+                    total.join(s);
+                    if !a.json {
+                        print!("[{}]{:.4},", done + i + 1, total.perplexity());
+                        std::io::stdout().flush()?;
+                    }
+                }
+            }
+        }
+        if done == 0 {
+            let left = start.elapsed().as_secs_f64() * (n.div_ceil(n_seq) - 1) as f64 / 60.0;
+            eprintln!("imatrix: {:.2} seconds per pass - ETA {left:.2} minutes", start.elapsed().as_secs_f64());
+        }
+        done += count;
+        bar.inc((count * context) as u64);
+        // Whether a multiple of the frequency was passed.
+        let due = |frequency: u32| done % (frequency as usize) < count;
+        if done < n && due(a.output_frequency) {
+            joined(known, &collector, a, text)?.write(&a.output, a.output_format)?;
+        }
+        if a.save_frequency > 0 && due(a.save_frequency) {
+            let mut copy = a.output.clone().into_os_string();
+            copy.push(format!(".at_{}", known.chunks as usize + done));
+            joined(known, &collector, a, text)?.write(copy.as_ref(), a.output_format)?;
+        }
+    }
+    bar.finish_and_clear();
+    if !a.no_ppl && !a.json && done > 0 {
+        println!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
+    }
+    if done == 0 {
+        bail!("stopped; nothing was written");
+    }
+    let m = joined(known, &collector, a, text)?;
+    m.write(&a.output, a.output_format)?;
+    if done < n {
+        bail!("stopped after {done} of {n} chunks, which {} holds", a.output.display());
+    }
+    report(a, &m, (!a.no_ppl).then_some(total), start.elapsed().as_secs_f64())
+}
+
+fn report(a: &Args, m: &Imatrix, score: Option<Score>, seconds: f64) -> anyhow::Result<()> {
+    for (name, e) in &m.entries {
+        let unseen = e.counts.iter().filter(|&&c| c == 0).count();
+        if unseen > 0 {
+            eprintln!("imatrix: {name}: {unseen} of {} experts saw no token", e.counts.len());
+        }
+    }
+    if a.json {
+        let result = serde_json::json!({
+            "output": a.output, "entries": m.entries.len(), "chunks": m.chunks, "chunk_size": m.chunk_size,
+            "datasets": m.datasets, "ppl": score.map(|s| s.perplexity()), "seconds": seconds,
+        });
+        println!("{result}");
+    } else {
+        println!("{}: {} entries, {} chunks", a.output.display(), m.entries.len(), m.chunks);
+    }
+    Ok(())
+}
