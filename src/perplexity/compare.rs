@@ -84,13 +84,16 @@ pub fn group(models: &mut [Contender], tokens: &[u32], first: usize, count: usiz
         kept[i].get_or_init(|| Row::exact(logits));
         Ok(nll(logits, next))
     })?;
-    reference.score.join(&Score::of(&nlls));
+    // Chunk by chunk, so that sums are those of a run of each model alone.
+    let scored = rows(reference.session.context());
+    nlls.chunks(scored).for_each(|c| reference.score.join(&Score::of(c)));
     for m in others {
         let found: Vec<Token> = m.feed(tokens, first, count, |i, next, logits| {
             Ok(kept[i].get().map_or(Token::default(), |row| Token::compare(logits, row, next)))
         })?;
         found.iter().for_each(|t| m.divergence.push(t));
-        m.score.join(&Score::of(&found.iter().map(|t| t.nll).collect::<Vec<_>>()));
+        let nlls: Vec<f64> = found.iter().map(|t| t.nll).collect();
+        nlls.chunks(scored).for_each(|c| m.score.join(&Score::of(c)));
     }
     Ok(())
 }
