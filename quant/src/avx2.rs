@@ -461,7 +461,15 @@ macro_rules! slabs {
                 }
 
                 fn $store(b: &[u8], codes: &mut Codes) {
-                    store(slab::$unpack(b.try_into().unwrap_or(&padded::<$bytes>(b))), codes);
+                    let end;
+                    let whole = match b.try_into() {
+                        Ok(whole) => whole,
+                        Err(_) => {
+                            end = padded::<$bytes>(b);
+                            &end
+                        }
+                    };
+                    store(slab::$unpack(whole), codes);
                 }
             )*
         }
