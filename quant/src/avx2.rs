@@ -26,7 +26,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx2;
-use crate::panel::{Out, Panel, Scratch, ends, padded, slab_at};
+use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, slab_at};
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
@@ -243,6 +243,13 @@ avx2! {
         for s in 0..w.slabs() {
             let x: &[Q8Block; NC] = x.q8(s).try_into().expect("NC columns");
             let cols: &[Column; NC] = cols[s * NC..][..NC].try_into().expect("NC columns");
+            if let Some(next) = ahead::<BYTES>(w, r0, R, s) {
+                for r in 0..R {
+                    for line in 0..BYTES.div_ceil(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * w.row_bytes + 64 * line).cast());
+                    }
+                }
+            }
             for r in 0..R {
                 let slab = unpack(slab_at(w, row(r), s, &ends));
                 for c in 0..NC {
@@ -461,7 +468,15 @@ macro_rules! slabs {
                 }
 
                 fn $store(b: &[u8], codes: &mut Codes) {
-                    store(slab::$unpack(b.try_into().unwrap_or(&padded::<$bytes>(b))), codes);
+                    let end;
+                    let whole = match b.try_into() {
+                        Ok(whole) => whole,
+                        Err(_) => {
+                            end = padded::<$bytes>(b);
+                            &end
+                        }
+                    };
+                    store(slab::$unpack(whole), codes);
                 }
             )*
         }

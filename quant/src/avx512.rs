@@ -28,7 +28,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
-use crate::panel::{Out, Panel, Scratch, ends, padded, slab_at};
+use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, slab_at};
 use slab::{Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
@@ -208,6 +208,13 @@ avx512! {
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
             let block = |i: usize| slab_at(w, row(i), s, &ends);
+            if let Some(next) = ahead::<BYTES>(w, r0, STREAMS, s) {
+                for r in 0..STREAMS {
+                    for line in 0..BYTES.div_ceil(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * w.row_bytes + 64 * line).cast());
+                    }
+                }
+            }
             if ONE {
                 for r in 0..STREAMS {
                     sums[r] = accumulate::<MIN>(&turn(block(r)), &x[0], sums[r]);
@@ -463,7 +470,15 @@ macro_rules! slabs {
                 }
 
                 fn $store(b: &[u8], codes: &mut Codes) {
-                    store::<$group, $paired>(slab::$unpack(b.try_into().unwrap_or(&padded::<$bytes>(b))), codes);
+                    let end;
+                    let whole = match b.try_into() {
+                        Ok(whole) => whole,
+                        Err(_) => {
+                            end = padded::<$bytes>(b);
+                            &end
+                        }
+                    };
+                    store::<$group, $paired>(slab::$unpack(whole), codes);
                 }
             )*
         }

@@ -181,6 +181,22 @@ pub(crate) fn ends<const BYTES: usize>(w: &Panel<'_>, first: usize, last: usize)
     Some((first, ends))
 }
 
+/// Slabs that a stream is asked for before its turn: some 2 KB, the time that memory takes to answer.
+const AHEAD: usize = 12;
+
+/// What a gemv that reads `streams` rows from `r0` on side by side will read [`AHEAD`] slabs after slab `s` of the first of
+/// them: in the same rows, or at the head of the next ones. The other streams' lie whole rows further on. `None` where the
+/// panel ends before.
+///
+/// The hardware's prefetchers begin anew with every row and page; asked for by hand, memory gave up to a third more.
+#[inline(always)]
+pub(crate) fn ahead<const BYTES: usize>(w: &Panel<'_>, r0: usize, streams: usize, s: usize) -> Option<*const u8> {
+    let slabs = w.slabs();
+    let to = s + AHEAD.min(slabs);
+    let (row, slab) = if to < slabs { (r0, to) } else { (r0 + streams, to - slabs) };
+    (row < w.rows).then(|| w.data.as_ptr().wrapping_add(row * w.row_bytes + slab * BYTES))
+}
+
 /// Where a kernel writes: element (row, column) at `column * stride + row`.
 pub struct Out<'a> {
     ptr: *mut f32,
