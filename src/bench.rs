@@ -3,6 +3,7 @@
 
 use crate::engine::{Engine, EngineError, Session, SessionOptions};
 use crate::model::Batch;
+use crate::plan::Probe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -60,7 +61,7 @@ pub fn mean_and_deviation(x: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 /// What the machine can do with the engine's threads and instruction set.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Streaming read of the model's own bytes, GB/s.
+    /// Streaming read of the model's own bytes, or of memory where they are not all there, GB/s.
     pub read: f64,
     /// Byte products on registers, 10^12 multiplications and additions (each counted) a second.
     pub tops: f64,
@@ -87,6 +88,11 @@ impl Bench {
         Ok(Bench { session: e.session(&SessionOptions { context, ..*o })?, tokens })
     }
 
+    /// Tokens that one reading of the weights serves.
+    pub fn walk(&self) -> usize {
+        self.session.walk()
+    }
+
     fn feed(&mut self, n: usize) -> Result<(), EngineError> {
         let at = self.session.len(0);
         self.session.forward(&Batch::of(&self.tokens[at..at + n], at, 0)).map(drop)
@@ -111,7 +117,11 @@ impl Bench {
 }
 
 /// Measures the machine's limits: some tenths of a second each.
-pub fn limits(e: &Engine) -> Limits {
+pub fn limits(e: &Engine) -> std::io::Result<Limits> {
+    if e.stream().is_some() {
+        let Probe { read, tops } = Probe::run(e.kernels, e.threads())?;
+        return Ok(Limits { read, tops });
+    }
     const PART: usize = 1 << 20;
     let ops = e.kernels.ops;
     let parts: Vec<&[u8]> =
@@ -134,7 +144,7 @@ pub fn limits(e: &Engine) -> Limits {
         });
         2.0 * products.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e12
     };
-    Limits { read, tops: median((0..5).map(tops).collect()) }
+    Ok(Limits { read, tops: median((0..5).map(tops).collect()) })
 }
 
 fn median(mut x: Vec<f64>) -> f64 {

@@ -6,17 +6,17 @@
 
 use crate::gguf::{Gguf, GgufError};
 use crate::machine::Machine;
-use crate::model::decoder::{self, Local, Plan};
+use crate::model::decoder::{self, Local, Plan, Way};
 use crate::model::observe::Observer;
-use crate::model::{Batch, Buffers, KvCache, Model, ModelError};
+use crate::model::{Batch, Buffers, Halt, KvCache, Model, ModelError, Stream};
 use crate::sample::SampleParams;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Kernels, Team};
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// How a model is opened.
 #[derive(Clone)]
@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub overrides: Vec<String>,
     /// How its makers say to sample.
     pub recommended: SampleParams,
+    /// Bytes of weights that may stay in memory; the rest is read from the disk for every pass. `None`: what fits.
+    pub resident: Option<u64>,
 }
 
 impl Default for EngineOptions {
@@ -38,6 +40,7 @@ impl Default for EngineOptions {
             kernels: Kernels::best(),
             overrides: Vec::new(),
             recommended: SampleParams::default(),
+            resident: None,
         }
     }
 }
@@ -87,6 +90,17 @@ pub enum EngineError {
         /// Bytes that can be had.
         available: u64,
     },
+    /// The weights, while they were in use.
+    #[error("{}: reading weights: {error}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        error: Arc<io::Error>,
+    },
+    /// What [`Session::watch`] asked for.
+    #[error("stopped")]
+    Stopped,
     /// A batch that does not continue its sequences.
     #[error("batch: token {index}: {problem}")]
     Batch {
@@ -95,6 +109,15 @@ pub enum EngineError {
         /// What was found and expected.
         problem: String,
     },
+}
+
+impl From<Halt> for EngineError {
+    fn from(halt: Halt) -> EngineError {
+        match halt {
+            Halt::Read { file, error } => EngineError::Read { file, error },
+            Halt::Stopped => EngineError::Stopped,
+        }
+    }
 }
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
@@ -115,7 +138,14 @@ pub struct Engine {
     /// How it computes.
     pub kernels: &'static Kernels,
     team: Team,
+    resident: Option<u64>,
+    stream: OnceLock<Stream>,
 }
+
+/// Of what memory is had, the share that is left to others where a model takes all it can.
+const SPARE: u64 = 16;
+/// Tokens that go through the layers in one walk, where a walk reads the disk.
+const WALK: usize = 4096;
 
 impl Engine {
     /// Opens a model file (any one part of a split one).
@@ -128,7 +158,16 @@ impl Engine {
         let tokenizer = Tokenizer::from_gguf(&gguf)
             .map_err(|error| EngineError::Tokenizer { file: gguf.path().to_path_buf(), error })?;
         let team = Team::new(o.threads).map_err(system("threads"))?;
-        Ok(Engine { gguf, model, tokenizer, recommended: o.recommended.clone(), kernels: o.kernels, team })
+        Ok(Engine {
+            gguf,
+            model,
+            tokenizer,
+            recommended: o.recommended.clone(),
+            kernels: o.kernels,
+            team,
+            resident: o.resident,
+            stream: OnceLock::new(),
+        })
     }
 
     /// Number of workers.
@@ -141,10 +180,16 @@ impl Engine {
         &self.team
     }
 
-    /// A timeline.
+    /// The weights' way into memory, where they do not fit there: known from the first session on.
+    pub fn stream(&self) -> Option<&Stream> {
+        self.stream.get()
+    }
+
+    /// A timeline. The first one decides which weights stay in memory.
     pub fn session(self: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineError> {
         let c = &self.model.config;
-        let ubatch = o.ubatch.clamp(1, (o.context * o.sequences).max(1));
+        let positions = (o.context * o.sequences).max(1);
+        let ubatch = o.ubatch.clamp(1, positions);
         let cache = KvCache::new(c, o.sequences, o.context, o.k_type, o.v_type)
             .map_err(system(format!("KV cache of {} sequences of {} tokens", o.sequences, o.context)))?;
         let machine = Machine::here();
@@ -153,16 +198,38 @@ impl Engine {
         if needed > available {
             return Err(EngineError::Memory { sequences: o.sequences, context: o.context, needed, available });
         }
-        let buffers = Buffers::new(c, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"))?;
+        let buffers =
+            |walk| Buffers::new(c, walk, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"));
+        let walk = ubatch.max(WALK.min(positions));
+        let room = buffers(walk)?.n_bytes() as u64;
+        // Swap is no place for weights that can be read again.
+        let free = machine.available.map(|a| a - a / SPARE);
+        let streams = self.decide(free.map(|f| f.saturating_sub(needed + room)))?;
+        let walk = if streams { walk } else { ubatch };
         Ok(Session {
             tokens: vec![Vec::new(); o.sequences],
             locals: (0..self.threads()).map(|_| Mutex::default()).collect(),
             context: o.context,
             engine: self.clone(),
             observer: None,
+            watch: None,
+            buffers: buffers(walk)?,
             cache,
-            buffers,
+            walk,
+            ubatch,
         })
+    }
+
+    /// Whether weights are streamed, given the bytes that they may take.
+    fn decide(&self, free: Option<u64>) -> Result<bool, EngineError> {
+        let Some(budget) = self.resident.or(free) else { return Ok(false) };
+        let weights = &self.model.weights;
+        if self.stream.get().is_none() && weights.n_bytes() > budget {
+            let stream = Stream::new(weights, budget).map_err(system("thread that reads weights"))?;
+            // Another session may have been first: its stream serves as well.
+            let _ = self.stream.set(stream);
+        }
+        Ok(self.stream.get().is_some())
     }
 }
 
@@ -194,9 +261,15 @@ pub struct Session {
     buffers: Buffers,
     locals: Vec<Mutex<Local>>,
     observer: Option<Arc<Observer>>,
+    watch: Option<Arc<Watch>>,
     tokens: Vec<Vec<u32>>, // of each sequence: what the cache holds
     context: usize,
+    walk: usize,   // tokens that go through the layers together
+    ubatch: usize, // tokens that go through a layer together
 }
+
+/// Is told how many layers of how many a pass has done, and may end it.
+pub type Watch = dyn Fn(usize, usize) -> ControlFlow<()> + Send + Sync;
 
 impl Session {
     /// The model.
@@ -288,9 +361,15 @@ impl Session {
         Ok(())
     }
 
-    /// Tokens of the largest forward pass.
-    pub fn ubatch(&self) -> usize {
-        self.buffers.max_batch()
+    /// Tokens that are best fed together: as many as go through the layers in one walk.
+    pub fn walk(&self) -> usize {
+        self.walk
+    }
+
+    /// Where weights are streamed and a pass takes long, `watch` is told of its way from now on. A pass that it ends is an
+    /// [`EngineError::Stopped`] and leaves the session as it was.
+    pub fn watch(&mut self, watch: Option<Arc<Watch>>) {
+        self.watch = watch;
     }
 
     /// From now on, `observer` is shown what enters each matrix.
@@ -303,18 +382,29 @@ impl Session {
     pub fn forward_each(&mut self, batch: &Batch, sink: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<(), EngineError> {
         self.check(batch)?;
         let mut done = 0;
-        for start in (0..batch.len()).step_by(self.ubatch()) {
-            let part = batch.part(start..batch.len().min(start + self.ubatch()));
-            let plan = Plan::new(&self.engine.model, &part, self.observer.as_deref());
+        for start in (0..batch.len()).step_by(self.walk) {
+            let walk = start..batch.len().min(start + self.walk);
+            let parts: Vec<Batch> =
+                walk.clone().step_by(self.ubatch).map(|i| batch.part(i..walk.end.min(i + self.ubatch))).collect();
+            let plans = Plan::of(&self.engine.model, &parts, self.observer.as_deref());
             let (e, cache, buffers, locals) = (&self.engine, &self.cache, &self.buffers, &self.locals);
+            let watch = |done: usize, of: usize| self.watch.as_ref().map_or(ControlFlow::Continue(()), |w| w(done, of));
+            let end = Mutex::new(Ok(()));
             e.team.run(|w| {
                 let mut local = locals[w.index()].lock().unwrap_or_else(|e| e.into_inner());
                 let sink = |i: usize, logits: &[f32]| sink(done + i, logits);
-                decoder::forward(w, e.kernels, &e.model, &plan, cache, buffers, &mut local, &sink);
+                let way = e.stream().map(|stream| Way { stream, watch: &watch });
+                let through = decoder::forward(w, e.kernels, &e.model, way, &plans, cache, buffers, &mut local, &sink);
+                if w.index() == 0 {
+                    *end.lock().unwrap_or_else(|e| e.into_inner()) = through;
+                }
             });
-            done += part.logits.iter().filter(|&&l| l).count();
-            for (&seq, &token) in part.seq.iter().zip(&part.tokens) {
-                self.tokens[seq as usize].push(token);
+            end.into_inner().unwrap_or_else(|e| e.into_inner())?;
+            for part in &parts {
+                done += part.logits.iter().filter(|&&l| l).count();
+                for (&seq, &token) in part.seq.iter().zip(&part.tokens) {
+                    self.tokens[seq as usize].push(token);
+                }
             }
         }
         Ok(())

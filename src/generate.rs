@@ -109,9 +109,15 @@ pub fn generate_with(
 
     let start = Instant::now();
     let mut logits = Vec::new();
-    for part in prompt[reused..].chunks(s.ubatch()) {
+    for part in prompt[reused..].chunks(s.walk()) {
         let at = s.len(0);
-        logits = s.forward(&Batch::of(part, at, 0))?;
+        logits = match s.forward(&Batch::of(part, at, 0)) {
+            Err(EngineError::Stopped) => {
+                report.prompt_time = start.elapsed();
+                return Ok(report);
+            }
+            logits => logits?,
+        };
         if listen(s, Event::Prompt { done: s.len(0) - reused, of: fed }).is_break() {
             report.prompt_time = start.elapsed();
             return Ok(report);
@@ -141,7 +147,10 @@ pub fn generate_with(
         if s.len(0) >= s.context() {
             break End::Context;
         }
-        logits = s.forward(&Batch::of(&[id], s.len(0), 0))?;
+        logits = match s.forward(&Batch::of(&[id], s.len(0), 0)) {
+            Err(EngineError::Stopped) => break End::Stopped,
+            logits => logits?,
+        };
     };
     report.time = start.elapsed();
     let rest = text.finish();

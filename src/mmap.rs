@@ -11,9 +11,9 @@
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::{Deref, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes of a mapped file, or of memory: a view into what it keeps alive. Cheap to clone.
@@ -27,8 +27,15 @@ pub struct Bytes {
 
 #[derive(Clone)]
 enum Source {
-    Mapped(Arc<Mmap>),
+    Mapped(Arc<Mapping>),
     Owned(Arc<[u8]>),
+}
+
+/// A mapped file, which stays open: what is asked of the page cache is asked of the file.
+struct Mapping {
+    map: Mmap,
+    file: File,
+    path: PathBuf,
 }
 
 impl Bytes {
@@ -50,7 +57,7 @@ impl Bytes {
         // while it is mapped is the condition that the module's text states.
         let map = unsafe { Mmap::map(&file)? };
         let range = 0..map.len();
-        Ok(Bytes { source: Source::Mapped(Arc::new(map)), range })
+        Ok(Bytes { source: Source::Mapped(Arc::new(Mapping { map, file, path: path.to_path_buf() })), range })
     }
 
     /// Bytes in memory.
@@ -70,6 +77,14 @@ impl Bytes {
         matches!(self.source, Source::Mapped(_))
     }
 
+    /// The file, if they are views of one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Mapped(m) => Some(&m.path),
+            Source::Owned(_) => None,
+        }
+    }
+
     /// Asks the system to read these bytes of the file ahead, in the background. A hint: a refusal changes nothing.
     pub fn will_need(&self) {
         self.advise(Advice::WillNeed);
@@ -86,15 +101,73 @@ impl Bytes {
         if let Source::Mapped(m) = &self.source {
             // SAFETY: the mapping is of a file and nobody writes through it, so a page that is given up comes back with the
             // same bytes; views of it stay valid throughout.
-            let _ = unsafe { m.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) };
+            let _ =
+                unsafe { m.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) };
         }
+    }
+
+    /// Gives these bytes up, also from the system's page cache, so that other pages of the file can stay there. A hint.
+    pub fn evict(&self) {
+        self.will_not_need();
+        #[cfg(target_os = "linux")]
+        if let Source::Mapped(m) = &self.source {
+            let len = std::num::NonZeroU64::new(self.range.len() as u64);
+            let _ = rustix::fs::fadvise(&m.file, self.range.start as u64, len, rustix::fs::Advice::DontNeed);
+        }
+    }
+
+    /// Tells the system that single rows of these bytes will be read, here and there: it then reads no more than those.
+    /// A hint.
+    pub fn random(&self) {
+        self.advise(Advice::Random);
+    }
+
+    /// Reads these bytes into memory and returns when they are there. A file that was cut short, or a disk that fails, is
+    /// an error here, where a later access would raise SIGBUS.
+    pub fn populate(&self) -> io::Result<()> {
+        let Source::Mapped(m) = &self.source else { return Ok(()) };
+        #[cfg(target_os = "linux")]
+        match m.map.advise_range(Advice::PopulateRead, self.range.start, self.range.len()) {
+            // Linux before 5.14 does not know it.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+            Ok(()) => return Ok(()),
+            Err(e) => return Err(m.read_error(&self.range).unwrap_or(e)),
+        }
+        if let Some(e) = m.read_error(&self.range) {
+            return Err(e);
+        }
+        self.iter().step_by(4096).for_each(|b| _ = std::hint::black_box(*b));
+        Ok(())
     }
 
     fn advise(&self, advice: Advice) {
         if let Source::Mapped(m) = &self.source {
             // The error is dropped on purpose: a kernel without the advice still reads the pages, only later.
-            let _ = m.advise_range(advice, self.range.start, self.range.len());
+            let _ = m.map.advise_range(advice, self.range.start, self.range.len());
         }
+    }
+}
+
+impl Mapping {
+    /// Why a part of the file cannot be read, if it cannot: by reading it.
+    fn read_error(&self, range: &Range<usize>) -> Option<io::Error> {
+        let read = || {
+            let found = self.file.metadata()?.len();
+            if found < range.end as u64 {
+                let problem = format!("{found} bytes, expected {}: it was cut short while in use", self.map.len());
+                return Err(io::Error::new(ErrorKind::UnexpectedEof, problem));
+            }
+            let (mut file, mut left) = (&self.file, range.len() as u64);
+            file.seek(SeekFrom::Start(range.start as u64))?;
+            let mut buffer = vec![0; 1 << 20];
+            while left > 0 {
+                let n = left.min(buffer.len() as u64);
+                file.read_exact(&mut buffer[..n as usize])?;
+                left -= n;
+            }
+            Ok(())
+        };
+        read().err()
     }
 }
 
@@ -103,7 +176,7 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         match &self.source {
-            Source::Mapped(m) => &m[self.range.clone()],
+            Source::Mapped(m) => &m.map[self.range.clone()],
             Source::Owned(b) => &b[self.range.clone()],
         }
     }
@@ -123,6 +196,8 @@ mod tests {
         view.will_need();
         view.sequential();
         view.will_not_need();
+        view.populate().unwrap();
+        view.evict();
         drop(whole);
         fs::remove_file(&path).unwrap();
         assert!(view.is_mapped());
@@ -130,6 +205,18 @@ mod tests {
         let owned = Bytes::owned(vec![1, 2, 3]).slice(1..3);
         assert!(!owned.is_mapped());
         assert_eq!(owned[..], [2, 3]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_any_more_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, vec![7u8; 100_000]).unwrap();
+        let whole = Bytes::map(&path).unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(50_000).unwrap();
+        whole.slice(0..50_000).populate().unwrap();
+        let e = whole.slice(40_000..80_000).populate().unwrap_err();
+        assert_eq!(e.to_string(), "50000 bytes, expected 100000: it was cut short while in use");
     }
 
     #[test]

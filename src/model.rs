@@ -1,7 +1,8 @@
 //! The model: what its numbers are, where its weights lie, and how a forward pass goes through them.
 //!
 //! [`config`] and [`weights`] are filled from a GGUF by one of the architectures in [`arch`]; they differ in data, not in
-//! code. [`decoder`] is the forward pass, written as one worker of a team runs it; [`cache`] is what it remembers.
+//! code. [`decoder`] is the forward pass, written as one worker of a team runs it; [`cache`] is what it remembers;
+//! [`stream`] brings weights that do not fit in memory.
 //! Nothing here knows text.
 
 pub mod arch;
@@ -13,11 +14,13 @@ mod ffn;
 mod matmul;
 pub mod observe;
 pub mod rope;
+pub mod stream;
 pub mod weights;
 
 pub use cache::KvCache;
 pub use config::Config;
 pub use decoder::{Batch, Buffers};
+pub use stream::{Halt, Stream};
 pub use weights::Weights;
 
 use crate::gguf::{Gguf, GgufError};

@@ -107,6 +107,11 @@ impl ActBuf {
         Ok(ActBuf { q8: Shared::new(slabs * cols)?, f32: Shared::new(slabs * cols)?, slabs })
     }
 
+    /// Bytes when every column is written in the one encoding that most matrices want.
+    pub fn n_bytes(&self) -> usize {
+        self.q8.len() * size_of::<Q8Block>()
+    }
+
     /// Encodes `x` as column `col` of `stride`; what lies past its end in the last slab becomes zero.
     ///
     /// # Safety

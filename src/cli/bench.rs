@@ -1,6 +1,6 @@
 //! `oxcart bench`: llama-bench's flags and columns, and the share of what the machine could do.
 
-use super::engine::{EngineArgs, kv_type};
+use super::engine::{EngineArgs, beyond_memory, kv_type};
 use crate::bench::{Bench, Test, Timing, limits, mean_and_deviation};
 use crate::engine::{Engine, SessionOptions};
 use anyhow::bail;
@@ -76,13 +76,13 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     }
     tests.retain(|t| t.prompt + t.generate > 0);
     let mut out = std::io::stdout().lock();
-    let mut rows = Vec::new();
+    let (mut rows, mut told) = (Vec::new(), false);
     for &ubatch in &a.ubatch_size {
         for &k_type in &a.cache_type_k {
             for &v_type in &a.cache_type_v {
                 for &test in &tests {
                     let o = SessionOptions { context: 0, sequences: 1, ubatch, k_type, v_type };
-                    let row = measure(&e, &a, test, &o)?;
+                    let row = measure(&e, &a, test, &o, &mut told)?;
                     match a.output {
                         Form::Md => markdown(&mut out, &e, &row, &o, rows.is_empty())?,
                         Form::Csv => csv(&mut out, &row, rows.is_empty())?,
@@ -105,21 +105,26 @@ fn object(row: &Row) -> serde_json::Value {
     serde_json::Value::Object(row.iter().map(|(k, v)| (k.to_string(), v.clone())).collect())
 }
 
-fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions) -> anyhow::Result<Row> {
+fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, told: &mut bool) -> anyhow::Result<Row> {
     let mut b = Bench::new(e, test, o)?;
+    if !std::mem::replace(told, true)
+        && let Some(divided) = beyond_memory(e)
+    {
+        eprintln!("{divided}");
+    }
     // Pages in, caches warm; generation is warm after one token.
     b.run(Test { prompt: test.prompt, generate: test.generate.min(1), depth: test.depth })?;
     let mut seconds = Vec::new();
     for _ in 0..a.repetitions {
         seconds.push(b.run(test)?);
     }
-    let limit = limits(e);
+    let limit = limits(e)?;
     let timing = Timing { test, seconds };
     let (ts, ts_dev) = timing.rate();
     let (ns, ns_dev) = mean_and_deviation(timing.seconds.iter().map(|s| s * 1e9));
     let (c, w) = (&e.model.config, &e.model.weights);
     // A forward pass reads the weights once, however many tokens it feeds.
-    let passes = test.prompt.div_ceil(o.ubatch) + test.generate;
+    let passes = test.prompt.div_ceil(b.walk()) + test.generate;
     let read = passes as f64 * w.bytes_per_token(c) as f64 / (ns / 1e9) / 1e9;
     // All but the last token of a prompt go without the output matrix.
     let outputs = test.generate + (test.prompt > 0) as usize;

@@ -68,7 +68,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let mut text = Vec::new();
     for model in &a.models {
         let (threads, isa) = (a.threads, a.isa.clone());
-        let e = EngineArgs { model: Some(model.clone()), threads, isa, override_kv: Vec::new() }.open()?;
+        let e = EngineArgs { model: Some(model.clone()), threads, isa, override_kv: Vec::new(), resident_memory: None }
+            .open()?;
         eprintln!("{}", facts(&e, a.ctx_size));
         let encoded = tokens(&e, &bytes).with_context(|| name.clone())?;
         match models.first() {

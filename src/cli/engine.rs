@@ -3,7 +3,6 @@
 use super::inspect::size;
 use crate::catalog;
 use crate::engine::{Engine, EngineOptions, SessionOptions, default_threads};
-use crate::machine::Machine;
 use anyhow::{Context, bail};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Format, Isa, Kernels};
@@ -23,6 +22,10 @@ pub struct EngineArgs {
     /// Instruction set: scalar, avx2, avxvnni, avx512; or exact, all in f32 [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     pub isa: Option<String>,
+    /// Keep at most so many bytes of weights in memory (K, M, G: powers of 1024) and read the rest from the disk for every
+    /// pass [default: what fits in the memory available]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub resident_memory: Option<u64>,
     /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
     pub override_kv: Vec<String>,
@@ -47,6 +50,18 @@ pub fn kv_type(s: &str) -> Result<KvType, String> {
     KvType::ALL.into_iter().find(|t| t.name() == s).ok_or_else(|| "expected f16, bf16 or q8_0".into())
 }
 
+/// Bytes: a number, with K, M or G behind it for powers of 1024.
+fn memory(s: &str) -> Result<u64, String> {
+    let (digits, shift) = match s.as_bytes().last().map(u8::to_ascii_uppercase) {
+        Some(b'K') => (&s[..s.len() - 1], 10),
+        Some(b'M') => (&s[..s.len() - 1], 20),
+        Some(b'G') => (&s[..s.len() - 1], 30),
+        _ => (s, 0),
+    };
+    let n = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    n.ok_or_else(|| "expected a number of bytes, as 18G, 500M or 0".into())
+}
+
 /// The kernels that `--isa` names.
 pub fn kernels(isa: Option<&str>) -> anyhow::Result<&'static Kernels> {
     match isa {
@@ -67,25 +82,22 @@ impl EngineArgs {
             bail!("--threads {threads}: expected 1 to 4096");
         }
         let kernels = kernels(self.isa.as_deref())?;
-        Ok(EngineOptions { threads, kernels, overrides: self.override_kv.clone(), ..EngineOptions::default() })
+        Ok(EngineOptions {
+            threads,
+            kernels,
+            overrides: self.override_kv.clone(),
+            resident: self.resident_memory,
+            ..EngineOptions::default()
+        })
     }
 
-    /// Opens the model and says on stderr what it is.
+    /// Opens the model.
     pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
         let o = self.options()?;
         let found = catalog::resolve(self.model.as_deref(), None)?;
         let o = EngineOptions { recommended: found.sampling, ..o };
         let e = Engine::open(&found.path, &o)?;
         e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
-        if let Some(available) = Machine::here().available.filter(|&a| a < e.gguf.file_size()) {
-            eprintln!(
-                "{}: {} of weights, {} of memory available: what does not stay is read from the disk for every token \
-                 (oxcart plan tells what would fit)",
-                found.path.display(),
-                size(e.gguf.file_size()),
-                size(available)
-            );
-        }
         Ok(Arc::new(e))
     }
 }
@@ -102,12 +114,22 @@ pub fn model_type(e: &Engine) -> String {
     format!("{} {most}", e.model.config.arch)
 }
 
-/// One line of facts: name, types, size, instruction set, threads, context.
+/// One line of facts: name, types, size, instruction set, threads, context, and where the weights are if not in memory.
 pub fn facts(e: &Engine, context: usize) -> String {
     let name = e.gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
     let gib = e.gguf.file_size() as f64 / (1u64 << 30) as f64;
     let isa = if e.kernels.exact { "exact" } else { e.kernels.isa.name() };
-    format!("{name} | {} {gib:.2} GiB | {isa} | {} threads | ctx {context}", model_type(e), e.threads())
+    let facts = format!("{name} | {} {gib:.2} GiB | {isa} | {} threads | ctx {context}", model_type(e), e.threads());
+    match beyond_memory(e) {
+        None => facts,
+        Some(divided) => format!("{facts} | {divided}"),
+    }
+}
+
+/// How the weights are divided between memory and disk, once there is a session, if they are.
+pub fn beyond_memory(e: &Engine) -> Option<String> {
+    let (stay, go) = e.stream()?.bytes();
+    Some(format!("{} of weights in memory, {} from the disk for every pass", size(stay), size(go)))
 }
 
 impl SessionArgs {
@@ -119,6 +141,20 @@ impl SessionArgs {
             ubatch: self.ubatch_size,
             k_type: self.cache_type_k,
             v_type: self.cache_type_v,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory;
+
+    #[test]
+    fn sizes_of_memory() {
+        let cases =
+            [("0", Some(0)), ("18G", Some(18 << 30)), ("5m", Some(5 << 20)), ("3K", Some(3072)), ("99", Some(99))];
+        for (text, want) in cases.into_iter().chain(["", "G", "1.5G", "-1", "17179869184G", "1T"].map(|t| (t, None))) {
+            assert_eq!(memory(text).ok(), want, "{text:?}");
         }
     }
 }

@@ -7,7 +7,7 @@ mod run;
 mod stride;
 mod task;
 
-use super::engine::{EngineArgs, SessionArgs};
+use super::engine::{EngineArgs, SessionArgs, beyond_memory};
 use crate::engine::{Engine, Session, SessionOptions};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
@@ -138,6 +138,7 @@ impl Args {
         let o = SessionOptions { ubatch: ubatch_size, ..self.session.options(context, sequences) };
         let s = e.session(&o)?;
         check_memory(&[e], s.cache_bytes() as u64)?;
+        beyond_memory(e).into_iter().for_each(|divided| eprintln!("perplexity: {divided}"));
         Ok(s)
     }
 }

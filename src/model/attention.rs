@@ -80,7 +80,7 @@ impl Pass<'_, '_> {
                 // SAFETY: angles are read only; these heads of these tokens, in `qkv` and in the cache, are this task's,
                 // and runs share no K block.
                 unsafe {
-                    let angles = b.angles.read(t * c.rope.dim..(t + 1) * c.rope.dim);
+                    let angles = b.angles.read(self.plan.row(t, c.rope.dim));
                     let (cos, sin) = angles.split_at(c.rope.dim / 2);
                     let part = |at: usize, len: usize| {
                         let x = b.qkv.write(t * stride + at..t * stride + at + len);

@@ -16,8 +16,12 @@
 //! ```
 //!
 //! Between any two lines stands a barrier. Each output is summed by one task in a fixed order: results do not depend on the
-//! number of workers. An [`observe`](super::observe) phase stands before each product where somebody looks. Every `SAFETY` below rests on that table: in a phase, tasks write disjoint parts, and what they read
-//! was written before the last barrier.
+//! number of workers. An [`observe`](super::observe) phase stands before each product where somebody looks. Every `SAFETY`
+//! below rests on that table: in a phase, tasks write disjoint parts, and what they read was written before the last
+//! barrier.
+//!
+//! A batch goes through a layer in parts, which bound the buffers. Where weights come from a [`stream`](super::stream), one
+//! walk through the layers serves many parts; otherwise a walk has one.
 #![allow(unsafe_code)]
 
 use super::attention::{Run, Tile};
@@ -26,11 +30,11 @@ use super::config::Config;
 use super::matmul::Panels;
 use super::observe::{Input, Observer};
 use super::weights::{Layer, Weight, wants};
-use super::{Model, rope};
+use super::{Halt, Model, Stream, rope};
 use oxcart_quant::act::Wants;
 use oxcart_quant::{ActBuf, Kernels, Matrix, Out, Scratch, Shared, Worker};
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 /// Rows of logits that are computed at once.
 pub const LOGITS_ROWS: usize = 64;
@@ -89,12 +93,12 @@ impl Batch {
 
 /// What a forward pass writes to, shared by the workers.
 pub struct Buffers {
-    pub(super) x: Shared<f32>,      // (n, dim): the residual stream
+    pub(super) x: Shared<f32>,      // (walk, dim): the residual stream
     pub(super) qkv: Shared<f32>,    // (n, q_dim + 2 kv_dim)
     pub(super) part_m: Shared<f32>, // (ranges, n, n_heads)
     pub(super) part_s: Shared<f32>, // (ranges, n, n_heads)
     pub(super) part_o: Shared<f32>, // (ranges, n, q_dim)
-    pub(super) angles: Shared<f32>, // (n, rope.dim)
+    pub(super) angles: Shared<f32>, // (walk, rope.dim)
     pub(super) norm_acts: ActBuf,   // (dim)
     pub(super) attn_acts: ActBuf,   // (q_dim)
     pub(super) slot_acts: ActBuf,   // (dim), a column for each token and expert
@@ -102,22 +106,21 @@ pub struct Buffers {
     pub(super) chosen: Shared<u32>, // (n, experts used): expert ids
     pub(super) shares: Shared<f32>, // (n, experts used): their weights
     logits: Shared<f32>,            // (LOGITS_ROWS, n_vocab)
-    n: usize,
 }
 
 impl Buffers {
-    /// Room for batches of `n` tokens over caches of `capacity` positions.
-    pub fn new(c: &Config, n: usize, capacity: usize) -> io::Result<Buffers> {
+    /// Room for batches of `walk` tokens in parts of `n`, over caches of `capacity` positions.
+    pub fn new(c: &Config, walk: usize, n: usize, capacity: usize) -> io::Result<Buffers> {
         let parts = n.max(super::attention::most_parts(capacity));
         let used = c.experts.map_or(1, |e| e.used);
         let slots = if c.experts.is_some() { n * used } else { 0 };
         Ok(Buffers {
-            x: Shared::new(n * c.dim)?,
+            x: Shared::new(walk * c.dim)?,
             qkv: Shared::new(n * (c.q_dim() + 2 * c.kv_dim()))?,
             part_m: Shared::new(parts * c.n_heads)?,
             part_s: Shared::new(parts * c.n_heads)?,
             part_o: Shared::new(parts * c.q_dim())?,
-            angles: Shared::new(n * c.rope.dim)?,
+            angles: Shared::new(walk * c.rope.dim)?,
             norm_acts: ActBuf::new(c.dim, n.max(LOGITS_ROWS))?,
             attn_acts: ActBuf::new(c.q_dim(), n)?,
             slot_acts: ActBuf::new(c.dim, slots)?,
@@ -125,13 +128,15 @@ impl Buffers {
             chosen: Shared::new(n * used)?,
             shares: Shared::new(n * used)?,
             logits: Shared::new(LOGITS_ROWS * c.n_vocab)?,
-            n,
         })
     }
 
-    /// Tokens of the largest batch.
-    pub fn max_batch(&self) -> usize {
-        self.n
+    /// Bytes when all of it is written.
+    pub fn n_bytes(&self) -> usize {
+        let floats = [&self.x, &self.qkv, &self.part_m, &self.part_s, &self.part_o, &self.angles, &self.shares];
+        let acts = [&self.norm_acts, &self.attn_acts, &self.slot_acts, &self.ffn_acts];
+        4 * (floats.map(Shared::len).iter().sum::<usize>() + self.chosen.len() + self.logits.len())
+            + acts.map(ActBuf::n_bytes).iter().sum::<usize>()
     }
 }
 
@@ -144,9 +149,11 @@ pub struct Local {
     pub(super) attention: Vec<f32>,
 }
 
-/// A batch, prepared: what is the same for every worker and every layer.
+/// A part of a batch, prepared: what is the same for every worker and every layer.
 pub struct Plan<'a> {
     pub(super) batch: &'a Batch,
+    first: usize,        // its first token's number in the whole batch
+    first_wanted: usize, // of the tokens whose logits are wanted, likewise
     pub(super) runs: Vec<Run>,
     pub(super) tiles: Vec<Tile>,
     pub(super) ranges: usize,
@@ -157,11 +164,29 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Prepares a batch, whose positions and tokens the caller has checked. `observer` is shown what enters each matrix.
-    pub fn new(m: &Model, batch: &'a Batch, observer: Option<&'a Observer>) -> Plan<'a> {
+    /// Prepares the parts of a batch, whose positions and tokens the caller has checked. `observer` is shown what enters
+    /// each matrix.
+    pub fn of(m: &Model, parts: &'a [Batch], observer: Option<&'a Observer>) -> Vec<Plan<'a>> {
+        let (mut first, mut first_wanted) = (0, 0);
+        let plan = |batch: &'a Batch| {
+            let p = Plan::new(m, batch, (first, first_wanted), observer);
+            (first, first_wanted) = (first + batch.len(), first_wanted + p.wanted.len());
+            p
+        };
+        parts.iter().map(plan).collect()
+    }
+
+    fn new(
+        m: &Model,
+        batch: &'a Batch,
+        (first, first_wanted): (usize, usize),
+        observer: Option<&'a Observer>,
+    ) -> Plan<'a> {
         let (range_len, ranges) = super::attention::ranges(batch);
         Plan {
             batch,
+            first,
+            first_wanted,
             runs: super::attention::runs(batch),
             tiles: super::attention::tiles(batch, m.config.n_heads / m.config.n_kv_heads),
             ranges,
@@ -170,6 +195,11 @@ impl<'a> Plan<'a> {
             wanted: (0..batch.len()).filter(|&i| batch.logits[i]).collect(),
             frequencies: rope::frequencies(&m.config.rope, m.weights.rope_factors.as_deref()),
         }
+    }
+
+    /// Where token `t` of this part has its `width` values, in a buffer of the whole batch.
+    pub(super) fn row(&self, t: usize, width: usize) -> Range<usize> {
+        (self.first + t) * width..(self.first + t + 1) * width
     }
 }
 
@@ -184,25 +214,59 @@ pub(super) struct Pass<'a, 't> {
     pub local: &'a mut Local,
 }
 
-/// Runs a batch. `sink` receives the logits of each token that wants them, with its number among those that do; it is
-/// called by several workers at once.
+/// How weights come into memory during a pass.
+#[derive(Clone, Copy)]
+pub struct Way<'a> {
+    /// What reads them.
+    pub stream: &'a Stream,
+    /// Is told by one worker how many layers of how many are done, and may end the pass.
+    pub watch: &'a (dyn Fn(usize, usize) -> ControlFlow<()> + Sync),
+}
+
+/// Runs a batch, given its parts. `sink` receives the logits of each token that wants them, with its number among those
+/// that do; it is called by several workers at once. All workers return the same.
 #[allow(clippy::too_many_arguments)]
 pub fn forward(
     w: &Worker<'_>,
     k: &'static Kernels,
     m: &Model,
-    plan: &Plan<'_>,
+    way: Option<Way<'_>>,
+    plans: &[Plan<'_>],
     cache: &KvCache,
     b: &Buffers,
     local: &mut Local,
     sink: &(dyn Fn(usize, &[f32]) + Sync),
-) {
-    let mut p = Pass { w, k, c: &m.config, plan, cache, b, local };
-    p.embed(m);
-    for (i, layer) in m.weights.layers.iter().enumerate() {
-        p.layer(i, layer);
+) -> Result<(), Halt> {
+    let Some(first) = plans.first() else { return Ok(()) };
+    let mut p = Pass { w, k, c: &m.config, plan: first, cache, b, local };
+    let lead = way.filter(|_| w.index() == 0);
+    if let Some(way) = lead {
+        way.stream.begin();
     }
-    p.logits(m, sink);
+    for plan in plans {
+        p.plan = plan;
+        p.embed(m);
+    }
+    let units = m.weights.layers.len() + 1;
+    for i in 0..units {
+        if let Some(way) = way {
+            lead.into_iter().for_each(|l| l.stream.wait());
+            w.sync();
+            way.stream.halted()?;
+        }
+        for plan in plans {
+            p.plan = plan;
+            match m.weights.layers.get(i) {
+                Some(layer) => p.layer(i, layer),
+                None => p.logits(m, sink),
+            }
+        }
+        // Every phase ends in a barrier: nobody reads this layer's weights any more.
+        if let Some(way) = lead {
+            way.stream.done((way.watch)(i + 1, units).is_break() && i + 1 < units);
+        }
+    }
+    Ok(())
 }
 
 impl Pass<'_, '_> {
@@ -212,14 +276,12 @@ impl Pass<'_, '_> {
     }
 
     fn embed(&mut self, m: &Model) {
-        let dim = self.c.dim;
         self.w.split(self.n(), |t| {
             // SAFETY: this task's token.
-            let x = unsafe { self.b.x.write(t * dim..(t + 1) * dim) };
+            let x = unsafe { self.b.x.write(self.plan.row(t, self.c.dim)) };
             m.weights.embedding.matrix().dequant_row(self.plan.batch.tokens[t] as usize, x);
-            let turn = self.c.rope.dim;
             // SAFETY: this task's token.
-            let row = unsafe { self.b.angles.write(t * turn..(t + 1) * turn) };
+            let row = unsafe { self.b.angles.write(self.plan.row(t, self.c.rope.dim)) };
             rope::angles(&self.plan.frequencies, self.plan.batch.pos[t], row);
         });
         self.w.sync();
@@ -253,7 +315,7 @@ impl Pass<'_, '_> {
         w.split(n, |t| {
             // SAFETY: x is not written in this phase; this task's column.
             unsafe {
-                let x = self.b.x.read(t * self.c.dim..(t + 1) * self.c.dim);
+                let x = self.b.x.read(self.plan.row(t, self.c.dim));
                 self.k.ops.rmsnorm(x, weight, self.c.norm_eps, out);
                 self.b.norm_acts.encode(self.k, wants, n, t, out);
             }
@@ -293,7 +355,8 @@ impl Pass<'_, '_> {
                 let mut to = Out::new(out, rows.len(), rows.len(), n);
                 self.k.matmul(matrix.panel(rows.clone()), acts.view(k, n, n), &mut to, scratch);
                 for (t, y) in out.chunks_exact(rows.len()).take(n).enumerate() {
-                    self.k.ops.add(self.b.x.write(t * dim + rows.start..t * dim + rows.end), y);
+                    let at = self.plan.row(t, dim).start;
+                    self.k.ops.add(self.b.x.write(at + rows.start..at + rows.end), y);
                 }
             }
         });
@@ -317,7 +380,7 @@ impl Pass<'_, '_> {
             self.w.split(n, |i| {
                 // SAFETY: x is not written in this phase; this task's column.
                 unsafe {
-                    let x = self.b.x.read(tokens[i] * dim..(tokens[i] + 1) * dim);
+                    let x = self.b.x.read(self.plan.row(tokens[i], dim));
                     self.k.ops.rmsnorm(x, &m.weights.output_norm, self.c.norm_eps, out);
                     self.b.norm_acts.encode(self.k, wants, n, i, out);
                 }
@@ -333,9 +396,9 @@ impl Pass<'_, '_> {
                 }
             });
             self.w.sync();
+            let first = self.plan.first_wanted + chunk * LOGITS_ROWS;
             // SAFETY: the logits are not written in this phase.
-            self.w
-                .split(n, |i| sink(chunk * LOGITS_ROWS + i, unsafe { self.b.logits.read(i * vocab..(i + 1) * vocab) }));
+            self.w.split(n, |i| sink(first + i, unsafe { self.b.logits.read(i * vocab..(i + 1) * vocab) }));
             self.w.sync();
         }
     }

@@ -110,8 +110,9 @@ impl Pass<'_, '_> {
                 self.k.matmul(panel, x, &mut Out::new(out, height, height, n), scratch);
                 for (slot, y) in p.slots.clone().zip(out.chunks_exact(height)) {
                     let token = slots[slot] / used;
+                    let at = self.plan.row(token, dim).start;
                     // SAFETY: these rows of x are this task's.
-                    let x = unsafe { b.x.write(token * dim + rows.start..token * dim + rows.end) };
+                    let x = unsafe { b.x.write(at + rows.start..at + rows.end) };
                     self.k.ops.axpy(x, shares[slots[slot]], y);
                 }
             }
@@ -129,7 +130,7 @@ impl Pass<'_, '_> {
             // SAFETY: x is not written in this phase; the column and the choices are this task's token's.
             let (x, chosen, shares) = unsafe {
                 let token = t * used..(t + 1) * used;
-                (b.x.read(t * c.dim..(t + 1) * c.dim), b.chosen.write(token.clone()), b.shares.write(token))
+                (b.x.read(self.plan.row(t, c.dim)), b.chosen.write(token.clone()), b.shares.write(token))
             };
             self.k.ops.rmsnorm(x, &l.ffn_norm, c.norm_eps, &mut out[..c.dim]);
             // SAFETY: as above.

@@ -138,6 +138,25 @@ impl Weights {
         Ok(Weights { embedding, layers, output_norm: f.floats("output_norm.weight", &[c.dim])?, output, rope_factors })
     }
 
+    /// The matrices in the order in which a forward pass uses them: of each layer, then the output.
+    pub(super) fn units(&self) -> Vec<Vec<Bytes>> {
+        let layer =
+            |l: &Layer| [&l.q, &l.k, &l.v, &l.o, &l.ffn.gate, &l.ffn.up, &l.ffn.down].map(|w| w.bytes.clone()).to_vec();
+        self.layers.iter().map(layer).chain([vec![self.output.bytes.clone()]]).collect()
+    }
+
+    /// Tells the system that of the embedding only the rows of tokens are read, if it is a matrix of its own.
+    pub(super) fn embedding_by_rows(&self) {
+        if !std::ptr::eq(&*self.embedding.bytes, &*self.output.bytes) {
+            self.embedding.bytes.random();
+        }
+    }
+
+    /// Bytes of all matrices that every forward pass may use.
+    pub fn n_bytes(&self) -> u64 {
+        self.units().iter().flatten().map(|b| b.len() as u64).sum()
+    }
+
     /// The bytes that decoding one token reads: all layers (of experts, those used) and the output.
     pub fn bytes_per_token(&self, c: &Config) -> usize {
         let layers = self.layers.iter().map(|l| {

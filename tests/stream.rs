@@ -1,0 +1,96 @@
+//! Weights beyond memory, with the real SmolLM2: the same results from the disk as from memory.
+
+use assert_cmd::Command;
+use oxcart::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions};
+use oxcart::model::Batch;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+fn model() -> PathBuf {
+    oxcart::catalog::default_model().expect("the default model can be fetched")
+}
+
+fn session(path: &Path, resident: Option<u64>) -> Session {
+    let o = EngineOptions { threads: 2, resident, ..EngineOptions::default() };
+    let e = Arc::new(Engine::open(path, &o).unwrap());
+    e.session(&SessionOptions { context: 640, ubatch: 64, ..SessionOptions::default() }).unwrap()
+}
+
+fn tokens(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| 300 + i * 7919 % 40_000).collect()
+}
+
+/// The logits of some tokens of a prompt, and of those that follow it one by one.
+fn logits(s: &mut Session) -> Vec<Vec<f32>> {
+    let tokens = tokens(604);
+    let mut batch = Batch::default();
+    (0..600).for_each(|i| batch.push(tokens[i as usize], i, 0, i % 97 == 0 || i == 599));
+    let rows = Mutex::new(vec![Vec::new(); batch.logits.iter().filter(|&&l| l).count()]);
+    s.forward_each(&batch, &|i, row| rows.lock().unwrap()[i] = row.to_vec()).unwrap();
+    let mut rows = rows.into_inner().unwrap();
+    rows.extend((600..604).map(|i| s.forward(&Batch::of(&tokens[i..=i], i, 0)).unwrap()));
+    rows
+}
+
+#[test]
+fn weights_from_the_disk_give_the_same_bits() {
+    let mut whole = session(&model(), None);
+    assert!(whole.engine().stream().is_none() && whole.walk() == 64);
+    let want = logits(&mut whole);
+    for resident in [0, 40 << 20, 80 << 20] {
+        let mut s = session(&model(), Some(resident));
+        let (stay, go) = s.engine().stream().expect("more than it may keep").bytes();
+        assert!(go > 0 && stay <= resident, "{stay} stay of {resident}, {go} go");
+        assert_eq!(s.walk(), 640, "a prompt in one walk");
+        assert!(logits(&mut s) == want, "{resident}");
+    }
+    assert!(session(&model(), Some(1 << 30)).engine().stream().is_none());
+}
+
+#[test]
+fn a_pass_is_watched_and_stopped() {
+    let mut s = session(&model(), Some(0));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heard = seen.clone();
+    s.watch(Some(Arc::new(move |done, of| {
+        heard.lock().unwrap().push((done, of));
+        if done == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })));
+    let tokens = tokens(100);
+    let stopped = s.forward(&Batch::of(&tokens, 0, 0));
+    assert!(matches!(stopped, Err(EngineError::Stopped)), "{stopped:?}");
+    assert_eq!(*seen.lock().unwrap(), [(1, 31), (2, 31), (3, 31)], "30 layers and the output");
+    assert_eq!(s.len(0), 0);
+    s.watch(None);
+    let want = session(&model(), None).forward(&Batch::of(&tokens, 0, 0)).unwrap();
+    assert!(s.forward(&Batch::of(&tokens, 0, 0)).unwrap() == want, "after a stop");
+}
+
+#[test]
+fn a_file_that_is_cut_under_a_pass_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("m.gguf");
+    fs::copy(model(), &copy).unwrap();
+    let mut s = session(&copy, Some(0));
+    let tokens = tokens(10);
+    s.forward(&Batch::of(&tokens[..5], 0, 0)).unwrap();
+    fs::OpenOptions::new().write(true).open(&copy).unwrap().set_len(60 << 20).unwrap();
+    let e = s.forward(&Batch::of(&tokens[5..], 5, 0)).unwrap_err().to_string();
+    assert!(e.contains("m.gguf: reading weights: 62914560 bytes, expected 9"), "{e}");
+}
+
+#[test]
+fn the_program_says_how_weights_are_divided() {
+    let run = |more: &[&str]| {
+        let mut c = Command::cargo_bin("oxcart").unwrap();
+        let out = c.args(["run", "-t", "2", "-p", "The cart", "-n", "8", "--temp", "0"]).args(more).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (text, _) = run(&[]);
+    let (streamed, talk) = run(&["--resident-memory", "50M"]);
+    assert_eq!(streamed, text);
+    assert!(talk.contains("of weights in memory") && talk.contains("from the disk for every pass"), "{talk}");
+}
