@@ -24,6 +24,8 @@ use serde::Deserialize;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Names of colours ([`crate::tui::Scheme`]).
+pub const THEMES: [&str; 3] = ["dark", "light", "none"];
 /// GiB of KV caches on disk, where nothing is set.
 const KV_CACHE_GIB: f64 = 20.0;
 
@@ -105,10 +107,12 @@ pub enum ConfigError {
         problem: String,
     },
     /// A value out of its range.
-    #[error("{}: {key}: {problem}", path.display())]
+    #[error("{}: line {line}: {key}: {problem}", path.display())]
     Value {
         /// The file.
         path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
         /// The key, with its table.
         key: &'static str,
         /// What was found and expected.
@@ -156,11 +160,21 @@ impl Config {
                 problem: e.message().replace('\n', ", "),
             }
         })?;
-        c.check(path)?;
+        c.check(text, path)?;
         Ok(c)
     }
 
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+    fn check(&self, text: &str, path: &Path) -> Result<(), ConfigError> {
+        let error = |key: &'static str, problem: String| {
+            let name = key.rsplit('.').next().unwrap_or(key);
+            // A key is written once, alone or after its table's name.
+            let has = |l: &str| l.split('=').next().is_some_and(|k| k.trim().rsplit('.').next() == Some(name));
+            let line = text.lines().position(|l| l.contains('=') && has(l)).map_or(1, |i| i + 1);
+            Err(ConfigError::Value { path: path.to_path_buf(), line, key, problem })
+        };
+        if let Some(name) = self.theme.as_ref().filter(|t| !THEMES.contains(&t.as_str())) {
+            return error("theme", format!("{name:?}, expected {}", THEMES.join(", ")));
+        }
         let s = &self.sampling;
         let whole = |n: Option<usize>| n.map(|n| n as f64);
         let real = |x: Option<f32>| x.map(f64::from);
@@ -175,8 +189,7 @@ impl Config {
         ];
         for (key, value, min, max) in ranges {
             if let Some(x) = value.filter(|x| !(min..=max).contains(x)) {
-                let problem = format!("{x}, expected {min} to {max}");
-                return Err(ConfigError::Value { path: path.to_path_buf(), key, problem });
+                return error(key, format!("{x}, expected {min} to {max}"));
             }
         }
         Ok(())
@@ -244,10 +257,11 @@ mod tests {
             ),
             ("model = ", "c.toml: line 1: model =: "),
             ("threads = -1", "c.toml: line 1: threads = -1: "),
-            ("threads = 0", "c.toml: threads: 0, expected 1 to 4096"),
-            ("[sampling]\ntop-p = 1.5", "c.toml: sampling.top-p: 1.5, expected 0 to 1"),
-            ("[sampling]\ntemp = nan", "c.toml: sampling.temp: NaN, expected -100 to 100"),
-            ("[conversations]\nkv-cache-gib = -1", "c.toml: conversations.kv-cache-gib: -1, expected 0 to"),
+            ("threads = 0", "c.toml: line 1: threads: 0, expected 1 to 4096"),
+            ("[sampling]\ntop-p = 1.5", "c.toml: line 2: sampling.top-p: 1.5, expected 0 to 1"),
+            ("\nsampling.temp = nan", "c.toml: line 2: sampling.temp: NaN, expected -100 to 100"),
+            ("[conversations]\nkv-cache-gib = -1", "c.toml: line 2: conversations.kv-cache-gib: -1, expected 0 to"),
+            ("theme = \"blue\"", "c.toml: line 1: theme: \"blue\", expected dark, light, none"),
             ("[conversations]\nkv-cache = 1", "c.toml: line 2: kv-cache = 1: invalid type"),
         ];
         let mut wrong = Vec::new();

@@ -89,12 +89,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
         Some(f) => Some(std::fs::read_to_string(f).with_context(|| f.display().to_string())?),
         None => None,
     };
-    let named =
-        |name: &String| Scheme::named(name).with_context(|| format!("theme {name}: expected dark, light or none"));
-    let scheme = match a.theme {
-        Some(s) => Some(s),
-        None => config.theme.as_ref().map(named).transpose()?,
-    };
+    let scheme = a.theme.or_else(|| Scheme::named(config.theme.as_ref()?));
     let keep = a.keep.keeps(true);
     let (sampling, configured) = (a.sampling.clone(), config.sampling.clone());
     tui::run(Chat {

@@ -3,18 +3,21 @@
 //! It is given back whatever happens: when [`Screen`] is dropped, before a panic is reported, and before the program is
 //! suspended or another program gets the terminal.
 
+use super::wrap::width;
 use crossterm::event::{
     DisableBracketedPaste, DisableMouseCapture, EnableBracketedPaste, EnableMouseCapture, KeyboardEnhancementFlags,
     PopKeyboardEnhancementFlags, PushKeyboardEnhancementFlags,
 };
 use crossterm::terminal::{
-    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, SetTitle,
-    disable_raw_mode, enable_raw_mode,
+    BeginSynchronizedUpdate, Clear, ClearType, DisableLineWrap, EnableLineWrap, EndSynchronizedUpdate,
+    EnterAlternateScreen, LeaveAlternateScreen, SetTitle, disable_raw_mode, enable_raw_mode,
 };
 use crossterm::{cursor, execute, queue};
 use ratatui::Terminal;
-use ratatui::backend::CrosstermBackend;
+use ratatui::backend::{Backend, CrosstermBackend};
+use ratatui::buffer::{Buffer, Cell};
 use ratatui::layout::Rect;
+use std::collections::HashMap;
 use std::io::{self, BufWriter, Stdout, Write};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +28,7 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 /// The terminal while it is ours.
 pub struct Screen {
     terminal: Terminal<CrosstermBackend<BufWriter<Stdout>>>,
+    unsure: HashMap<u16, Vec<Cell>>, // rows as drawn last, of those with letters whose width terminals do not agree on
     mouse: bool,
 }
 
@@ -42,7 +46,7 @@ impl Screen {
         enter(mouse)?;
         // A frame goes out in one piece.
         let backend = CrosstermBackend::new(BufWriter::with_capacity(64 << 10, io::stdout()));
-        Ok(Screen { terminal: Terminal::new(backend)?, mouse })
+        Ok(Screen { terminal: Terminal::new(backend)?, unsure: HashMap::new(), mouse })
     }
 
     /// Columns and rows.
@@ -54,14 +58,50 @@ impl Screen {
     /// Draws a frame.
     pub fn draw(&mut self, f: impl FnOnce(&mut ratatui::Frame)) -> io::Result<()> {
         queue!(self.terminal.backend_mut(), BeginSynchronizedUpdate)?;
-        self.terminal.draw(f)?;
+        let done = self.terminal.draw(|frame| {
+            f(frame);
+            frame.buffer_mut().content.iter_mut().for_each(join_nothing);
+        })?;
+        let now = unsure_rows(done.buffer);
+        let before = std::mem::take(&mut self.unsure);
+        let changed = |y: &u16| before.get(y) != now.get(y);
+        let anew: Vec<(u16, Vec<Cell>)> = (0..done.area.height)
+            .filter(changed)
+            .map(|y| (y, now.get(&y).cloned().unwrap_or_else(|| row(done.buffer, y).to_vec())))
+            .collect();
+        self.unsure = now;
+        self.draw_anew(&anew)?;
         queue!(self.terminal.backend_mut(), EndSynchronizedUpdate)?;
         Write::flush(self.terminal.backend_mut())
+    }
+
+    /// Draws whole rows, and says where each letter stands that comes after one whose width is unsure. What the terminal
+    /// takes for wider or narrower than it is counted here then upsets no letter beside it, and leaves nothing behind.
+    fn draw_anew(&mut self, rows: &[(u16, Vec<Cell>)]) -> io::Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let backend = self.terminal.backend_mut();
+        queue!(backend, cursor::SavePosition)?;
+        for (y, cells) in rows {
+            queue!(backend, cursor::MoveTo(0, *y), Clear(ClearType::CurrentLine))?;
+            let (mut x, mut part) = (0, Vec::new());
+            while let Some(cell) = cells.get(x) {
+                part.push((x as u16, *y, cell));
+                x += width(cell.symbol()).max(1);
+                if unsure(cell.symbol()) {
+                    backend.draw(std::mem::take(&mut part).into_iter())?;
+                }
+            }
+            backend.draw(part.into_iter())?;
+        }
+        queue!(backend, cursor::RestorePosition)
     }
 
     /// The next frame is drawn in full.
     pub fn redraw(&mut self) -> io::Result<()> {
         let (width, height) = self.size()?;
+        self.unsure.clear();
         self.terminal.resize(Rect::new(0, 0, width, height))?;
         self.terminal.clear()
     }
@@ -96,13 +136,40 @@ impl Drop for Screen {
     }
 }
 
+/// Whether terminals differ in how wide they draw a letter: one of several characters (marks, joined emoji, flags), and
+/// those above the planes of writing, of which every version of Unicode adds some.
+fn unsure(symbol: &str) -> bool {
+    let mut chars = symbol.chars();
+    chars.next().is_some_and(|c| c >= '\u{1f000}') || chars.next().is_some()
+}
+
+/// The rows with such letters.
+fn unsure_rows(b: &Buffer) -> HashMap<u16, Vec<Cell>> {
+    let rows = (0..b.area.height).map(|y| (y, row(b, y)));
+    rows.filter(|(_, cells)| cells.iter().any(|c| unsure(c.symbol()))).map(|(y, cells)| (y, cells.to_vec())).collect()
+}
+
+fn row(b: &Buffer, y: u16) -> &[Cell] {
+    let columns = b.area.width as usize;
+    &b.content[y as usize * columns..][..columns]
+}
+
+/// Takes a joiner away that joins nothing, as a growing answer has it: some terminals would join the next thing that is
+/// drawn, wherever that is.
+fn join_nothing(c: &mut Cell) {
+    if let Some(s) = c.symbol().strip_suffix('\u{200d}').map(str::to_string) {
+        c.set_symbol(if s.is_empty() { " " } else { &s });
+    }
+}
+
 fn enter(mouse: bool) -> io::Result<()> {
     enable_raw_mode()?;
     TAKEN.store(true, Ordering::SeqCst);
     let mut out = io::stdout();
     // Terminals that do not know the keyboard protocol pass over it; with it, Shift-Enter and Ctrl-/ are told.
     let keys = PushKeyboardEnhancementFlags(KeyboardEnhancementFlags::DISAMBIGUATE_ESCAPE_CODES);
-    execute!(out, EnterAlternateScreen, EnableBracketedPaste, keys, SetTitle("oxcart"))?;
+    // A row whose letters are wider than they are counted ends at the edge, and not in the next row.
+    execute!(out, EnterAlternateScreen, DisableLineWrap, EnableBracketedPaste, keys, SetTitle("oxcart"))?;
     if mouse {
         execute!(out, EnableMouseCapture)?;
     }
@@ -119,6 +186,7 @@ pub fn give_back() {
             PopKeyboardEnhancementFlags,
             DisableMouseCapture,
             DisableBracketedPaste,
+            EnableLineWrap,
             LeaveAlternateScreen,
             cursor::Show
         );

@@ -170,6 +170,11 @@ mod tests {
     }
 
     #[test]
+    fn the_configuration_knows_the_names() {
+        assert_eq!(Scheme::ALL.map(Scheme::name), crate::config::THEMES);
+    }
+
+    #[test]
     fn no_colour_is_no_colour() {
         let t = Theme::new(Scheme::None);
         for s in [t.text, t.dim, t.rule, t.accent, t.selected, t.heading, t.code, t.link, t.keyword, t.bad, t.found] {
