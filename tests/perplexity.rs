@@ -9,6 +9,8 @@ use oxcart::perplexity::row::{self, Row};
 use oxcart::perplexity::stride::Windows;
 use oxcart::perplexity::task::{self, Place, Tally};
 use oxcart::perplexity::{nll, rows};
+use oxcart_quant::Kernels;
+use oxcart_quant::f32ops::Ops;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Read;
@@ -25,6 +27,11 @@ fn logits(n: usize, seed: u64) -> Vec<f32> {
         (x >> 40) as f32 / (1u64 << 24) as f32
     };
     (0..n).map(|_| 12.0 * uniform() * uniform() - 6.0 * uniform()).collect()
+}
+
+/// This machine's operations.
+fn ops() -> &'static Ops {
+    Kernels::best().ops
 }
 
 /// ln softmax, in f64.
@@ -49,7 +56,7 @@ fn statistics_are_those_of_their_definitions() {
         // The model: the reference with noise.
         let q: Vec<f32> = p.iter().zip(logits(V, i + 1000)).map(|(p, e)| p + 0.2 * e).collect();
         let next = (i as usize * 37) % V;
-        d.push(&Token::compare(&q, &Row::exact(&p), next as u32));
+        d.push(&Token::compare(ops(), &q, &Row::exact(ops(), &p), next as u32));
         let (lp, lq) = (log_softmax(&p), log_softmax(&q));
         nlls.push(-lq[next]);
         bases.push(-lp[next]);
@@ -96,8 +103,8 @@ fn rows_lose_no_more_than_their_layout_says() {
     for i in 0..40 {
         let p = logits(V, i);
         let q: Vec<f32> = p.iter().zip(logits(V, i + 1000)).map(|(p, e)| p + 0.2 * e).collect();
-        let kld = |row: &Row| Token::compare(&q, row, 7).kld;
-        let (bytes, nats) = row::encode_full(&p, 7);
+        let kld = |row: &Row| Token::compare(ops(), &q, row, 7).kld;
+        let (bytes, nats) = row::encode_full(ops(), &p, 7);
         assert_eq!(bytes.len(), row::full_bytes(V));
         near("nll of a full row", nats, -log_softmax(&p)[7], 1e-6);
         let whole = Row::full(&bytes, V).unwrap();
@@ -106,11 +113,11 @@ fn rows_lose_no_more_than_their_layout_says() {
         let want = log_softmax(&p);
         let floor = want.iter().copied().fold(f64::MIN, f64::max) - 16.0;
         off = values.iter().zip(&want).map(|(a, b)| (*a as f64 - b.max(floor)).abs()).fold(off, f64::max);
-        let (bytes, nats) = row::encode_top(&p, 7, V / 2);
+        let (bytes, nats) = row::encode_top(ops(), &p, 7, V / 2);
         assert_eq!(bytes.len(), row::top_bytes(V / 2));
         let half = Row::top(&bytes, V / 2, V).unwrap();
-        near("nll of a compact row", Token::compare(&q, &half, 7).nll_base, nats, 1e-6);
-        (exact, full, top) = (exact + kld(&Row::exact(&p)), full + kld(&whole), top + kld(&half));
+        near("nll of a compact row", Token::compare(ops(), &q, &half, 7).nll_base, nats, 1e-6);
+        (exact, full, top) = (exact + kld(&Row::exact(ops(), &p)), full + kld(&whole), top + kld(&half));
     }
     assert!(off < 16.0 / 65535.0 / 2.0 + 4e-6, "{off}");
     near("full against exact", full, exact, 1e-4);
@@ -124,7 +131,7 @@ fn small_base(path: &Path, top: Option<usize>) -> (Layout, Vec<u32>) {
     let tokens: Vec<u32> = (0..16).map(|i| i % 6).collect();
     let w = BaseWriter::create(path, layout, &tokens).unwrap();
     for r in (0..2 * rows(8)).rev() {
-        w.put(r, &logits(6, r as u64), 1).unwrap();
+        w.put(ops(), r, &logits(6, r as u64), 1).unwrap();
     }
     assert!(!path.exists(), "the name is given to the whole file only");
     w.finish().unwrap();
@@ -369,7 +376,7 @@ fn windows_score_their_last_tokens() {
     for first in [0, 32] {
         let window = &tokens[first..first + 112];
         let rows = rows_of(&e, window);
-        let sum: f64 = (80..112).map(|i| nll(&rows[i - 1], window[i])).sum();
+        let sum: f64 = (80..112).map(|i| nll(ops(), &rows[i - 1], window[i])).sum();
         sums.push(sum / 32.0);
     }
     near("mean of windows", got["ppl"].as_f64().unwrap().ln(), (sums[0] + sums[1]) / 2.0, 2e-2);
@@ -447,7 +454,7 @@ fn questions_are_scored_by_the_mean_of_their_tokens_in_every_format() {
         let common = (0..).take_while(|&k| tokens.iter().all(|t| t.get(k) == tokens[0].get(k))).count();
         let score = |t: &Vec<u32>| {
             let rows = rows_of(&e, t);
-            let sum: f64 = (common..t.len()).map(|i| -nll(&rows[i - 1], t[i])).sum();
+            let sum: f64 = (common..t.len()).map(|i| -nll(ops(), &rows[i - 1], t[i])).sum();
             sum / (t.len() - common) as f64
         };
         let want: Vec<f64> = tokens.iter().map(score).collect();
@@ -513,7 +520,7 @@ fn blanks_are_filled_and_both_formats_agree() {
     let (head, whole) = (t("The dog chased the cat until the dog"), t(&sentences[2].0.replace('_', "dog")));
     let rows = rows_of(&e, &whole);
     let range = head.len()..whole.len() - 1;
-    let want = range.clone().map(|i| -nll(&rows[i - 1], whole[i])).sum::<f64>() / range.len() as f64;
+    let want = range.clone().map(|i| -nll(ops(), &rows[i - 1], whole[i])).sum::<f64>() / range.len() as f64;
     near("the dog", got["each_question"][2]["scores"][0].as_f64().unwrap(), want, 2e-2);
 }
 

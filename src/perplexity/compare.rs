@@ -80,16 +80,17 @@ pub fn kept_bytes(context: usize, n_vocab: usize, count: usize) -> u64 {
 pub fn group(models: &mut [Contender], tokens: &[u32], first: usize, count: usize) -> Result<(), EngineError> {
     let Some((reference, others)) = models.split_first_mut() else { return Ok(()) };
     let kept: Vec<OnceLock<Row>> = vec![OnceLock::new(); count * rows(reference.session.context())];
+    let ops = reference.engine().kernels.ops;
     let nlls: Vec<f64> = reference.feed(tokens, first, count, |i, next, logits| {
-        kept[i].get_or_init(|| Row::exact(logits));
-        Ok(nll(logits, next))
+        kept[i].get_or_init(|| Row::exact(ops, logits));
+        Ok(nll(ops, logits, next))
     })?;
     // Chunk by chunk, so that sums are those of a run of each model alone.
     let scored = rows(reference.session.context());
     nlls.chunks(scored).for_each(|c| reference.score.join(&Score::of(c)));
     for m in others {
         let found: Vec<Token> = m.feed(tokens, first, count, |i, next, logits| {
-            Ok(kept[i].get().map_or(Token::default(), |row| Token::compare(logits, row, next)))
+            Ok(kept[i].get().map_or(Token::default(), |row| Token::compare(ops, logits, row, next)))
         })?;
         found.iter().for_each(|t| m.divergence.push(t));
         let nlls: Vec<f64> = found.iter().map(|t| t.nll).collect();

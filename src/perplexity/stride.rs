@@ -39,9 +39,10 @@ impl Windows {
         for (i, &t) in window.iter().enumerate() {
             batch.push(t, i as u32, 0, (first - 1..self.window - 1).contains(&i));
         }
+        let ops = s.engine().kernels.ops;
         let nlls = Mutex::new(vec![0.0; self.stride]);
         s.forward_each(&batch, &|i, logits| {
-            let v = nll(logits, window[first + i]);
+            let v = nll(ops, logits, window[first + i]);
             nlls.lock().unwrap_or_else(|e| e.into_inner())[i] = v;
         })?;
         Ok(nlls.into_inner().unwrap_or_else(|e| e.into_inner()))

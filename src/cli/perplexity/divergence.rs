@@ -53,11 +53,12 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     if !a.json {
         run.progress.line(&format!("\n{}", report::HEADING))?;
     }
+    let ops = e.kernels.ops;
     let (mut all, mut each) = (Divergence::default(), Vec::new());
     run.drive(
         |first, count| {
             let compare = |i: usize, next: u32, logits: &[f32]| {
-                Ok::<_, PerplexityError>(Token::compare(logits, &base.row(first * rows(context) + i)?, next))
+                Ok::<_, PerplexityError>(Token::compare(ops, logits, &base.row(first * rows(context) + i)?, next))
             };
             let compared = chunk::collect(&mut s, tokens, context, first, count, compare)?;
             Ok(compared.chunks(rows(context)).map(|c| c.iter().flat_map(record).collect()).collect())

@@ -40,12 +40,13 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     };
     let batch = a.batch_size.min(n_seq * context);
     eprintln!("perplexity: calculating perplexity over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={n_seq}");
+    let ops = e.kernels.ops;
     let (mut total, mut each) = (Score::default(), Vec::new());
     run.drive(
         |first, count| {
             let value = |i: usize, next: u32, logits: &[f32]| match &writer {
-                None => Ok(nll(logits, next)),
-                Some(w) => w.put(first * rows(context) + i, logits, next),
+                None => Ok(nll(ops, logits, next)),
+                Some(w) => w.put(ops, first * rows(context) + i, logits, next),
             };
             let nlls = chunk::collect(&mut s, tokens, context, first, count, value)?;
             // What the state counts as done is in the file.
