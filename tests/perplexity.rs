@@ -370,13 +370,13 @@ fn windows_score_their_last_tokens() {
     let all = fs::read(b.path("text")).unwrap();
     let tokens = e.tokenizer.encode(all.strip_suffix(b"\n").unwrap(), true, false).unwrap();
     let w = Windows::new(tokens.len(), 96, 32).unwrap();
-    assert_eq!((w.window, w.stride), (112, 32));
-    assert!((w.count - 1) * 32 + 112 < tokens.len(), "the last window is whole");
+    assert_eq!((w.window, w.stride), (256, 32));
+    assert!((w.count - 1) * 32 + 256 < tokens.len(), "the last window is whole");
     let mut sums = Vec::new();
     for first in [0, 32] {
-        let window = &tokens[first..first + 112];
+        let window = &tokens[first..first + 256];
         let rows = rows_of(&e, window);
-        let sum: f64 = (80..112).map(|i| nll(ops(), &rows[i - 1], window[i])).sum();
+        let sum: f64 = (224..256).map(|i| nll(ops(), &rows[i - 1], window[i])).sum();
         sums.push(sum / 32.0);
     }
     near("mean of windows", got["ppl"].as_f64().unwrap().ln(), (sums[0] + sums[1]) / 2.0, 2e-2);
@@ -551,7 +551,7 @@ fn data_sets_with_a_fault_are_refused_at_their_line() {
         (
             winogrande,
             "{\"sentence\":\"_\",\"option1\":\"a\",\"option2\":\"b\",\"answer\":0}".into(),
-            "line 1: an answer",
+            "line 1: answer: 0, expected 1 or 2",
         ),
         (choices, vec![1, 2], "the file ends within a number"),
         (choices, vec![0; 64], "0 tasks in 64 bytes"),
@@ -562,7 +562,7 @@ fn data_sets_with_a_fault_are_refused_at_their_line() {
         (
             choices,
             "{\"question\":\"q\",\"choices\":[\"a\",\"b\"],\"answer\":2}".into(),
-            "line 1: an answer that is none of the 2",
+            "line 1: answer: 2, an answer that is none of the 2 choices",
         ),
         (choices, "{\"question\":\"q\",\"choices\":[\"a\",\"b\"]}".into(), "line 1: missing field `answer`"),
         (
@@ -588,6 +588,74 @@ fn data_sets_with_a_fault_are_refused_at_their_line() {
 }
 
 #[test]
+fn questions_are_read_in_every_form_in_which_they_are_published() {
+    let abc = json!(["one", "two", "three"]);
+    let labelled = |labels: [&str; 3]| -> Value {
+        (0..3).map(|i| json!({"text": abc[i], "label": labels[i]})).collect()
+    };
+    let forms = [
+        ("MMLU, a number", json!({"question": "Q", "subject": "x", "choices": abc, "answer": 2})),
+        ("MMLU, a letter", json!({"question": "Q", "choices": abc, "answer": "C"})),
+        ("MMLU, a small letter", json!({"question": "Q", "choices": abc, "answer": " c "})),
+        ("a number as text", json!({"question": "Q", "choices": abc, "answer": "2"})),
+        ("ARC", json!({"id": "1", "question": "Q", "choices": {"text": abc, "label": ["A", "B", "C"]}, "answerKey": "C"})),
+        ("ARC, numbered", json!({"question": "Q", "choices": {"text": abc, "label": ["1", "2", "3"]}, "answerKey": "3"})),
+        ("ARC, a stem", json!({"question": {"stem": "Q", "choices": labelled(["A", "B", "C"])}, "answerKey": "C"})),
+        ("choices one by one", json!({"question": "Q", "choices": labelled(["1", "2", "3"]), "answerKey": 3})),
+        ("HellaSwag", json!({"ind": 4, "ctx_a": "Q", "ctx_b": "", "ctx": "Q", "endings": abc, "label": "2", "split": "val"})),
+        ("HellaSwag, a number", json!({"ctx": "Q [step]", "endings": ["one", "[sub] two", "three"], "label": 2})),
+        ("TruthfulQA", json!({"question": "Q", "mc1_targets": {"choices": abc, "labels": [0, 0, 1]}})),
+    ];
+    let mut wrong = Vec::new();
+    for (form, line) in &forms {
+        match task::choices(format!("\n{line}\r\n").as_bytes(), 0) {
+            Ok(q) if q.len() == 1 => {
+                let (question, answers, right) = (q[0].question.trim(), json!(q[0].answers), &q[0].right);
+                let as_meant = question == "Q" && answers.to_string().replace("\" two", "\"two") == abc.to_string();
+                if !as_meant || right != &[false, false, true] || q[0].place != Place::Line(2) {
+                    wrong.push(format!("{form}: {q:?}"));
+                }
+            }
+            other => wrong.push(format!("{form}: {other:?}")),
+        }
+    }
+    let blank = |answer: Value| json!({"sentence": "a _ b", "option1": "x", "option2": "y", "answer": answer}).to_string();
+    for answer in [json!("2"), json!(2), json!(" 2 ")] {
+        match task::winogrande(blank(answer.clone()).as_bytes(), 0) {
+            Ok(b) if b[0].right == 1 && b[0].words == ["x", "y"] => {}
+            other => wrong.push(format!("Winogrande {answer}: {other:?}")),
+        }
+    }
+    let faults = [
+        (json!({"choices": abc, "answer": 0}), "missing field `question` or `ctx`"),
+        (json!({"question": "Q", "answer": 0}), "missing field `choices` or `endings`"),
+        (json!({"question": 3, "choices": abc, "answer": 0}), "question: 3, expected a text"),
+        (json!({"question": {"text": "Q"}, "choices": abc, "answer": 0}), "missing field `stem`"),
+        (json!({"question": "Q", "choices": "one", "answer": 0}), "choices: \"one\", expected a list"),
+        (json!({"question": "Q", "choices": ["one", 2], "answer": 0}), "choices: 2, expected a text"),
+        (json!({"question": "Q", "choices": ["one", {"text": "two"}], "answer": 0}), "choices: \"one\", expected an object"),
+        (json!({"question": "Q", "choices": {"text": abc}, "answerKey": "A"}), "missing field `label`"),
+        (json!({"question": "Q", "choices": abc, "answer": -1}), "answer: -1, an answer that is none of the 3"),
+        (json!({"question": "Q", "choices": abc, "answer": "E"}), "answer: \"E\", an answer that is none of the 3"),
+        (json!({"ctx": "Q", "endings": abc, "label": ""}), "label: \"\", an answer that is none of the 3"),
+        (json!({"question": "Q", "mc1_targets": {"choices": abc, "labels": [1]}}), "mc1_targets: 3 choices, 1 labels"),
+        (json!({"question": "Q", "mc1_targets": {"choices": abc, "labels": [0, 0, 0]}}), "no answer is labelled right"),
+    ];
+    let good = forms[0].1.to_string();
+    for (line, says) in faults {
+        match task::choices(format!("{good}\n{line}\n").as_bytes(), 0) {
+            Err(e) if e.to_string().starts_with("line 2: ") && e.to_string().contains(says) => {}
+            other => wrong.push(format!("{other:?}, expected line 2: {says}")),
+        }
+    }
+    match task::choices(format!("[\n{good},\n{good}]").as_bytes(), 0) {
+        Err(e) if e.to_string().contains("one array of JSON") => {}
+        other => wrong.push(format!("an array: {other:?}")),
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
 fn wilson_s_interval_is_wilson_s() {
     // 10 of 10: from 1 / (1 + z^2 / 10) to 1; 50 of 100: 0.4038 to 0.5962 (Wilson 1927).
     let (from, to) = Tally { count: 10, correct: 10, answers: 40 }.interval();
@@ -602,13 +670,19 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
     b.write("empty", "");
     b.write("binary", b"some text\n\x7fELF\0\0\0");
     b.write("short", "too short");
+    b.write("latin", b"a first line\nna\xefve\n");
+    b.write("marked", ["\u{feff}".as_bytes(), b"a\n0\nb\nc\nd\n"].concat());
+    b.write("cut", [text(60).as_bytes(), &"\u{2026}".as_bytes()[..2]].concat());
     b.write("hs.txt", "a\n0\nb\nc\nd\n");
     b.write("base", "nonsense that is no base file");
     let cases: &[(&[&str], i32, &str)] = &[
         (&["-f", "empty"], 1, "empty: empty, expected a text"),
         (&["-f", "binary"], 1, "binary: line 2: a zero byte"),
+        (&["-f", "latin"], 1, "latin: line 2: not UTF-8"),
+        (&["-f", "latin", "--ppl-stride", "64"], 1, "latin: line 2: not UTF-8"),
+        (&["-f", "marked", "--hellaswag"], 1, "marked: line 1: 5 lines of a question"),
         (&["-f", "short"], 1, "short: 2 tokens, expected at least 1024"),
-        (&["-f", "short", "--ppl-stride", "64"], 1, "short: 2 tokens, expected at least 1088"),
+        (&["-f", "short", "--ppl-stride", "64"], 1, "short: 2 tokens, expected at least 1536"),
         (&["-f", "text", "--ppl-stride", "512"], 1, "--ppl-stride 512: expected below"),
         (&["-f", "missing"], 1, "missing: No such file"),
         (&[], 1, "--file: expected"),
@@ -638,6 +712,9 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let cut = b.json(&["-f", "cut", "-c", "64", "--chunks", "2", "--json"]);
+    let whole = b.json(&["-f", "text", "-c", "64", "--chunks", "2", "--json"]);
+    assert_eq!(cut["chunk_nll"], whole["chunk_nll"], "half a character at the end is left out");
     assert!(!b.path("x").exists() && !b.path("x.partial").exists());
     let got = b.json(&["-f", "text", "-c", "64", "-b", "64", "--until-error", "1000000", "--json"]);
     assert_eq!(got["chunks"], json!(1), "narrow enough at once");

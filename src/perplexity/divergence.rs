@@ -27,6 +27,19 @@ pub struct Token {
 }
 
 impl Token {
+    /// Numbers that it has.
+    pub const WIDTH: usize = 5;
+
+    /// It as numbers, for a record; `-ln q(next)` first.
+    pub fn numbers(&self) -> [f64; Token::WIDTH] {
+        [self.nll, self.nll_base, self.kld, self.p_diff, self.same_top as u8 as f64]
+    }
+
+    /// Of [`Token::WIDTH`] numbers.
+    pub fn of_numbers(n: &[f64]) -> Token {
+        Token { nll: n[0], nll_base: n[1], kld: n[2], p_diff: n[3], same_top: n[4] != 0.0 }
+    }
+
     /// Compares the logits of a model with the reference's row, where the text goes on with `next`. Of a compact row the
     /// tail counts as one token, which makes the divergence smaller than it is by what happens within the tail.
     pub fn compare(ops: &Ops, logits: &[f32], base: &Row, next: u32) -> Token {
