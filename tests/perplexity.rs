@@ -9,6 +9,8 @@ use oxcart::perplexity::row::{self, Row};
 use oxcart::perplexity::stride::Windows;
 use oxcart::perplexity::task::{self, Place, Tally};
 use oxcart::perplexity::{nll, rows};
+use oxcart_quant::Kernels;
+use oxcart_quant::f32ops::Ops;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Read;
@@ -25,6 +27,11 @@ fn logits(n: usize, seed: u64) -> Vec<f32> {
         (x >> 40) as f32 / (1u64 << 24) as f32
     };
     (0..n).map(|_| 12.0 * uniform() * uniform() - 6.0 * uniform()).collect()
+}
+
+/// This machine's operations.
+fn ops() -> &'static Ops {
+    Kernels::best().ops
 }
 
 /// ln softmax, in f64.
@@ -49,7 +56,7 @@ fn statistics_are_those_of_their_definitions() {
         // The model: the reference with noise.
         let q: Vec<f32> = p.iter().zip(logits(V, i + 1000)).map(|(p, e)| p + 0.2 * e).collect();
         let next = (i as usize * 37) % V;
-        d.push(&Token::compare(&q, &Row::exact(&p), next as u32));
+        d.push(&Token::compare(ops(), &q, &Row::exact(ops(), &p), next as u32));
         let (lp, lq) = (log_softmax(&p), log_softmax(&q));
         nlls.push(-lq[next]);
         bases.push(-lp[next]);
@@ -96,8 +103,8 @@ fn rows_lose_no_more_than_their_layout_says() {
     for i in 0..40 {
         let p = logits(V, i);
         let q: Vec<f32> = p.iter().zip(logits(V, i + 1000)).map(|(p, e)| p + 0.2 * e).collect();
-        let kld = |row: &Row| Token::compare(&q, row, 7).kld;
-        let (bytes, nats) = row::encode_full(&p, 7);
+        let kld = |row: &Row| Token::compare(ops(), &q, row, 7).kld;
+        let (bytes, nats) = row::encode_full(ops(), &p, 7);
         assert_eq!(bytes.len(), row::full_bytes(V));
         near("nll of a full row", nats, -log_softmax(&p)[7], 1e-6);
         let whole = Row::full(&bytes, V).unwrap();
@@ -106,11 +113,11 @@ fn rows_lose_no_more_than_their_layout_says() {
         let want = log_softmax(&p);
         let floor = want.iter().copied().fold(f64::MIN, f64::max) - 16.0;
         off = values.iter().zip(&want).map(|(a, b)| (*a as f64 - b.max(floor)).abs()).fold(off, f64::max);
-        let (bytes, nats) = row::encode_top(&p, 7, V / 2);
+        let (bytes, nats) = row::encode_top(ops(), &p, 7, V / 2);
         assert_eq!(bytes.len(), row::top_bytes(V / 2));
         let half = Row::top(&bytes, V / 2, V).unwrap();
-        near("nll of a compact row", Token::compare(&q, &half, 7).nll_base, nats, 1e-6);
-        (exact, full, top) = (exact + kld(&Row::exact(&p)), full + kld(&whole), top + kld(&half));
+        near("nll of a compact row", Token::compare(ops(), &q, &half, 7).nll_base, nats, 1e-6);
+        (exact, full, top) = (exact + kld(&Row::exact(ops(), &p)), full + kld(&whole), top + kld(&half));
     }
     assert!(off < 16.0 / 65535.0 / 2.0 + 4e-6, "{off}");
     near("full against exact", full, exact, 1e-4);
@@ -124,7 +131,7 @@ fn small_base(path: &Path, top: Option<usize>) -> (Layout, Vec<u32>) {
     let tokens: Vec<u32> = (0..16).map(|i| i % 6).collect();
     let w = BaseWriter::create(path, layout, &tokens).unwrap();
     for r in (0..2 * rows(8)).rev() {
-        w.put(r, &logits(6, r as u64), 1).unwrap();
+        w.put(ops(), r, &logits(6, r as u64), 1).unwrap();
     }
     assert!(!path.exists(), "the name is given to the whole file only");
     w.finish().unwrap();
@@ -363,13 +370,13 @@ fn windows_score_their_last_tokens() {
     let all = fs::read(b.path("text")).unwrap();
     let tokens = e.tokenizer.encode(all.strip_suffix(b"\n").unwrap(), true, false).unwrap();
     let w = Windows::new(tokens.len(), 96, 32).unwrap();
-    assert_eq!((w.window, w.stride), (112, 32));
-    assert!((w.count - 1) * 32 + 112 < tokens.len(), "the last window is whole");
+    assert_eq!((w.window, w.stride), (256, 32));
+    assert!((w.count - 1) * 32 + 256 < tokens.len(), "the last window is whole");
     let mut sums = Vec::new();
     for first in [0, 32] {
-        let window = &tokens[first..first + 112];
+        let window = &tokens[first..first + 256];
         let rows = rows_of(&e, window);
-        let sum: f64 = (80..112).map(|i| nll(&rows[i - 1], window[i])).sum();
+        let sum: f64 = (224..256).map(|i| nll(ops(), &rows[i - 1], window[i])).sum();
         sums.push(sum / 32.0);
     }
     near("mean of windows", got["ppl"].as_f64().unwrap().ln(), (sums[0] + sums[1]) / 2.0, 2e-2);
@@ -447,7 +454,7 @@ fn questions_are_scored_by_the_mean_of_their_tokens_in_every_format() {
         let common = (0..).take_while(|&k| tokens.iter().all(|t| t.get(k) == tokens[0].get(k))).count();
         let score = |t: &Vec<u32>| {
             let rows = rows_of(&e, t);
-            let sum: f64 = (common..t.len()).map(|i| -nll(&rows[i - 1], t[i])).sum();
+            let sum: f64 = (common..t.len()).map(|i| -nll(ops(), &rows[i - 1], t[i])).sum();
             sum / (t.len() - common) as f64
         };
         let want: Vec<f64> = tokens.iter().map(score).collect();
@@ -513,7 +520,7 @@ fn blanks_are_filled_and_both_formats_agree() {
     let (head, whole) = (t("The dog chased the cat until the dog"), t(&sentences[2].0.replace('_', "dog")));
     let rows = rows_of(&e, &whole);
     let range = head.len()..whole.len() - 1;
-    let want = range.clone().map(|i| -nll(&rows[i - 1], whole[i])).sum::<f64>() / range.len() as f64;
+    let want = range.clone().map(|i| -nll(ops(), &rows[i - 1], whole[i])).sum::<f64>() / range.len() as f64;
     near("the dog", got["each_question"][2]["scores"][0].as_f64().unwrap(), want, 2e-2);
 }
 
@@ -544,7 +551,7 @@ fn data_sets_with_a_fault_are_refused_at_their_line() {
         (
             winogrande,
             "{\"sentence\":\"_\",\"option1\":\"a\",\"option2\":\"b\",\"answer\":0}".into(),
-            "line 1: an answer",
+            "line 1: answer: 0, expected 1 or 2",
         ),
         (choices, vec![1, 2], "the file ends within a number"),
         (choices, vec![0; 64], "0 tasks in 64 bytes"),
@@ -555,7 +562,7 @@ fn data_sets_with_a_fault_are_refused_at_their_line() {
         (
             choices,
             "{\"question\":\"q\",\"choices\":[\"a\",\"b\"],\"answer\":2}".into(),
-            "line 1: an answer that is none of the 2",
+            "line 1: answer: 2, an answer that is none of the 2 choices",
         ),
         (choices, "{\"question\":\"q\",\"choices\":[\"a\",\"b\"]}".into(), "line 1: missing field `answer`"),
         (
@@ -581,6 +588,74 @@ fn data_sets_with_a_fault_are_refused_at_their_line() {
 }
 
 #[test]
+fn questions_are_read_in_every_form_in_which_they_are_published() {
+    let abc = json!(["one", "two", "three"]);
+    let labelled = |labels: [&str; 3]| -> Value {
+        (0..3).map(|i| json!({"text": abc[i], "label": labels[i]})).collect()
+    };
+    let forms = [
+        ("MMLU, a number", json!({"question": "Q", "subject": "x", "choices": abc, "answer": 2})),
+        ("MMLU, a letter", json!({"question": "Q", "choices": abc, "answer": "C"})),
+        ("MMLU, a small letter", json!({"question": "Q", "choices": abc, "answer": " c "})),
+        ("a number as text", json!({"question": "Q", "choices": abc, "answer": "2"})),
+        ("ARC", json!({"id": "1", "question": "Q", "choices": {"text": abc, "label": ["A", "B", "C"]}, "answerKey": "C"})),
+        ("ARC, numbered", json!({"question": "Q", "choices": {"text": abc, "label": ["1", "2", "3"]}, "answerKey": "3"})),
+        ("ARC, a stem", json!({"question": {"stem": "Q", "choices": labelled(["A", "B", "C"])}, "answerKey": "C"})),
+        ("choices one by one", json!({"question": "Q", "choices": labelled(["1", "2", "3"]), "answerKey": 3})),
+        ("HellaSwag", json!({"ind": 4, "ctx_a": "Q", "ctx_b": "", "ctx": "Q", "endings": abc, "label": "2", "split": "val"})),
+        ("HellaSwag, a number", json!({"ctx": "Q [step]", "endings": ["one", "[sub] two", "three"], "label": 2})),
+        ("TruthfulQA", json!({"question": "Q", "mc1_targets": {"choices": abc, "labels": [0, 0, 1]}})),
+    ];
+    let mut wrong = Vec::new();
+    for (form, line) in &forms {
+        match task::choices(format!("\n{line}\r\n").as_bytes(), 0) {
+            Ok(q) if q.len() == 1 => {
+                let (question, answers, right) = (q[0].question.trim(), json!(q[0].answers), &q[0].right);
+                let as_meant = question == "Q" && answers.to_string().replace("\" two", "\"two") == abc.to_string();
+                if !as_meant || right != &[false, false, true] || q[0].place != Place::Line(2) {
+                    wrong.push(format!("{form}: {q:?}"));
+                }
+            }
+            other => wrong.push(format!("{form}: {other:?}")),
+        }
+    }
+    let blank = |answer: Value| json!({"sentence": "a _ b", "option1": "x", "option2": "y", "answer": answer}).to_string();
+    for answer in [json!("2"), json!(2), json!(" 2 ")] {
+        match task::winogrande(blank(answer.clone()).as_bytes(), 0) {
+            Ok(b) if b[0].right == 1 && b[0].words == ["x", "y"] => {}
+            other => wrong.push(format!("Winogrande {answer}: {other:?}")),
+        }
+    }
+    let faults = [
+        (json!({"choices": abc, "answer": 0}), "missing field `question` or `ctx`"),
+        (json!({"question": "Q", "answer": 0}), "missing field `choices` or `endings`"),
+        (json!({"question": 3, "choices": abc, "answer": 0}), "question: 3, expected a text"),
+        (json!({"question": {"text": "Q"}, "choices": abc, "answer": 0}), "missing field `stem`"),
+        (json!({"question": "Q", "choices": "one", "answer": 0}), "choices: \"one\", expected a list"),
+        (json!({"question": "Q", "choices": ["one", 2], "answer": 0}), "choices: 2, expected a text"),
+        (json!({"question": "Q", "choices": ["one", {"text": "two"}], "answer": 0}), "choices: \"one\", expected an object"),
+        (json!({"question": "Q", "choices": {"text": abc}, "answerKey": "A"}), "missing field `label`"),
+        (json!({"question": "Q", "choices": abc, "answer": -1}), "answer: -1, an answer that is none of the 3"),
+        (json!({"question": "Q", "choices": abc, "answer": "E"}), "answer: \"E\", an answer that is none of the 3"),
+        (json!({"ctx": "Q", "endings": abc, "label": ""}), "label: \"\", an answer that is none of the 3"),
+        (json!({"question": "Q", "mc1_targets": {"choices": abc, "labels": [1]}}), "mc1_targets: 3 choices, 1 labels"),
+        (json!({"question": "Q", "mc1_targets": {"choices": abc, "labels": [0, 0, 0]}}), "no answer is labelled right"),
+    ];
+    let good = forms[0].1.to_string();
+    for (line, says) in faults {
+        match task::choices(format!("{good}\n{line}\n").as_bytes(), 0) {
+            Err(e) if e.to_string().starts_with("line 2: ") && e.to_string().contains(says) => {}
+            other => wrong.push(format!("{other:?}, expected line 2: {says}")),
+        }
+    }
+    match task::choices(format!("[\n{good},\n{good}]").as_bytes(), 0) {
+        Err(e) if e.to_string().contains("one array of JSON") => {}
+        other => wrong.push(format!("an array: {other:?}")),
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
 fn wilson_s_interval_is_wilson_s() {
     // 10 of 10: from 1 / (1 + z^2 / 10) to 1; 50 of 100: 0.4038 to 0.5962 (Wilson 1927).
     let (from, to) = Tally { count: 10, correct: 10, answers: 40 }.interval();
@@ -595,13 +670,19 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
     b.write("empty", "");
     b.write("binary", b"some text\n\x7fELF\0\0\0");
     b.write("short", "too short");
+    b.write("latin", b"a first line\nna\xefve\n");
+    b.write("marked", ["\u{feff}".as_bytes(), b"a\n0\nb\nc\nd\n"].concat());
+    b.write("cut", [text(60).as_bytes(), &"\u{2026}".as_bytes()[..2]].concat());
     b.write("hs.txt", "a\n0\nb\nc\nd\n");
     b.write("base", "nonsense that is no base file");
     let cases: &[(&[&str], i32, &str)] = &[
         (&["-f", "empty"], 1, "empty: empty, expected a text"),
         (&["-f", "binary"], 1, "binary: line 2: a zero byte"),
+        (&["-f", "latin"], 1, "latin: line 2: not UTF-8"),
+        (&["-f", "latin", "--ppl-stride", "64"], 1, "latin: line 2: not UTF-8"),
+        (&["-f", "marked", "--hellaswag"], 1, "marked: line 1: 5 lines of a question"),
         (&["-f", "short"], 1, "short: 2 tokens, expected at least 1024"),
-        (&["-f", "short", "--ppl-stride", "64"], 1, "short: 2 tokens, expected at least 1088"),
+        (&["-f", "short", "--ppl-stride", "64"], 1, "short: 2 tokens, expected at least 1536"),
         (&["-f", "text", "--ppl-stride", "512"], 1, "--ppl-stride 512: expected below"),
         (&["-f", "missing"], 1, "missing: No such file"),
         (&[], 1, "--file: expected"),
@@ -631,6 +712,9 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let cut = b.json(&["-f", "cut", "-c", "64", "--chunks", "2", "--json"]);
+    let whole = b.json(&["-f", "text", "-c", "64", "--chunks", "2", "--json"]);
+    assert_eq!(cut["chunk_nll"], whole["chunk_nll"], "half a character at the end is left out");
     assert!(!b.path("x").exists() && !b.path("x.partial").exists());
     let got = b.json(&["-f", "text", "-c", "64", "-b", "64", "--until-error", "1000000", "--json"]);
     assert_eq!(got["chunks"], json!(1), "narrow enough at once");

@@ -1,20 +1,34 @@
 //! `oxcart compare`: models side by side on one text, the first as the reference: size, perplexity, divergence, speed.
 
 use super::engine::{EngineArgs, SessionArgs, facts};
+use super::perplexity::run::Run;
 use super::perplexity::{check_memory, tokens};
-use super::progress::Progress;
-use crate::engine::SessionOptions;
-use crate::perplexity::compare::{Contender, group, kept_bytes};
+use crate::engine::Session;
+use crate::perplexity::compare::{Contender, add, group, kept_bytes};
 use crate::perplexity::plot::{Point, svg};
 use crate::perplexity::publish::write;
+use crate::perplexity::state::Key;
 use crate::perplexity::{chunks, report};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde_json::json;
+use std::io::{IsTerminal, stdout};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+
+const FIELDS: &str = "\
+Output:
+  size is of the tensors, in GiB (2^30 bytes); bpw are their bits a weight; PPL is the perplexity, ± its standard error;
+  KLD is the mean Kullback-Leibler divergence from the reference in nats, 99% KLD its 99th percentile; same top is the
+  share of tokens for which both models hold the same one most probable; t/s are tokens fed and scored a second.
+  csv and json have every figure at full precision: errors are standard errors, shares fractions of 1.
+  json: {file, n_ctx, chunks, models: [{model, size_bytes, bits_per_weight, ppl, ppl_error, tokens_per_second,
+  divergence}]}; the reference's divergence is null, another's is the object that
+  `oxcart perplexity --kl-divergence --json` prints.";
 
 /// Which models, which text.
 #[derive(clap::Args)]
+#[command(after_long_help = FIELDS)]
 pub struct Args {
     /// Models: GGUF files or names of the catalogue. The first is the reference
     #[arg(value_name = "MODEL", required = true, num_args = 2..)]
@@ -42,6 +56,9 @@ pub struct Args {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Form::Md)]
     output: Form,
+    /// Go on where a comparison of the same models on the same text was cut off
+    #[arg(long)]
+    resume: bool,
     /// Plot divergence against size, as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -63,7 +80,6 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     }
     let name = a.file.display().to_string();
     let bytes = std::fs::read(&a.file).with_context(|| name.clone())?;
-    let n_seq = (a.batch_size / a.ctx_size).max(1);
     let mut models: Vec<Contender> = Vec::new();
     let mut text = Vec::new();
     for model in &a.models {
@@ -72,34 +88,35 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             .open()?;
         eprintln!("{}", facts(&e, a.ctx_size));
         let encoded = tokens(&e, &bytes).with_context(|| name.clone())?;
-        match models.first() {
-            None => text = encoded,
-            Some(first) => {
-                let (n, found) = (first.engine().model.config.n_vocab, e.model.config.n_vocab);
-                if n != found {
-                    bail!("{model}: a vocabulary of {found} tokens, the reference has {n}");
-                }
-                if encoded != text {
-                    bail!("{model}: other tokens of the text than the reference's, expected the same tokenizer");
-                }
+        if let Some(first) = models.first() {
+            let (n, found) = (first.engine().model.config.n_vocab, e.model.config.n_vocab);
+            if n != found {
+                bail!("{model}: a vocabulary of {found} tokens, the reference has {n}");
+            }
+            if encoded != text {
+                let at = text.iter().zip(&encoded).take_while(|(a, b)| a == b).count();
+                bail!("{model}: other tokens of the text than the reference's, from number {at} on");
             }
         }
-        let o: SessionOptions = a.session.options(a.ctx_size, n_seq);
-        models.push(Contender::new(&e, &o)?);
+        text = encoded;
+        models.push(Contender::new(e));
     }
     let n = chunks(text.len(), a.ctx_size).with_context(|| name.clone())?;
     let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
+    let n_seq = (a.batch_size / a.ctx_size).clamp(1, n);
+    let o = a.session.options(a.ctx_size, n_seq);
+    let mut sessions: Vec<Session> = models.iter().map(|m| m.engine().session(&o)).collect::<Result<_, _>>()?;
     let engines: Vec<_> = models.iter().map(Contender::engine).collect();
-    let caches: u64 = models.iter().map(|m| m.cache_bytes() as u64).sum();
+    let caches: u64 = sessions.iter().map(|s| s.cache_bytes() as u64).sum();
     check_memory(&engines, caches + kept_bytes(a.ctx_size, engines[0].model.config.n_vocab, n_seq))?;
-    let mut progress = Progress::new("chunk", n);
-    progress.begin(0);
-    for first in (0..n).step_by(n_seq) {
-        let count = n_seq.min(n - first);
-        group(&mut models, &text, first, count)?;
-        progress.done(first + count);
-    }
-    progress.finish()?;
+    let mut run = Run::start(&key(&a, &models, &text, n), a.resume, "chunk", n, n_seq)?;
+    run.drive(
+        |first, count| Ok(group(&mut sessions, &text, first, count)?),
+        |_, _, record| {
+            add(&mut models, a.ctx_size, record);
+            Ok(ControlFlow::Continue(()))
+        },
+    )?;
     if let Some(path) = &a.plot {
         let point = |m: &Contender| {
             let kld = m.divergence.kld();
@@ -110,11 +127,31 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         write(path, svg(&title, &points).as_bytes()).with_context(|| path.display().to_string())?;
     }
     match a.output {
-        Form::Md => markdown(&models),
+        Form::Md => {
+            let table = markdown(&models);
+            let wide = table.lines().next().map_or(0, |l| l.chars().count());
+            match terminal_width().filter(|&columns| columns < wide) {
+                Some(columns) => print!("{}", narrow(&models, columns)),
+                None => print!("{table}"),
+            }
+        }
         Form::Csv => csv(&models),
         Form::Json => println!("{}", object(&a, &models, n)),
     }
     Ok(())
+}
+
+/// What makes a comparison the same one.
+fn key(a: &Args, models: &[Contender], text: &[u32], n: usize) -> Key {
+    let mut key = Key::of(&models[0].engine().gguf);
+    models[1..].iter().for_each(|m| key.add_model(&m.engine().gguf));
+    let kernels = models[0].engine().kernels;
+    let isa = if kernels.exact { "exact" } else { kernels.isa.name() };
+    let (k, v) = (a.session.cache_type_k.name(), a.session.cache_type_v.name());
+    let sizes = (models.len(), a.ctx_size, a.batch_size, a.session.ubatch_size, n);
+    key.add(format!("compare {isa} {k} {v} {sizes:?}"));
+    key.add_tokens(text);
+    key
 }
 
 fn gib(bytes: u64) -> f64 {
@@ -127,15 +164,22 @@ fn label(m: &Contender) -> String {
     path.file_stem().map_or(String::new(), |s| s.to_string_lossy().into_owned())
 }
 
-fn markdown(models: &[Contender]) {
+/// Columns of the terminal that stdout is, if it is one.
+fn terminal_width() -> Option<usize> {
+    let out = stdout();
+    let size = out.is_terminal().then(|| rustix::termios::tcgetwinsize(&out).ok())??;
+    (size.ws_col > 0).then_some(size.ws_col as usize)
+}
+
+fn markdown(models: &[Contender]) -> String {
     let names: Vec<String> = models.iter().map(label).collect();
     let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("model".len());
-    println!(
-        "| {:wide$} | {:>9} | {:>5} | {:>19} | {:>19} | {:>8} | {:>15} | {:>8} |",
+    let mut out = format!(
+        "| {:wide$} | {:>9} | {:>5} | {:>19} | {:>19} | {:>8} | {:>15} | {:>8} |\n",
         "model", "size, GiB", "bpw", "PPL", "mean KLD", "99% KLD", "same top, %", "t/s"
     );
-    println!(
-        "| {:-<wide$} | {:->8}: | {:->4}: | {:->18}: | {:->18}: | {:->7}: | {:->14}: | {:->7}: |",
+    out += &format!(
+        "| {:-<wide$} | {:->8}: | {:->4}: | {:->18}: | {:->18}: | {:->7}: | {:->14}: | {:->7}: |\n",
         "", "", "", "", "", "", "", ""
     );
     for (i, (m, name)) in models.iter().zip(names).enumerate() {
@@ -150,13 +194,41 @@ fn markdown(models: &[Contender]) {
             )
         };
         let ppl = format!("{:.4} ± {:.4}", m.score.perplexity(), m.score.error());
-        println!(
-            "| {name:wide$} | {:9.3} | {:5.2} | {ppl:>19} | {kld:>19} | {percentile:>8} | {same:>15} | {:8.1} |",
+        out += &format!(
+            "| {name:wide$} | {:9.3} | {:5.2} | {ppl:>19} | {kld:>19} | {percentile:>8} | {same:>15} | {:8.1} |\n",
             gib(m.size()),
             m.bits_per_weight(),
             m.rate()
         );
     }
+    out
+}
+
+/// The same without errors and percentiles, in so many columns; of names that are longer, the end.
+fn narrow(models: &[Contender], columns: usize) -> String {
+    const FIGURES: usize = 56;
+    let names: Vec<String> = models.iter().map(label).collect();
+    let longest = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("model".len());
+    let wide = longest.min(columns.saturating_sub(FIGURES)).max(8);
+    let mut out = format!("{:wide$}  size, GiB   bpw       PPL  mean KLD  same top      t/s\n", "model");
+    for (i, (m, name)) in models.iter().zip(names).enumerate() {
+        let cut = name.chars().count().saturating_sub(wide);
+        let name = if cut == 0 { name } else { format!("…{}", name.chars().skip(cut + 1).collect::<String>()) };
+        let (kld, same) = if i == 0 {
+            ("reference".into(), String::new())
+        } else {
+            let (kld, same) = (m.divergence.kld().value, m.divergence.same_top().value);
+            (format!("{kld:.6}"), format!("{:.2} %", 100.0 * same))
+        };
+        out += &format!(
+            "{name:wide$}  {:9.3} {:5.2} {:9.4} {kld:>9} {same:>9} {:8.1}\n",
+            gib(m.size()),
+            m.bits_per_weight(),
+            m.score.perplexity(),
+            m.rate()
+        );
+    }
+    out + "errors and percentiles: in a wider terminal, or with -o csv\n"
 }
 
 fn csv(models: &[Contender]) {

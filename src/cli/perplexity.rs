@@ -3,7 +3,7 @@
 
 mod divergence;
 mod estimate;
-mod run;
+pub(super) mod run;
 mod stride;
 mod task;
 
@@ -115,6 +115,17 @@ impl Args {
         (self.batch_size / context).max(1)
     }
 
+    /// Chunks that are computed, told and saved together: those of a batch, or each by itself where it fills forward passes
+    /// alone and would gain nothing from company.
+    fn together(&self, context: usize) -> usize {
+        if context.is_multiple_of(self.ubatch()) { 1 } else { self.n_seq(context) }
+    }
+
+    /// Tokens of a forward pass.
+    fn ubatch(&self) -> usize {
+        self.session.ubatch_size.min(self.batch_size)
+    }
+
     /// The file's bytes.
     fn bytes(&self) -> anyhow::Result<Vec<u8>> {
         let Some(file) = &self.file else { bail!("--file: expected a text") };
@@ -134,8 +145,7 @@ impl Args {
 
     /// A session of so many sequences, if there is memory for it.
     fn session(&self, e: &Arc<Engine>, context: usize, sequences: usize) -> anyhow::Result<Session> {
-        let ubatch_size = self.session.ubatch_size.min(self.batch_size);
-        let o = SessionOptions { ubatch: ubatch_size, ..self.session.options(context, sequences) };
+        let o = SessionOptions { ubatch: self.ubatch(), ..self.session.options(context, sequences) };
         let s = e.session(&o)?;
         check_memory(&[e], s.cache_bytes() as u64)?;
         beyond_memory(e).into_iter().for_each(|divided| eprintln!("perplexity: {divided}"));
@@ -145,13 +155,22 @@ impl Args {
 
 /// A text's tokens; without its last line break, as llama-perplexity reads files.
 pub(super) fn tokens(e: &Engine, bytes: &[u8]) -> anyhow::Result<Vec<u32>> {
+    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let line = |at: usize| bytes[..at].iter().filter(|&&b| b == b'\n').count() + 1;
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
-        let line = bytes[..at].iter().filter(|&&b| b == b'\n').count() + 1;
-        bail!("line {line}: a zero byte, expected a text");
+        bail!("line {}: a zero byte, expected a text", line(at));
     }
+    let bytes = match std::str::from_utf8(bytes) {
+        Ok(text) => text.as_bytes(),
+        Err(e) if e.error_len().is_some() => bail!("line {}: not UTF-8, expected a text", line(e.valid_up_to())),
+        Err(e) => {
+            eprintln!("perplexity: the text ends within a character, which is left out");
+            &bytes[..e.valid_up_to()]
+        }
+    };
     let start = std::time::Instant::now();
     eprintln!("perplexity: tokenizing the input ..");
-    let tokens = e.tokenizer.encode(bytes.strip_suffix(b"\n").unwrap_or(bytes), true, false)?;
+    let tokens = e.tokenizer.encode(bytes, true, false)?;
     eprintln!("perplexity: tokenization took {:.3} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(tokens)
 }

@@ -12,6 +12,7 @@
 use super::publish::{partial, publish};
 use super::row::{self, Row};
 use super::{PerplexityError, rows};
+use oxcart_quant::f32ops::Ops;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -105,10 +106,10 @@ impl BaseWriter {
     }
 
     /// Writes a row, counted from the first of the file; returns the negative log-likelihood of `next` in nats.
-    pub fn put(&self, row: usize, logits: &[f32], next: u32) -> Result<f64, PerplexityError> {
+    pub fn put(&self, ops: &Ops, row: usize, logits: &[f32], next: u32) -> Result<f64, PerplexityError> {
         let (bytes, nll) = match self.layout.top {
-            None => row::encode_full(logits, next),
-            Some(k) => row::encode_top(logits, next, k),
+            None => row::encode_full(ops, logits, next),
+            Some(k) => row::encode_top(ops, logits, next, k),
         };
         let temp = || partial(&self.path);
         self.file.write_all_at(&bytes, self.layout.row_at(row)).map_err(|e| io_error(&temp(), "write")(e))?;

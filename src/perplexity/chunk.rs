@@ -71,8 +71,8 @@ pub fn collect<T: Clone + Default + Send, E: From<EngineError> + Send>(
 
 /// Scores the chunks that start at `first`, as many as the session has sequences, one a sequence. Returns their scores.
 pub fn score(s: &mut Session, tokens: &[u32], first: usize, count: usize) -> Result<Vec<Score>, EngineError> {
-    let context = s.context();
+    let (context, ops) = (s.context(), s.engine().kernels.ops);
     let nlls: Vec<f64> =
-        collect::<_, EngineError>(s, tokens, context, first, count, |_, next, logits| Ok(nll(logits, next)))?;
+        collect::<_, EngineError>(s, tokens, context, first, count, |_, next, logits| Ok(nll(ops, logits, next)))?;
     Ok(nlls.chunks(rows(context)).map(Score::of).collect())
 }

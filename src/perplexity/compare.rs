@@ -6,13 +6,13 @@
 use super::divergence::{Divergence, Token};
 use super::row::Row;
 use super::{Score, chunk, nll, rows};
-use crate::engine::{Engine, EngineError, Session, SessionOptions};
+use crate::engine::{Engine, EngineError, Session};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-/// One of the models.
+/// What is known of one of the models.
 pub struct Contender {
-    session: Session,
+    engine: Arc<Engine>,
     /// Its perplexity so far.
     pub score: Score,
     /// Its distance from the reference so far; of the reference itself nothing.
@@ -24,50 +24,31 @@ pub struct Contender {
 }
 
 impl Contender {
-    /// A model with a session of its own.
-    pub fn new(engine: &Arc<Engine>, o: &SessionOptions) -> Result<Contender, EngineError> {
+    /// A model of which nothing is known.
+    pub fn new(engine: Arc<Engine>) -> Contender {
         let (score, divergence) = Default::default();
-        Ok(Contender { session: engine.session(o)?, score, divergence, tokens: 0, seconds: 0.0 })
+        Contender { engine, score, divergence, tokens: 0, seconds: 0.0 }
     }
 
     /// The model.
     pub fn engine(&self) -> &Arc<Engine> {
-        self.session.engine()
-    }
-
-    /// Bytes of its KV cache.
-    pub fn cache_bytes(&self) -> usize {
-        self.session.cache_bytes()
+        &self.engine
     }
 
     /// Bytes of its tensors.
     pub fn size(&self) -> u64 {
-        self.engine().gguf.tensors().iter().map(|t| t.n_bytes()).sum()
+        self.engine.gguf.tensors().iter().map(|t| t.n_bytes()).sum()
     }
 
     /// Bits of its tensors a weight.
     pub fn bits_per_weight(&self) -> f64 {
-        let weights: u64 = self.engine().gguf.tensors().iter().map(|t| t.n_elements()).sum();
+        let weights: u64 = self.engine.gguf.tensors().iter().map(|t| t.n_elements()).sum();
         self.size() as f64 * 8.0 / weights as f64
     }
 
     /// Tokens a second.
     pub fn rate(&self) -> f64 {
         self.tokens as f64 / self.seconds
-    }
-
-    fn feed<T: Clone + Default + Send>(
-        &mut self,
-        tokens: &[u32],
-        first: usize,
-        count: usize,
-        value: impl Fn(usize, u32, &[f32]) -> Result<T, EngineError> + Sync,
-    ) -> Result<Vec<T>, EngineError> {
-        let (start, context) = (Instant::now(), self.session.context());
-        let values = chunk::collect(&mut self.session, tokens, context, first, count, value)?;
-        self.seconds += start.elapsed().as_secs_f64();
-        self.tokens += count * context;
-        Ok(values)
     }
 }
 
@@ -76,24 +57,54 @@ pub fn kept_bytes(context: usize, n_vocab: usize, count: usize) -> u64 {
     (rows(context) * n_vocab * size_of::<f32>()) as u64 * count as u64
 }
 
-/// Sends `count` chunks through all models, whose sessions have room for as many sequences.
-pub fn group(models: &mut [Contender], tokens: &[u32], first: usize, count: usize) -> Result<(), EngineError> {
-    let Some((reference, others)) = models.split_first_mut() else { return Ok(()) };
-    let kept: Vec<OnceLock<Row>> = vec![OnceLock::new(); count * rows(reference.session.context())];
-    let nlls: Vec<f64> = reference.feed(tokens, first, count, |i, next, logits| {
-        kept[i].get_or_init(|| Row::exact(logits));
-        Ok(nll(logits, next))
-    })?;
-    // Chunk by chunk, so that sums are those of a run of each model alone.
-    let scored = rows(reference.session.context());
-    nlls.chunks(scored).for_each(|c| reference.score.join(&Score::of(c)));
-    for m in others {
-        let found: Vec<Token> = m.feed(tokens, first, count, |i, next, logits| {
-            Ok(kept[i].get().map_or(Token::default(), |row| Token::compare(logits, row, next)))
-        })?;
-        found.iter().for_each(|t| m.divergence.push(t));
-        let nlls: Vec<f64> = found.iter().map(|t| t.nll).collect();
-        nlls.chunks(scored).for_each(|c| m.score.join(&Score::of(c)));
+/// Sends `count` chunks through the models' sessions, which have room for as many sequences. Returns a record for every
+/// chunk: for each model its seconds, then of the reference the nats of every scored token, of the others its
+/// [`Token::numbers`].
+pub fn group(
+    sessions: &mut [Session],
+    tokens: &[u32],
+    first: usize,
+    count: usize,
+) -> Result<Vec<Vec<f64>>, EngineError> {
+    let mut records = vec![Vec::new(); count];
+    let mut kept: Vec<OnceLock<Row>> = Vec::new();
+    for (i, s) in sessions.iter_mut().enumerate() {
+        let (start, context, ops) = (Instant::now(), s.context(), s.engine().kernels.ops);
+        let values = if i == 0 {
+            kept = vec![OnceLock::new(); count * rows(context)];
+            chunk::collect::<_, EngineError>(s, tokens, context, first, count, |r, next, logits| {
+                kept[r].get_or_init(|| Row::exact(ops, logits));
+                Ok(nll(ops, logits, next))
+            })?
+        } else {
+            let compare = |r: usize, next: u32, logits: &[f32]| {
+                Ok::<_, EngineError>(kept[r].get().map_or(Token::default(), |row| Token::compare(ops, logits, row, next)))
+            };
+            let found = chunk::collect(s, tokens, context, first, count, compare)?;
+            found.iter().flat_map(Token::numbers).collect()
+        };
+        let seconds = start.elapsed().as_secs_f64() / count as f64;
+        for (record, values) in records.iter_mut().zip(values.chunks(values.len() / count)) {
+            record.push(seconds);
+            record.extend(values);
+        }
     }
-    Ok(())
+    Ok(records)
+}
+
+/// Adds a chunk's record to what is known of the models.
+pub fn add(models: &mut [Contender], context: usize, record: &[f64]) {
+    let (scored, mut rest) = (rows(context), record);
+    for (i, m) in models.iter_mut().enumerate() {
+        let width = if i == 0 { 1 } else { Token::WIDTH };
+        let Some((part, after)) = rest.split_at_checked(1 + scored * width) else { return };
+        rest = after;
+        m.seconds += part[0];
+        m.tokens += context;
+        let nlls: Vec<f64> = part[1..].iter().copied().step_by(width).collect();
+        m.score.join(&Score::of(&nlls));
+        if i > 0 {
+            part[1..].chunks_exact(width).for_each(|t| m.divergence.push(&Token::of_numbers(t)));
+        }
+    }
 }

@@ -5,7 +5,8 @@
 //! standard errors of means; those of derived figures follow to first order, with the covariance of both models' scores.
 
 use super::row::Row;
-use super::score::extent;
+use super::score::{BLOCK, Extent, top};
+use oxcart_quant::f32ops::Ops;
 
 /// Reference log-probabilities that count: what is rarer is below the resolution of a full row.
 const FLOOR: f32 = -16.0;
@@ -26,28 +27,29 @@ pub struct Token {
 }
 
 impl Token {
+    /// Numbers that it has.
+    pub const WIDTH: usize = 5;
+
+    /// It as numbers, for a record; `-ln q(next)` first.
+    pub fn numbers(&self) -> [f64; Token::WIDTH] {
+        [self.nll, self.nll_base, self.kld, self.p_diff, self.same_top as u8 as f64]
+    }
+
+    /// Of [`Token::WIDTH`] numbers.
+    pub fn of_numbers(n: &[f64]) -> Token {
+        Token { nll: n[0], nll_base: n[1], kld: n[2], p_diff: n[3], same_top: n[4] != 0.0 }
+    }
+
     /// Compares the logits of a model with the reference's row, where the text goes on with `next`. Of a compact row the
     /// tail counts as one token, which makes the divergence smaller than it is by what happens within the tail.
-    pub fn compare(logits: &[f32], base: &Row, next: u32) -> Token {
-        let (max, top, sum) = extent(logits);
-        let shift = max as f64 + sum.ln();
-        let nll = sum.ln() + (max - logits[next as usize]) as f64;
-        let against = |log_p: f32, i: usize| (log_p as f64).exp() * (log_p as f64 + shift - logits[i] as f64);
+    pub fn compare(ops: &Ops, logits: &[f32], base: &Row, next: u32) -> Token {
+        let extent = Extent::of(ops, logits);
+        let nll = extent.nll(logits[next as usize]);
         let (nll_base, kld, base_top) = match base {
-            Row::Full(log_p) => {
-                let mut best = 0;
-                let mut kld = 0.0;
-                for (i, &l) in log_p.iter().enumerate() {
-                    if l > log_p[best] {
-                        best = i;
-                    }
-                    if l > FLOOR {
-                        kld += against(l, i);
-                    }
-                }
-                (-log_p[next as usize] as f64, kld, best)
-            }
+            Row::Full(log_p) => (-log_p[next as usize] as f64, full(ops, logits, extent, log_p), top(ops, log_p)),
             Row::Top { top, tail, next } => {
+                let shift = extent.max as f64 + extent.ln_sum;
+                let against = |log_p: f32, i: usize| (log_p as f64).exp() * (log_p as f64 + shift - logits[i] as f64);
                 // Codes are rounded, the tail is not: what is kept makes up the rest of 1.
                 let p = (*tail as f64).exp().min(1.0);
                 let kept: f64 = top.iter().map(|&(_, l)| (l as f64).exp()).sum();
@@ -64,8 +66,28 @@ impl Token {
             }
         };
         let p_diff = (-nll).exp() - (-nll_base).exp();
-        Token { nll, nll_base, kld, p_diff, same_top: top == base_top }
+        Token { nll, nll_base, kld, p_diff, same_top: top(ops, logits) == base_top }
     }
+}
+
+/// `sum p ln(p / q)` over a whole row.
+fn full(ops: &Ops, logits: &[f32], extent: Extent, log_p: &[f32]) -> f64 {
+    let (mut p, mut ratio) = ([0.0; BLOCK], [0.0; BLOCK]);
+    // ln(p / q) = ln p - (logit - max) + ln_sum: what f32 keeps of ln_sum is added before products are summed, so that they
+    // are small, the rest behind.
+    let near = extent.ln_sum as f32;
+    let rest = extent.ln_sum - near as f64;
+    let parts = log_p.chunks(BLOCK).zip(logits.chunks(BLOCK)).map(|(log_p, logits)| {
+        let n = log_p.len();
+        for (((p, ratio), &l), &logit) in p.iter_mut().zip(&mut ratio).zip(log_p).zip(logits) {
+            let counts = l > FLOOR;
+            *p = if counts { l } else { f32::NEG_INFINITY };
+            *ratio = if counts { l - (logit - extent.max) + near } else { 0.0 };
+        }
+        let mass = ops.exp_sum(&mut p[..n], 0.0);
+        mass as f64 * rest + ops.dot(&p[..n], &ratio[..n]) as f64
+    });
+    parts.sum()
 }
 
 /// A figure and its standard error.

@@ -15,7 +15,7 @@ pub struct Point {
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 440.0;
 /// Margins: left, right, top, bottom.
-const MARGIN: (f64, f64, f64, f64) = (80.0, 130.0, 40.0, 60.0);
+const MARGIN: (f64, f64, f64, f64) = (80.0, 40.0, 40.0, 60.0);
 
 /// Size linear from 0, divergence logarithmic between powers of ten, a bar of two standard errors through each point.
 /// Points whose divergence is 0 have no place on it and are left out.
@@ -50,7 +50,9 @@ pub fn svg(title: &str, points: &[Point]) -> String {
         text(left - 8.0, y(10f64.powi(power)) + 4.0, "end", &format!("{}", 10f64.powi(power)));
     }
     for p in &shown {
-        text(x(p.size) + 8.0, y(p.kld.0) + 4.0, "start", &p.name);
+        // Towards the middle, where there is room for a long name.
+        let (by, anchor) = if p.size > end / 2.0 { (-8.0, "end") } else { (8.0, "start") };
+        text(x(p.size) + by, y(p.kld.0) + 4.0, anchor, &p.name);
     }
     for power in low as i32..=high as i32 {
         let at = y(10f64.powi(power));

@@ -9,7 +9,8 @@
 //! is rarer has code 0), a compact one its `k` most probable tokens, the first the most probable; `tail` is the log of the
 //! mass of all others, `next` the log-probability of the token that the text goes on with.
 
-use super::score::extent;
+use super::score::{Extent, exp_sum};
+use oxcart_quant::f32ops::Ops;
 
 /// Bytes of a full row.
 pub fn full_bytes(n_vocab: usize) -> usize {
@@ -26,46 +27,67 @@ pub fn default_top(n_vocab: usize) -> usize {
     (n_vocab / 72).max(1)
 }
 
+/// The least value.
+fn least(values: &[f32]) -> f32 {
+    let (blocks, rest) = values.as_chunks::<16>();
+    let mut lanes = [f32::INFINITY; 16];
+    for block in blocks {
+        for (lane, &v) in lanes.iter_mut().zip(block) {
+            *lane = if v < *lane { v } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::INFINITY, f32::min)
+}
+
+/// The nearest whole number, of two the even one: of a value from 0 to 65535, to which 1.5 * 2^23 is added, the low bits.
+fn nearest(value: f32) -> [u8; 2] {
+    ((value + 12_582_912.0).to_bits() as u16).to_le_bytes()
+}
+
 /// A full row as llama-perplexity computes it, in f32; and `-ln p(next)`.
-pub fn encode_full(logits: &[f32], next: u32) -> (Vec<u8>, f64) {
-    let (max, _, sum) = extent(logits);
-    let min = logits.iter().copied().fold(f32::INFINITY, f32::min).max(max - 16.0);
-    let scale = (max - min) / 65535.0;
-    let mut out = Vec::with_capacity(full_bytes(logits.len()));
-    out.extend(scale.to_le_bytes());
-    out.extend((min - max - sum.ln() as f32).to_le_bytes());
+pub fn encode_full(ops: &Ops, logits: &[f32], next: u32) -> (Vec<u8>, f64) {
+    let extent = Extent::of(ops, logits);
+    let min = least(logits).max(extent.max - 16.0);
+    let scale = (extent.max - min) / 65535.0;
+    let mut out = vec![0; full_bytes(logits.len())];
+    out[..4].copy_from_slice(&scale.to_le_bytes());
+    out[4..8].copy_from_slice(&(min - extent.max - extent.ln_sum as f32).to_le_bytes());
     if scale > 0.0 {
         let inverse = 1.0 / scale;
-        let code = |l: f32| if l > min { (inverse * (l - min)).round_ties_even() as u16 } else { 0 };
-        out.extend(logits.iter().flat_map(|&l| code(l).to_le_bytes()));
+        for (code, &l) in out[8..].as_chunks_mut().0.iter_mut().zip(logits) {
+            *code = nearest(if l > min { inverse * (l - min) } else { 0.0 });
+        }
     }
-    out.resize(full_bytes(logits.len()), 0);
-    (out, sum.ln() + (max - logits[next as usize]) as f64)
+    (out, extent.nll(logits[next as usize]))
 }
 
 /// A compact row of `k` tokens, `k < logits.len()`; and `-ln p(next)`.
-pub fn encode_top(logits: &[f32], next: u32, k: usize) -> (Vec<u8>, f64) {
-    let (max, _, sum) = extent(logits);
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    let (top, (last, rest)) = {
-        let (top, last, rest) = ids.select_nth_unstable_by(k - 1, by_logit);
-        (top, (*last, rest))
+pub fn encode_top(ops: &Ops, logits: &[f32], next: u32, k: usize) -> (Vec<u8>, f64) {
+    let extent = Extent::of(ops, logits);
+    // A logit's bits in the order of its values, then its token, the first of equals the greater.
+    let key = |(i, l): (u32, &f32)| {
+        let bits = l.to_bits();
+        let order = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+        (order as u64) << 32 | !i as u64
     };
-    let tail: f64 = rest.iter().map(|&i| (logits[i as usize] - max).exp() as f64).sum();
-    let mut top = top.to_vec();
-    top.push(last);
-    top.sort_unstable_by(by_logit);
-    let low = logits[last as usize];
-    let scale = (max - low) / 65535.0;
-    let nll = sum.ln() + (max - logits[next as usize]) as f64;
+    let token = |key: &u64| !(*key as u32);
+    let mut keys: Vec<u64> = (0..).zip(logits).map(key).collect();
+    let (_, _, rest) = keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+    let rest: Vec<f32> = rest.iter().map(|key| logits[token(key) as usize]).collect();
+    let tail = exp_sum(ops, &rest, extent.max).ln() - extent.ln_sum;
+    keys.truncate(k);
+    keys.sort_unstable_by(|a, b| b.cmp(a));
+    let top: Vec<u32> = keys.iter().map(token).collect();
+    let low = logits[top[k - 1] as usize];
+    let scale = (extent.max - low) / 65535.0;
+    let nll = extent.nll(logits[next as usize]);
     let mut out = Vec::with_capacity(top_bytes(k));
-    for number in [scale, low - max - sum.ln() as f32, (tail / sum).ln() as f32, -nll as f32] {
+    for number in [scale, low - extent.max - extent.ln_sum as f32, tail as f32, -nll as f32] {
         out.extend(number.to_le_bytes());
     }
     out.extend(top.iter().flat_map(|id| id.to_le_bytes()));
-    let code = |id: &u32| ((logits[*id as usize] - low) / scale).round_ties_even() as u16;
-    out.extend(top.iter().flat_map(|id| if scale > 0.0 { code(id) } else { 0 }.to_le_bytes()));
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    out.extend(top.iter().flat_map(|&id| nearest((logits[id as usize] - low) * inverse)));
     (out, nll)
 }
 
@@ -90,14 +112,14 @@ fn f32_at(bytes: &[u8], i: usize) -> f32 {
 }
 
 fn codes(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]) as f32)
+    bytes.as_chunks().0.iter().map(|&b| u16::from_le_bytes(b) as f32)
 }
 
 impl Row {
     /// The exact row of logits.
-    pub fn exact(logits: &[f32]) -> Row {
-        let (max, _, sum) = extent(logits);
-        let shift = max as f64 + sum.ln();
+    pub fn exact(ops: &Ops, logits: &[f32]) -> Row {
+        let extent = Extent::of(ops, logits);
+        let shift = extent.max as f64 + extent.ln_sum;
         Row::Full(logits.iter().map(|&l| (l as f64 - shift) as f32).collect())
     }
 

@@ -25,17 +25,22 @@ impl Key {
     pub fn of(gguf: &Gguf) -> Key {
         let mut key = Key(Sha256::new());
         key.add(env!("CARGO_PKG_VERSION"));
-        key.add(gguf.file_size().to_le_bytes());
+        key.add_model(gguf);
+        key
+    }
+
+    /// Adds a model.
+    pub fn add_model(&mut self, gguf: &Gguf) {
+        self.add(gguf.file_size().to_le_bytes());
         for (name, value) in gguf.metadata() {
-            key.add(name);
-            key.add(value.to_string());
+            self.add(name);
+            self.add(value.to_string());
         }
         for t in gguf.tensors() {
-            key.add(&t.name);
-            key.add(format!("{:?} {:?}", t.dims, t.kind));
-            key.add(&t.bytes()[..t.bytes().len().min(4096)]);
+            self.add(&t.name);
+            self.add(format!("{:?} {:?}", t.dims, t.kind));
+            self.add(&t.bytes()[..t.bytes().len().min(4096)]);
         }
-        key
     }
 
     /// Adds something that matters.

@@ -163,6 +163,7 @@ pub fn score(s: &mut Session, questions: &[Question]) -> Result<Vec<Vec<f64>>, E
     let values = Mutex::new(
         questions.iter().map(|q| q.asks.iter().map(|a| vec![0.0; a.len()]).collect()).collect::<Vec<Vec<Vec<f64>>>>(),
     );
+    let ops = s.engine().kernels.ops;
     let most = questions.iter().map(Question::n_answers).max().unwrap_or(0);
     for pass in std::iter::once(None).chain((0..most).map(Some)) {
         let mut batch = Batch::default();
@@ -192,7 +193,7 @@ pub fn score(s: &mut Session, questions: &[Question]) -> Result<Vec<Vec<f64>>, E
         }
         s.forward_each(&batch, &|row, logits| {
             for &(i, a, k) in &wanted[row] {
-                let v = -nll(logits, questions[i].asks[a][k].token);
+                let v = -nll(ops, logits, questions[i].asks[a][k].token);
                 values.lock().unwrap_or_else(|e| e.into_inner())[i][a][k] = v;
             }
         })?;

@@ -9,17 +9,6 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use std::ops::ControlFlow;
 
-/// Numbers of a token in a record.
-const WIDTH: usize = 5;
-
-fn record(t: &Token) -> [f64; WIDTH] {
-    [t.nll, t.nll_base, t.kld, t.p_diff, t.same_top as u8 as f64]
-}
-
-fn token(r: &[f64]) -> Token {
-    Token { nll: r[0], nll_base: r[1], kld: r[2], p_diff: r[3], same_top: r[4] != 0.0 }
-}
-
 pub fn run(a: &Args) -> anyhow::Result<()> {
     let Some(path) = &a.kl_divergence_base else { bail!("--kl-divergence-base: expected a file") };
     let base = Base::open(path)?;
@@ -34,8 +23,8 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         base.check_text(&a.tokens(&e)?).with_context(|| text.display().to_string())?;
     }
     let n = a.chunks.map_or(layout.n_chunk, |limit| layout.n_chunk.min(limit as usize));
-    let n_seq = a.n_seq(context);
-    let mut s = a.session(&e, context, n_seq.min(n))?;
+    let group = a.together(context);
+    let mut s = a.session(&e, context, group.min(n))?;
     eprintln!("{}", facts(&e, context));
     if let Some(k) = layout.top {
         eprintln!(
@@ -47,26 +36,27 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let mut key = a.key(&e, "kl-divergence");
     key.add_tokens(tokens);
     key.add(format!("{layout:?} {}", path.display()));
-    let mut run = a.start(&key, "chunk", n, n_seq)?;
-    let batch = a.batch_size.min(n_seq * context);
-    eprintln!("kl_divergence: computing over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={n_seq}");
+    let mut run = a.start(&key, "chunk", n, group)?;
+    let batch = a.batch_size.min(group * context);
+    eprintln!("kl_divergence: computing over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={group}");
     if !a.json {
         run.progress.line(&format!("\n{}", report::HEADING))?;
     }
+    let ops = e.kernels.ops;
     let (mut all, mut each) = (Divergence::default(), Vec::new());
     run.drive(
         |first, count| {
             let compare = |i: usize, next: u32, logits: &[f32]| {
-                Ok::<_, PerplexityError>(Token::compare(logits, &base.row(first * rows(context) + i)?, next))
+                Ok::<_, PerplexityError>(Token::compare(ops, logits, &base.row(first * rows(context) + i)?, next))
             };
             let compared = chunk::collect(&mut s, tokens, context, first, count, compare)?;
-            Ok(compared.chunks(rows(context)).map(|c| c.iter().flat_map(record).collect()).collect())
+            Ok(compared.chunks(rows(context)).map(|c| c.iter().flat_map(Token::numbers).collect()).collect())
         },
         |progress, i, values| {
             let mut chunk = Divergence::default();
-            for r in values.chunks_exact(WIDTH) {
-                all.push(&token(r));
-                chunk.push(&token(r));
+            for token in values.chunks_exact(Token::WIDTH).map(Token::of_numbers) {
+                all.push(&token);
+                chunk.push(&token);
             }
             each.push(json!({"ppl": chunk.ppl().value, "ppl_base": chunk.ppl_base().value, "kld": chunk.kld().value,
                 "same_top": chunk.same_top().value}));

@@ -19,15 +19,15 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let n = chunks(tokens.len(), context).with_context(name)?;
     let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
-    let n_seq = a.n_seq(context);
-    let mut s = a.session(&e, context, n_seq.min(n))?;
+    let group = a.together(context);
+    let mut s = a.session(&e, context, group.min(n))?;
     eprintln!("{}", facts(&e, context));
     let tokens = &tokens[..n * context];
     let layout = layout(a, &e, context, n)?;
     let mut key = a.key(&e, "perplexity");
     key.add_tokens(tokens);
     key.add(format!("{layout:?} {:?}", a.kl_divergence_base));
-    let mut run = a.start(&key, "chunk", n, n_seq)?;
+    let mut run = a.start(&key, "chunk", n, group)?;
     let resumed = run.resumed();
     let writer = match &a.kl_divergence_base {
         None => None,
@@ -38,14 +38,15 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
             Some(BaseWriter::create(path, layout, tokens)?)
         }
     };
-    let batch = a.batch_size.min(n_seq * context);
-    eprintln!("perplexity: calculating perplexity over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={n_seq}");
+    let batch = a.batch_size.min(group * context);
+    eprintln!("perplexity: calculating perplexity over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={group}");
+    let ops = e.kernels.ops;
     let (mut total, mut each) = (Score::default(), Vec::new());
     run.drive(
         |first, count| {
             let value = |i: usize, next: u32, logits: &[f32]| match &writer {
-                None => Ok(nll(logits, next)),
-                Some(w) => w.put(first * rows(context) + i, logits, next),
+                None => Ok(nll(ops, logits, next)),
+                Some(w) => w.put(ops, first * rows(context) + i, logits, next),
             };
             let nlls = chunk::collect(&mut s, tokens, context, first, count, value)?;
             // What the state counts as done is in the file.
@@ -60,6 +61,8 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
                 (_, 0) => progress.value(&format!("[{}]{:.4},", i + 1, total.perplexity()))?,
                 _ => {
                     let (mean, error) = total.mean();
+                    // llama-perplexity numbers the chunks of a batch alike.
+                    let n_seq = a.n_seq(context);
                     let first = i / n_seq * n_seq * context;
                     progress.line(&format!("{first:8}  {:.4}  {mean:4.6}  {error:4.6}", total.perplexity()))?;
                 }

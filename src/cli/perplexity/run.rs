@@ -31,8 +31,15 @@ impl Args {
 
     /// A run of `total` units in groups, from its beginning or from where it was cut off.
     pub fn start(&self, key: &Key, unit: &'static str, total: usize, group: usize) -> anyhow::Result<Run> {
+        Run::start(key, self.resume, unit, total, group)
+    }
+}
+
+impl Run {
+    /// A run of `total` units in groups, from its beginning or, to `resume` it, from where it was cut off.
+    pub fn start(key: &Key, resume: bool, unit: &'static str, total: usize, group: usize) -> anyhow::Result<Run> {
         let mut state = State::new(&cache_dir()?.join("perplexity"), key);
-        if self.resume {
+        if resume {
             if state.load()? {
                 eprintln!("perplexity: resuming behind {} of {total} {unit}s", state.records().len());
             } else {
@@ -41,9 +48,7 @@ impl Args {
         }
         Ok(Run { state, progress: Progress::new(unit, total), total, group, saved: true })
     }
-}
 
-impl Run {
     /// Units that an earlier run has computed.
     pub fn resumed(&self) -> usize {
         self.state.records().len()

@@ -27,14 +27,15 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         bail!("--kl-divergence-base: a base file is of a text, expected no questions");
     }
     let bytes = a.bytes()?;
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
     let name = a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let e = a.engine.open()?;
     let t = &e.tokenizer;
     let read = || -> Result<Vec<Question>, crate::perplexity::task::TaskError> {
         match task {
-            Task::HellaSwag => hellaswag(&bytes, a.hellaswag_tasks)?.iter().map(|c| c.question(t)).collect(),
-            Task::Winogrande => winogrande(&bytes, a.winogrande_tasks)?.iter().map(|b| b.question(t)).collect(),
-            Task::MultipleChoice => choices(&bytes, a.multiple_choice_tasks)?.iter().map(|c| c.question(t)).collect(),
+            Task::HellaSwag => hellaswag(bytes, a.hellaswag_tasks)?.iter().map(|c| c.question(t)).collect(),
+            Task::Winogrande => winogrande(bytes, a.winogrande_tasks)?.iter().map(|b| b.question(t)).collect(),
+            Task::MultipleChoice => choices(bytes, a.multiple_choice_tasks)?.iter().map(|c| c.question(t)).collect(),
         }
     };
     let questions = read().with_context(|| name.clone())?;
@@ -50,7 +51,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     eprintln!("{}", facts(&e, longest));
     eprintln!("perplexity: {n} questions of at most {longest} tokens, {group} at a time");
     let mut key = a.key(&e, "questions");
-    key.add(&bytes);
+    key.add(bytes);
     key.add(format!("{} {n}", task as u8));
     let mut run = a.start(&key, "question", n, group)?;
     if !a.json {

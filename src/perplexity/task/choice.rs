@@ -57,7 +57,7 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, TaskError> {
 
 /// The questions of a data file, llama.cpp's binary or JSONL: `tasks` of them (0: all), in llama-perplexity's order.
 pub fn choices(bytes: &[u8], tasks: usize) -> Result<Vec<Choice>, TaskError> {
-    let all = if jsonl::is_jsonl(bytes) { jsonl::choices(text(bytes)?)? } else { binary(bytes)? };
+    let all = if jsonl::is_jsonl(bytes)? { jsonl::choices(text(bytes)?)? } else { binary(bytes)? };
     Ok(select::sampled(all.len(), tasks).into_iter().map(|i| all[i].clone()).collect())
 }
 

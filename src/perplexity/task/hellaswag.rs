@@ -9,7 +9,7 @@ use super::{Place, TaskError, jsonl, select};
 /// The questions of a data file, llama.cpp's text or JSONL: `tasks` of them, in llama-perplexity's order.
 pub fn hellaswag(bytes: &[u8], tasks: usize) -> Result<Vec<Choice>, TaskError> {
     let text = text(bytes)?;
-    let all = if jsonl::is_jsonl(bytes) { jsonl::choices(text)? } else { lines(text)? };
+    let all = if jsonl::is_jsonl(bytes)? { jsonl::choices(text)? } else { lines(text)? };
     Ok(select::drawn(all.len(), tasks).into_iter().map(|i| all[i].clone()).collect())
 }
 

@@ -64,7 +64,7 @@ impl Blank {
 /// out the last line of a file, even of one that ends in a line break; here every line counts.)
 pub fn winogrande(bytes: &[u8], tasks: usize) -> Result<Vec<Blank>, TaskError> {
     let text = choice::text(bytes)?;
-    let all = if jsonl::is_jsonl(bytes) { jsonl::blanks(text)? } else { csv(text)? };
+    let all = if jsonl::is_jsonl(bytes)? { jsonl::blanks(text)? } else { csv(text)? };
     Ok(select::sampled(all.len(), tasks).into_iter().map(|i| all[i].clone()).collect())
 }
 
