@@ -200,6 +200,20 @@ pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, Quantize
     tensors.into_iter().zip(formats).map(step).collect()
 }
 
+/// The files that [`write`] would write, and their sizes in bytes.
+pub fn files(g: &Source, steps: &[Step<'_>], o: &Options, out: &Path) -> Result<Vec<(PathBuf, u64)>, QuantizeError> {
+    let new = steps.iter().map(|s| s.new.clone()).collect();
+    Ok(GgufWriter::layout(out, metadata(g, o), new, &parts(g, o))?)
+}
+
+fn parts(g: &Source, o: &Options) -> Parts {
+    match o.split {
+        Split::Whole => Parts::One,
+        Split::Size(most) => Parts::Size(most),
+        Split::Same => Parts::Tensors(g.split().to_vec()),
+    }
+}
+
 /// Writes the quantized model to `out`. `watch` is told of every step, and `go_on` asked now and then: where it says no,
 /// what is whole is kept beside `out` for a later run with [`Options::resume`]. After any other error nothing is left.
 pub fn write(
@@ -218,19 +232,14 @@ pub fn write(
         };
         return Err(QuantizeError::Tensor { file: g.path().to_path_buf(), tensor, problem });
     }
-    let new = steps.iter().map(|s| s.new.clone()).collect();
-    let files: Vec<PathBuf> =
+    let read: Vec<PathBuf> =
         g.files().iter().cloned().chain(o.importance.iter().map(|i| i.file().to_path_buf())).collect();
-    let mut journal = Journal::open(out, &files, &o.demand(), o.resume)?;
+    let mut journal = Journal::open(out, &read, &o.demand(), o.resume)?;
     let whole = journal.whole().min(steps.len());
-    enough_space(out, steps, whole)?;
+    enough_space(out, &files(g, steps, o, out)?)?;
+    let new = steps.iter().map(|s| s.new.clone()).collect();
     let unfinished = if whole > 0 { Unfinished::Continue(whole) } else { Unfinished::Replace };
-    let parts = match o.split {
-        Split::Whole => Parts::One,
-        Split::Size(most) => Parts::Size(most),
-        Split::Same => Parts::Tensors(g.split().to_vec()),
-    };
-    let mut w = GgufWriter::create_resumable(out, metadata(g, o), new, &parts, unfinished)?;
+    let mut w = GgufWriter::create_resumable(out, metadata(g, o), new, &parts(g, o), unfinished)?;
     journal.begin();
     if whole > 0 {
         watch(Event::Resumed(whole));
@@ -306,15 +315,15 @@ impl Options {
     }
 }
 
-/// Refuses what the disk has no room for, `whole` tensors of which are there already.
-fn enough_space(out: &Path, steps: &[Step<'_>], whole: usize) -> Result<(), QuantizeError> {
+/// Refuses what the disk has no room for. What another run left is gone on with or replaced, so its bytes are there.
+fn enough_space(out: &Path, files: &[(PathBuf, u64)]) -> Result<(), QuantizeError> {
     let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A folder that cannot be asked is told of by the writer.
     let Ok(s) = rustix::fs::statvfs(folder) else { return Ok(()) };
-    // What another run left is replaced.
-    let stale = if whole == 0 { std::fs::metadata(partial(out)).map_or(0, |m| m.len()) } else { 0 };
-    let free = s.f_bavail.saturating_mul(s.f_frsize).saturating_add(stale);
-    let needed = steps[whole..].iter().fold(0u64, |n, s| n.saturating_add(s.new.n_bytes().unwrap_or(u64::MAX)));
+    let free = s.f_bavail.saturating_mul(s.f_frsize);
+    let needed = files.iter().fold(0u64, |n, (file, size)| {
+        n.saturating_add(size.saturating_sub(std::fs::metadata(partial(file)).map_or(0, |m| m.len())))
+    });
     match free < needed {
         true => Err(QuantizeError::Space { folder: folder.to_path_buf(), free, needed }),
         false => Ok(()),

@@ -178,6 +178,7 @@ fn a_dry_run_tells_the_size_and_writes_nothing() {
     assert!(!Path::new(&to).exists());
     let real = json(&[&from, &to, "Q4_K_M", "--report"]);
     assert_eq!(dry["bytes"], real["bytes"]);
+    assert_eq!(dry["file_bytes"], fs::metadata(&to).unwrap().len());
     let written: u64 = Gguf::open(Path::new(&to)).unwrap().tensors().iter().map(|t| t.n_bytes()).sum();
     assert_eq!(real["bytes"], written);
     let error = |name: &str| {

@@ -6,7 +6,7 @@ use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
 use crate::quantize::importance::Importance;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;
-use crate::quantize::{Event, Loss, Options, Split, Step, plan, write};
+use crate::quantize::{Event, Loss, Options, Split, Step, files, plan, write};
 use anyhow::{Context, bail};
 use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -79,7 +79,7 @@ pub struct Args {
     /// Print which tensor gets which format and how large the file will be; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Measure the error of each tensor, plainly and weighed by the importance matrix
+    /// Measure the error of each tensor, plainly and weighed by the importance matrix, and list the worst first
     #[arg(long)]
     report: bool,
     /// Print one JSON object
@@ -226,8 +226,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         resume: a.resume,
     };
     let steps = plan(&g, &o)?;
+    let files = files(&g, &steps, &o, &target.output)?;
     let mut errors = vec![None; steps.len()];
-    let (mut files, start) = (Vec::new(), Instant::now());
+    let start = Instant::now();
     if let Some(s) = steps.iter().find(|s| a.dry_run && s.lacks_importance) {
         eprintln!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
     }
@@ -258,7 +259,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 bar.set_message(steps.get(i + 1).map_or(String::new(), |s| s.new.name.clone()));
             }
         };
-        files = write(&g, &steps, &o, &target.output, watch, || !stop.asked())?;
+        write(&g, &steps, &o, &target.output, watch, || !stop.asked())?;
         bar.finish_and_clear();
     }
     let name = target.mix.map_or("COPY", |m| m.name);
@@ -284,14 +285,20 @@ fn print(
     name: &str,
     steps: &[Step<'_>],
     errors: &[Option<Loss>],
-    files: &[PathBuf],
+    files: &[(PathBuf, u64)],
     seconds: f64,
 ) -> anyhow::Result<()> {
     let out = &mut std::io::stdout().lock();
     let new_bytes = |s: &Step<'_>| s.new.n_bytes().with_context(|| format!("tensor {}: too large", s.new.name));
     let (mut before, mut after, mut weights) = (0u64, 0u64, 0u64);
     let mut rows = Vec::new();
-    for (s, error) in steps.iter().zip(errors) {
+    let mut order: Vec<usize> = (0..steps.len()).collect();
+    if a.report && !a.json {
+        let by = |i: &usize| errors[*i].map_or(-1.0, |e| e.weighted.unwrap_or(e.plain));
+        order.sort_by(|i, j| by(j).total_cmp(&by(i)));
+    }
+    for i in order {
+        let (s, error) = (&steps[i], errors[i]);
         let (bytes, n) = (new_bytes(s)?, s.tensor.n_elements());
         (before, after, weights) = (before + s.tensor.n_bytes(), after + bytes, weights + n);
         if a.json {
@@ -304,15 +311,19 @@ fn print(
             let bits = bytes as f64 * 8.0 / n as f64;
             write!(out, "{:32} {:>7} -> {:7} {bits:6.3} bits", s.new.name, s.tensor.kind.name(), s.new.kind.name())?;
             match error {
-                Some(Loss { plain, weighted: None }) => writeln!(out, "  error {plain:.5}")?,
-                Some(Loss { plain, weighted: Some(w) }) => writeln!(out, "  error {plain:.5}, weighted {w:.5}")?,
+                Some(Loss { plain, weighted: None }) => writeln!(out, "  error {:8.4} %", 100.0 * plain)?,
+                Some(Loss { plain, weighted: Some(w) }) => {
+                    writeln!(out, "  error {:8.4} %, weighted {:8.4} %", 100.0 * plain, 100.0 * w)?;
+                }
                 None => writeln!(out)?,
             }
         }
     }
     if a.json {
+        let paths: Vec<_> = files.iter().map(|(path, _)| path).collect();
+        let file_bytes: u64 = files.iter().map(|(_, bytes)| bytes).sum();
         let whole = serde_json::json!({
-            "model": a.input, "type": name, "files": files, "bytes_before": before, "bytes": after,
+            "model": a.input, "type": name, "dry_run": a.dry_run, "files": paths, "file_bytes": file_bytes, "bytes_before": before, "bytes": after,
             "bits_per_weight": after as f64 * 8.0 / weights as f64, "seconds": seconds, "tensors": rows,
         });
         writeln!(out, "{whole}")?;
@@ -322,8 +333,9 @@ fn print(
     let bits = |b: u64| b as f64 * 8.0 / weights.max(1) as f64;
     writeln!(out, "{}: {:.2} MiB, {:.2} bits per weight", a.input.display(), mib(before), bits(before))?;
     writeln!(out, "{name}: {:.2} MiB, {:.2} bits per weight", mib(after), bits(after))?;
-    for f in files {
-        writeln!(out, "{}", f.display())?;
+    for (file, bytes) in files {
+        let size = if a.dry_run { "would have" } else { "has" };
+        writeln!(out, "{} {size} {bytes} bytes", file.display())?;
     }
     Ok(())
 }

@@ -190,6 +190,22 @@ impl GgufWriter {
         })
     }
 
+    /// The files that would be written, and their sizes in bytes; nothing is touched.
+    pub fn layout(
+        path: &Path,
+        metadata: impl IntoIterator<Item = (String, Value)>,
+        tensors: Vec<NewTensor>,
+        parts: &Parts,
+    ) -> Result<Vec<(PathBuf, u64)>, GgufError> {
+        let w = GgufWriter::planned(path, metadata, tensors, parts)?;
+        let size = |(no, part): (usize, &Part)| {
+            let head = w.head(no).map_err(|e| Blame(&part.path).at("header", e))?;
+            let data = w.sizes[part.tensors.clone()].iter().map(|s| s.next_multiple_of(w.alignment));
+            Ok((part.path.clone(), head.len() as u64 + data.sum::<u64>()))
+        };
+        w.parts.iter().enumerate().map(size).collect()
+    }
+
     /// As [`GgufWriter::create`], but what is unfinished is called `NAME.partial`, so that [`GgufWriter::keep`] can leave it
     /// and another run go on with it. While one process writes it, others are refused.
     ///
