@@ -40,8 +40,7 @@ pub fn open(dir: &Path, o: &Options) -> Result<Source, CheckpointError> {
     card::write(&checkpoint, &tensors, &mut metadata)?;
     config.write(&mut metadata);
     vocab::write(&checkpoint, &config, o.pre.as_deref(), &mut metadata)?;
-    let files = checkpoint.shards().to_vec();
-    Ok(Source::new(dir.to_path_buf(), files, metadata.0, tensors))
+    Ok(Source::new(dir.to_path_buf(), checkpoint.files(), metadata.0, tensors))
 }
 
 /// Says what is wrong with a file of the folder.

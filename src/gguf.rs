@@ -21,7 +21,7 @@ pub use gguf_rs_lib::format::{GGUFValueType, MetadataArray, MetadataValue};
 pub use kind::{ForeignKind, TensorKind};
 pub(crate) use values::one_line;
 pub use values::{Numbers, Strings, Value};
-pub use write::{GgufWriter, NewTensor, Unfinished, partial};
+pub use write::{GgufWriter, NewTensor, Parts, Unfinished, partial};
 pub(crate) use write::{create_beside, sync_folder};
 
 use crate::mmap::Bytes;
@@ -100,6 +100,7 @@ impl Tensor {
 pub struct Gguf {
     path: PathBuf,
     parts: Vec<PathBuf>,
+    split: Vec<usize>, // tensors of each GGUF that it was split into
     file_size: u64,
     version: u32,
     alignment: u64,
@@ -191,6 +192,7 @@ impl Gguf {
             self.tensors.push(t);
         }
         self.parts.extend(part.parts);
+        self.split.extend(part.split);
         self.file_size += part.file_size;
         Ok(())
     }
@@ -203,6 +205,11 @@ impl Gguf {
     /// Its files, in order.
     pub fn parts(&self) -> &[PathBuf] {
         &self.parts
+    }
+
+    /// Tensors of each GGUF that it was split into, in their order; one number where it is whole, or cut anywhere.
+    pub fn split(&self) -> &[usize] {
+        &self.split
     }
 
     /// Bytes of all its files.
@@ -245,22 +252,26 @@ impl Gguf {
     /// It stands for what the file says, of whatever type that is, or is added. The layout of the file (alignment, parts)
     /// has been read by then and does not change.
     pub fn override_kv(&mut self, spec: &str) -> Result<(), GgufError> {
-        let blame = Blame(&self.path);
-        let usage =
-            || blame.at("override-kv", format_args!("{spec:?}, expected KEY=TYPE:VALUE, TYPE int, float, bool or str"));
-        let (key, rest) = spec.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(usage)?;
-        let (kind, text) = rest.split_once(':').ok_or_else(usage)?;
-        let bad = |what: &str| blame.at("override-kv", format_args!("{key}: found {text:?}, expected {what}"));
-        let value = match kind {
-            "int" => MetadataValue::I64(text.parse().map_err(|_| bad("an integer"))?),
-            "float" => MetadataValue::F64(text.parse().map_err(|_| bad("a number"))?),
-            "bool" => MetadataValue::Bool(text.parse().map_err(|_| bad("true or false"))?),
-            "str" => MetadataValue::String(text.to_string()),
-            _ => return Err(usage()),
-        };
+        let (key, value) = parse_override(spec).map_err(|problem| Blame(&self.path).at("override-kv", problem))?;
         if self.values.insert(key.to_string(), Value::Plain(value)).is_none() {
             self.keys.push(key.to_string());
         }
         Ok(())
     }
+}
+
+/// Key and value of `KEY=TYPE:VALUE` with the types int (i64), float (f64), bool and str.
+pub fn parse_override(spec: &str) -> Result<(&str, MetadataValue), String> {
+    let usage = || format!("{spec:?}, expected KEY=TYPE:VALUE, TYPE int, float, bool or str");
+    let (key, rest) = spec.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(usage)?;
+    let (kind, text) = rest.split_once(':').ok_or_else(usage)?;
+    let bad = |what: &str| format!("{key}: found {text:?}, expected {what}");
+    let value = match kind {
+        "int" => MetadataValue::I64(text.parse().map_err(|_| bad("an integer"))?),
+        "float" => MetadataValue::F64(text.parse().map_err(|_| bad("a number"))?),
+        "bool" => MetadataValue::Bool(text.parse().map_err(|_| bad("true or false"))?),
+        "str" => MetadataValue::String(text.to_string()),
+        _ => return Err(usage()),
+    };
+    Ok((key, value))
 }

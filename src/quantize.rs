@@ -16,7 +16,7 @@ pub mod recipe;
 mod resume;
 pub mod source;
 
-use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, TensorKind, Unfinished, Value, partial};
+use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, Parts, TensorKind, Unfinished, Value, partial};
 use importance::Importance;
 use oxcart_quant::{Format, Quantizer};
 use recipe::{Mix, RecipeError, Wishes};
@@ -87,14 +87,16 @@ pub enum QuantizeError {
 
 /// What shall be made.
 pub struct Options {
-    /// The mixture of formats.
-    pub mix: &'static Mix,
+    /// The mixture of formats; `None` where all tensors are copied.
+    pub mix: Option<&'static Mix>,
     /// What differs from it.
     pub wishes: Wishes,
     /// Whether tensors that are quantized already may be quantized again, which loses twice.
     pub allow_requantize: bool,
-    /// Bytes of a part of the output, where it shall be split.
-    pub max_part: Option<u64>,
+    /// Metadata that stands for what the source says, or is added.
+    pub overrides: Vec<(String, Value)>,
+    /// How the output is split.
+    pub split: Split,
     /// Threads.
     pub threads: usize,
     /// Whether to measure what each tensor lost.
@@ -103,6 +105,17 @@ pub struct Options {
     pub resume: bool,
     /// Which columns matter; `None` also where nothing is known.
     pub importance: Option<Importance>,
+}
+
+/// How the output is split.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Split {
+    /// Not at all.
+    Whole,
+    /// Into parts of at most so many bytes.
+    Size(u64),
+    /// As the source is, each tensor in the same part.
+    Same,
 }
 
 /// A tensor and what becomes of it.
@@ -149,10 +162,15 @@ pub struct Loss {
 /// Every tensor of a model and what becomes of it, in the order in which it is written.
 pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, QuantizeError> {
     let mut tensors: Vec<&Tensor> = g.tensors().iter().collect();
-    // llama.cpp's order: what belongs to no layer first.
-    tensors.sort_by(|a, b| (recipe::layer(&a.name), &a.name).cmp(&(recipe::layer(&b.name), &b.name)));
-    let formats = recipe::recipe(g, &tensors, o.mix, &o.wishes, o.importance.is_some())
-        .map_err(|error| QuantizeError::Recipe { file: g.path().to_path_buf(), error })?;
+    if o.split != Split::Same {
+        // llama.cpp's order: what belongs to no layer first.
+        tensors.sort_by(|a, b| (recipe::layer(&a.name), &a.name).cmp(&(recipe::layer(&b.name), &b.name)));
+    }
+    let formats = match o.mix {
+        None => vec![None; tensors.len()],
+        Some(mix) => recipe::recipe(g, &tensors, mix, &o.wishes, o.importance.is_some())
+            .map_err(|error| QuantizeError::Recipe { file: g.path().to_path_buf(), error })?,
+    };
     let step = |(tensor, to): (&'a Tensor, Option<Format>)| {
         let fail =
             |problem| QuantizeError::Tensor { file: g.path().to_path_buf(), tensor: tensor.name.clone(), problem };
@@ -171,7 +189,8 @@ pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, Quantize
             if let Some(known) = &o.importance {
                 importance = known.of(&tensor.name, &tensor.dims).map_err(fail)?;
             }
-            let needed = q.needs_importance() || recipe::needs_importance(&tensor.name, to, o.mix);
+            let needed =
+                q.needs_importance() || o.mix.is_some_and(|mix| recipe::needs_importance(&tensor.name, to, mix));
             lacks_importance = needed && importance.is_none();
             kind = TensorKind::from_id(to.spec().id).map_err(|e| fail(e.to_string()))?;
         }
@@ -179,6 +198,20 @@ pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, Quantize
         Ok(Step { tensor, new, to, importance, lacks_importance })
     };
     tensors.into_iter().zip(formats).map(step).collect()
+}
+
+/// The files that [`write`] would write, and their sizes in bytes.
+pub fn files(g: &Source, steps: &[Step<'_>], o: &Options, out: &Path) -> Result<Vec<(PathBuf, u64)>, QuantizeError> {
+    let new = steps.iter().map(|s| s.new.clone()).collect();
+    Ok(GgufWriter::layout(out, metadata(g, o), new, &parts(g, o))?)
+}
+
+fn parts(g: &Source, o: &Options) -> Parts {
+    match o.split {
+        Split::Whole => Parts::One,
+        Split::Size(most) => Parts::Size(most),
+        Split::Same => Parts::Tensors(g.split().to_vec()),
+    }
 }
 
 /// Writes the quantized model to `out`. `watch` is told of every step, and `go_on` asked now and then: where it says no,
@@ -191,7 +224,6 @@ pub fn write(
     mut watch: impl FnMut(Event<'_>),
     go_on: impl Fn() -> bool,
 ) -> Result<Vec<PathBuf>, QuantizeError> {
-    const OURS: [&str; 2] = ["general.quantization_version", "general.file_type"];
     if let Some(s) = steps.iter().find(|s| s.lacks_importance) {
         let tensor = s.new.name.clone();
         let problem = match &o.importance {
@@ -200,21 +232,14 @@ pub fn write(
         };
         return Err(QuantizeError::Tensor { file: g.path().to_path_buf(), tensor, problem });
     }
-    let kept = |k: &str| !OURS.contains(&k) && !k.starts_with(importance::PREFIX);
-    let mut metadata: Vec<(String, Value)> =
-        g.metadata().filter(|(k, _)| kept(k)).map(|(k, v)| (k.to_string(), v.clone())).collect();
-    for (key, value) in OURS.into_iter().zip([VERSION, o.mix.file_type]) {
-        metadata.push((key.to_string(), MetadataValue::U32(value).into()));
-    }
-    metadata.extend(o.importance.iter().flat_map(|i| i.metadata()));
-    let new = steps.iter().map(|s| s.new.clone()).collect();
-    let files: Vec<PathBuf> =
+    let read: Vec<PathBuf> =
         g.files().iter().cloned().chain(o.importance.iter().map(|i| i.file().to_path_buf())).collect();
-    let mut journal = Journal::open(out, &files, o.resume)?;
+    let mut journal = Journal::open(out, &read, &o.demand(), o.resume)?;
     let whole = journal.whole().min(steps.len());
-    enough_space(out, steps, whole)?;
+    enough_space(out, &files(g, steps, o, out)?)?;
+    let new = steps.iter().map(|s| s.new.clone()).collect();
     let unfinished = if whole > 0 { Unfinished::Continue(whole) } else { Unfinished::Replace };
-    let mut w = GgufWriter::create_resumable(out, metadata, new, o.max_part, unfinished)?;
+    let mut w = GgufWriter::create_resumable(out, metadata(g, o), new, &parts(g, o), unfinished)?;
     journal.begin();
     if whole > 0 {
         watch(Event::Resumed(whole));
@@ -246,15 +271,59 @@ pub fn write(
     Ok(w.finish()?)
 }
 
-/// Refuses what the disk has no room for, `whole` tensors of which are there already.
-fn enough_space(out: &Path, steps: &[Step<'_>], whole: usize) -> Result<(), QuantizeError> {
+/// The output's keys and values in llama-quantize's order: the source's, what is made, what was asked for, importance.
+fn metadata(g: &Source, o: &Options) -> Vec<(String, Value)> {
+    const OURS: [&str; 2] = ["general.quantization_version", "general.file_type"];
+    let file_type = match o.mix {
+        Some(mix) => Some(MetadataValue::U32(mix.file_type).into()),
+        None => g.metadata().find(|(k, _)| *k == OURS[1]).map(|(_, v)| v.clone()).or_else(|| plain_file_type(g)),
+    };
+    let overridden = |k: &str| o.overrides.iter().any(|(key, _)| key == k);
+    // What is quantized anew owes nothing to an older matrix.
+    let kept = |k: &str| !OURS.contains(&k) && (o.mix.is_none() || !k.starts_with(importance::PREFIX));
+    let mut all: Vec<(String, Value)> = g.metadata().map(|(k, v)| (k.to_string(), v.clone())).collect();
+    all.retain(|(k, _)| kept(k));
+    for (key, value) in OURS.into_iter().zip([Some(MetadataValue::U32(VERSION).into()), file_type]) {
+        all.extend(value.map(|v| (key.to_string(), v)));
+    }
+    all.retain(|(k, _)| !overridden(k));
+    all.extend(o.overrides.iter().cloned());
+    all.extend(o.importance.iter().flat_map(|i| i.metadata()));
+    all
+}
+
+/// The file type of a model that does not say it: that of the format of most of its weights.
+fn plain_file_type(g: &Source) -> Option<Value> {
+    let mut weights: Vec<(Format, u64)> = Vec::new();
+    for t in g.tensors() {
+        let Some(format) = t.plain.format() else { continue };
+        match weights.iter_mut().find(|(f, _)| *f == format) {
+            Some((_, n)) => *n += t.n_elements(),
+            None => weights.push((format, t.n_elements())),
+        }
+    }
+    let (format, _) = weights.into_iter().max_by_key(|(_, n)| *n)?;
+    Some(MetadataValue::U32(Mix::of(format)?.file_type).into())
+}
+
+impl Options {
+    /// What decides the output's bytes beside the files that are read, and the program that does it.
+    fn demand(&self) -> String {
+        let (mix, by) = (self.mix.map(|m| m.name), self.importance.as_ref().map(|i| i.selection()));
+        let overrides: Vec<_> = self.overrides.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        format!("oxcart {} {mix:?} {:?} {:?} {overrides:?} {by:?}", env!("CARGO_PKG_VERSION"), self.wishes, self.split)
+    }
+}
+
+/// Refuses what the disk has no room for. What another run left is gone on with or replaced, so its bytes are there.
+fn enough_space(out: &Path, files: &[(PathBuf, u64)]) -> Result<(), QuantizeError> {
     let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A folder that cannot be asked is told of by the writer.
     let Ok(s) = rustix::fs::statvfs(folder) else { return Ok(()) };
-    // What another run left is replaced.
-    let stale = if whole == 0 { std::fs::metadata(partial(out)).map_or(0, |m| m.len()) } else { 0 };
-    let free = s.f_bavail.saturating_mul(s.f_frsize).saturating_add(stale);
-    let needed = steps[whole..].iter().fold(0u64, |n, s| n.saturating_add(s.new.n_bytes().unwrap_or(u64::MAX)));
+    let free = s.f_bavail.saturating_mul(s.f_frsize);
+    let needed = files.iter().fold(0u64, |n, (file, size)| {
+        n.saturating_add(size.saturating_sub(std::fs::metadata(partial(file)).map_or(0, |m| m.len())))
+    });
     match free < needed {
         true => Err(QuantizeError::Space { folder: folder.to_path_buf(), free, needed }),
         false => Ok(()),

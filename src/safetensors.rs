@@ -10,6 +10,7 @@ use crate::mmap::Bytes;
 use ::safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use oxcart_quant::Format;
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -49,6 +50,7 @@ pub struct Checkpoint {
     dir: PathBuf,
     shards: Vec<PathBuf>,
     tensors: BTreeMap<String, Stored>,
+    read: RefCell<BTreeSet<PathBuf>>, // files that were read whole
 }
 
 #[derive(serde::Deserialize)]
@@ -72,7 +74,8 @@ impl Checkpoint {
             let problem = format!("{} files model*.safetensors, expected 1 to {MOST_SHARDS}", names.len());
             return Err(error(dir, "weights", problem));
         }
-        let mut c = Checkpoint { dir: dir.to_path_buf(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let read = RefCell::new(index.iter().map(|_| dir.join(INDEX.0)).collect());
+        let mut c = Checkpoint { dir: dir.to_path_buf(), shards: Vec::new(), tensors: BTreeMap::new(), read };
         for name in &names {
             if Path::new(name).file_name().is_none_or(|n| n != name.as_str()) {
                 let problem = format!("names the file {:?}, expected one in the same folder", one_line(name, 200));
@@ -122,9 +125,9 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// The files with weights, in the order of their names.
-    pub fn shards(&self) -> &[PathBuf] {
-        &self.shards
+    /// What has been read so far: the files with weights in the order of their names, then the others.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.shards.iter().chain(&*self.read.borrow()).cloned().collect()
     }
 
     /// All tensors by name.
@@ -152,12 +155,21 @@ impl Checkpoint {
 
     /// A JSON file of the folder of `most` bytes at most; `None` where it is not there.
     pub fn json<T: DeserializeOwned>(&self, name: &str, most: u64) -> Result<Option<T>, CheckpointError> {
-        json(&self.dir.join(name), most)
+        json(&self.note(name), most)
     }
 
     /// A file of the folder of `most` bytes at most; `None` where it is not there.
     pub fn read(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
-        read(&self.dir.join(name), most)
+        read(&self.note(name), most)
+    }
+
+    /// The path of a file, which is noted if there is one.
+    fn note(&self, name: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        if path.exists() {
+            self.read.borrow_mut().insert(path.clone());
+        }
+        path
     }
 }
 

@@ -152,7 +152,7 @@ fn what_cannot_be_done_leaves_nothing() {
         (&[&nan, &to, "Q4_K_M"], "tensor blk.7.ffn_down.weight: 1 of 2304 weights are NaN or infinite"),
         (&[&small, &to, "Q2_K"], "is q4_0 already; quantizing again loses twice (--allow-requantize)"),
         (&[&from, &from, "Q4_0"], "is what is read, expected another file"),
-        (&[&from, &to, "Q4_K"], "expected one of F32 F16"),
+        (&[&from, &to, "Q4"], "expected one of F32 F16"),
         (&[&from, &to, "Q4_0", "--split-max-size", "1T"], "expected a number of bytes"),
     ];
     for (args, want) in cases {
@@ -178,6 +178,7 @@ fn a_dry_run_tells_the_size_and_writes_nothing() {
     assert!(!Path::new(&to).exists());
     let real = json(&[&from, &to, "Q4_K_M", "--report"]);
     assert_eq!(dry["bytes"], real["bytes"]);
+    assert_eq!(dry["file_bytes"], fs::metadata(&to).unwrap().len());
     let written: u64 = Gguf::open(Path::new(&to)).unwrap().tensors().iter().map(|t| t.n_bytes()).sum();
     assert_eq!(real["bytes"], written);
     let error = |name: &str| {

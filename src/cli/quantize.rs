@@ -2,36 +2,34 @@
 
 use super::interrupt::interruptible;
 use crate::convert;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
 use crate::quantize::importance::Importance;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;
-use crate::quantize::{Event, Loss, Options, Step, plan, write};
+use crate::quantize::{Event, Loss, Options, Split, Step, files, plan, write};
 use anyhow::{Context, bail};
+use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oxcart_quant::Format;
 use oxcart_quant::format::FORMATS;
 use regex::{Regex, RegexBuilder};
-use std::io::Write;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Flags as llama-quantize has them.
 #[derive(clap::Args)]
+#[command(override_usage = "oxcart quantize [OPTIONS] IN [OUT] TYPE [THREADS]")]
 pub struct Args {
     /// The model to start from: a GGUF in F32, F16 or BF16 (any part of a split one), or a checkpoint's folder (config.json
     /// and *.safetensors)
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// The file to write
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
-    /// The mixture of formats, e.g. Q4_K_M
-    #[arg(value_name = "TYPE", value_parser = mix)]
-    mix: &'static Mix,
-    /// Threads
-    #[arg(value_name = "THREADS", default_value_t = threads(), value_parser = clap::value_parser!(u16).range(1..))]
-    threads: u16,
+    /// OUT: the file to write, without one ggml-model-TYPE.gguf beside IN. TYPE: the mixture of formats, e.g. Q4_K_M, or COPY
+    /// for tensors as they are. THREADS: one for each core if it is left out
+    #[arg(value_name = "[OUT] TYPE [THREADS]", num_args = 1..=3, required = true)]
+    target: Vec<OsString>,
     /// Quantize also what is quantized already, which loses twice
     #[arg(long)]
     allow_requantize: bool,
@@ -60,6 +58,12 @@ pub struct Args {
     /// the first that matches decides
     #[arg(long, value_name = "REGEX=FORMAT", value_parser = named_format)]
     tensor_type: Vec<(Regex, Format)>,
+    /// A file of such REGEX=FORMAT between spaces or line breaks, after those of --tensor-type
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+    /// Say something else in the metadata, KEY=TYPE:VALUE with the types int, float, bool and str; may be repeated
+    #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = overriding)]
+    override_kv: Vec<(String, MetadataValue)>,
     /// The name of a checkpoint's pre-tokenizer (tokenizer.ggml.pre), where it is not known by itself
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
@@ -69,10 +73,13 @@ pub struct Args {
     /// Write parts of at most this size, e.g. 4G or 500M
     #[arg(long, value_name = "SIZE", value_parser = size)]
     split_max_size: Option<u64>,
+    /// Write the parts that the input has, each with the same tensors
+    #[arg(long, conflicts_with = "split_max_size")]
+    keep_split: bool,
     /// Print which tensor gets which format and how large the file will be; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Measure the error of each tensor, plainly and weighed by the importance matrix
+    /// Measure the error of each tensor, plainly and weighed by the importance matrix, and list the worst first
     #[arg(long)]
     report: bool,
     /// Print one JSON object
@@ -80,15 +87,42 @@ pub struct Args {
     json: bool,
 }
 
-fn threads() -> u16 {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16)
+/// What `[OUT] TYPE [THREADS]` asks for.
+struct Target {
+    output: PathBuf,
+    mix: Option<&'static Mix>, // none: COPY
+    threads: u16,
 }
 
-fn mix(s: &str) -> Result<&'static Mix, String> {
-    Mix::named(s).ok_or_else(|| {
-        let names: Vec<_> = MIXES.iter().map(|m| m.name).collect();
-        format!("expected one of {}", names.join(" "))
-    })
+impl Target {
+    fn of(input: &Path, words: &[OsString]) -> Result<Target, String> {
+        let mix = |word: &OsString| {
+            let word = word.to_str()?;
+            if word.eq_ignore_ascii_case("COPY") { Some(None) } else { Mix::named(word).map(Some) }
+        };
+        let (output, kind, rest) = match words {
+            [kind, rest @ ..] if mix(kind).is_some() => (None, kind, rest),
+            [output, kind, rest @ ..] => (Some(PathBuf::from(output)), kind, rest),
+            _ => return Err("TYPE is missing".into()),
+        };
+        let Some(mix) = mix(kind) else {
+            let names: Vec<_> = MIXES.iter().map(|m| m.name).collect();
+            return Err(format!("TYPE: found {kind:?}, expected one of {} COPY", names.join(" ")));
+        };
+        let threads = match rest {
+            [] => std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16),
+            [n] => match n.to_str().and_then(|n| n.parse().ok()).filter(|&n| n > 0) {
+                Some(n) => n,
+                None => return Err(format!("THREADS: found {n:?}, expected 1 to {}", u16::MAX)),
+            },
+            [_, more, ..] => return Err(format!("found {more:?} behind THREADS")),
+        };
+        let output = output.unwrap_or_else(|| {
+            let folder = if input.is_dir() { input } else { input.parent().unwrap_or(Path::new("")) };
+            folder.join(format!("ggml-model-{}.gguf", mix.map_or("COPY", |m| m.name)))
+        });
+        Ok(Target { output, mix, threads })
+    }
 }
 
 fn format(s: &str) -> Result<Format, String> {
@@ -106,6 +140,36 @@ fn named_format(s: &str) -> Result<(Regex, Format), String> {
     Ok((name, format(f)?))
 }
 
+/// `KEY=TYPE:VALUE`, with numbers in the types that llama-quantize gives them.
+fn overriding(spec: &str) -> Result<(String, MetadataValue), String> {
+    let (key, value) = parse_override(spec)?;
+    let value = match value {
+        MetadataValue::I64(n) => {
+            let n = n.try_into().map_err(|_| format!("{key}: found {n}, expected 0 to {}", u32::MAX))?;
+            MetadataValue::U32(n)
+        }
+        MetadataValue::F64(x) => MetadataValue::F32(x as f32),
+        v => v,
+    };
+    Ok((key.to_string(), value))
+}
+
+/// The `REGEX=FORMAT` of a file.
+fn named_formats(file: &Path) -> anyhow::Result<Vec<(Regex, Format)>> {
+    const MOST_BYTES: u64 = 16 << 20;
+    let mut text = String::new();
+    let open = std::fs::File::open(file).and_then(|f| f.take(MOST_BYTES + 1).read_to_string(&mut text));
+    open.with_context(|| format!("{}", file.display()))?;
+    if text.len() as u64 > MOST_BYTES {
+        bail!("{}: more than {MOST_BYTES} bytes", file.display());
+    }
+    let lines = text.lines().enumerate().flat_map(|(i, line)| line.split_whitespace().map(move |word| (i + 1, word)));
+    let parse = |(line, word)| {
+        named_format(word).map_err(|e| anyhow::anyhow!("{}: line {line}: {word:?}: {e}", file.display()))
+    };
+    lines.map(parse).collect()
+}
+
 /// A size as gguf-split has it: a number and M or G, thousands.
 fn size(s: &str) -> Result<u64, String> {
     let (number, unit) = match s.as_bytes().last() {
@@ -118,10 +182,20 @@ fn size(s: &str) -> Result<u64, String> {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    let g = match a.input.is_dir() {
+    let target = Target::of(&a.input, &a.target).unwrap_or_else(|e| usage_error(&e));
+    let mut g = match a.input.is_dir() {
+        true if a.keep_split => bail!("{}: a folder, expected a split GGUF (--keep-split)", a.input.display()),
         true => convert::open(&a.input, &convert::Options { pre: a.pre.clone() })?,
         false => Source::from(Gguf::open(&a.input)?),
     };
+    let mut overrides: Vec<(String, Value)> = Vec::new();
+    for (key, value) in &a.override_kv {
+        g.set(key, value.clone().into());
+        overrides.retain(|(k, _)| k != key);
+        overrides.push((key.clone(), value.clone().into()));
+    }
+    let mut tensors = a.tensor_type.clone();
+    tensors.extend(a.tensor_type_file.as_deref().map(named_formats).transpose()?.into_iter().flatten());
     let importance = match &a.imatrix {
         None => None,
         Some(file) => {
@@ -132,30 +206,36 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     };
     let o = Options {
         importance,
-        mix: a.mix,
+        mix: target.mix,
         wishes: Wishes {
             pure: a.pure,
             leave_output: a.leave_output_tensor,
             output: a.output_tensor_type,
             embedding: a.token_embedding_type,
-            tensors: a.tensor_type.clone(),
+            tensors,
         },
         allow_requantize: a.allow_requantize,
-        max_part: a.split_max_size,
-        threads: a.threads.into(),
+        overrides,
+        split: match (a.keep_split, a.split_max_size) {
+            (true, _) => Split::Same,
+            (false, Some(most)) => Split::Size(most),
+            (false, None) => Split::Whole,
+        },
+        threads: target.threads.into(),
         report: a.report,
         resume: a.resume,
     };
     let steps = plan(&g, &o)?;
+    let files = files(&g, &steps, &o, &target.output)?;
     let mut errors = vec![None; steps.len()];
-    let (mut files, start) = (Vec::new(), Instant::now());
+    let start = Instant::now();
     if let Some(s) = steps.iter().find(|s| a.dry_run && s.lacks_importance) {
         eprintln!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
     }
     if !a.dry_run {
-        let same = |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| a.output.canonicalize().is_ok_and(|o| o == p));
-        if g.files().iter().any(same) {
-            bail!("{}: is what is read, expected another file", a.output.display());
+        let same = |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| target.output.canonicalize().is_ok_and(|o| o == p));
+        if g.files().iter().chain(&a.imatrix).any(same) {
+            bail!("{}: is what is read, expected another file", target.output.display());
         }
         let stop = interruptible()?;
         let bar = bar(g.tensors().iter().map(|t| t.n_bytes()).sum());
@@ -179,10 +259,16 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 bar.set_message(steps.get(i + 1).map_or(String::new(), |s| s.new.name.clone()));
             }
         };
-        files = write(&g, &steps, &o, &a.output, watch, || !stop.asked())?;
+        write(&g, &steps, &o, &target.output, watch, || !stop.asked())?;
         bar.finish_and_clear();
     }
-    print(&a, &steps, &errors, &files, start.elapsed().as_secs_f64())
+    let name = target.mix.map_or("COPY", |m| m.name);
+    print(&a, name, &steps, &errors, &files, start.elapsed().as_secs_f64())
+}
+
+/// Ends the program as clap does where words are wrong.
+fn usage_error(problem: &str) -> ! {
+    clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n\nFor more information, try '--help'.\n")).exit()
 }
 
 /// A bar on a terminal, hidden elsewhere.
@@ -194,12 +280,25 @@ fn bar(bytes: u64) -> ProgressBar {
 }
 
 /// A line for every tensor, and totals.
-fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<Loss>], files: &[PathBuf], seconds: f64) -> anyhow::Result<()> {
+fn print(
+    a: &Args,
+    name: &str,
+    steps: &[Step<'_>],
+    errors: &[Option<Loss>],
+    files: &[(PathBuf, u64)],
+    seconds: f64,
+) -> anyhow::Result<()> {
     let out = &mut std::io::stdout().lock();
     let new_bytes = |s: &Step<'_>| s.new.n_bytes().with_context(|| format!("tensor {}: too large", s.new.name));
     let (mut before, mut after, mut weights) = (0u64, 0u64, 0u64);
     let mut rows = Vec::new();
-    for (s, error) in steps.iter().zip(errors) {
+    let mut order: Vec<usize> = (0..steps.len()).collect();
+    if a.report && !a.json {
+        let by = |i: &usize| errors[*i].map_or(-1.0, |e| e.weighted.unwrap_or(e.plain));
+        order.sort_by(|i, j| by(j).total_cmp(&by(i)));
+    }
+    for i in order {
+        let (s, error) = (&steps[i], errors[i]);
         let (bytes, n) = (new_bytes(s)?, s.tensor.n_elements());
         (before, after, weights) = (before + s.tensor.n_bytes(), after + bytes, weights + n);
         if a.json {
@@ -212,15 +311,19 @@ fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<Loss>], files: &[PathBuf
             let bits = bytes as f64 * 8.0 / n as f64;
             write!(out, "{:32} {:>7} -> {:7} {bits:6.3} bits", s.new.name, s.tensor.kind.name(), s.new.kind.name())?;
             match error {
-                Some(Loss { plain, weighted: None }) => writeln!(out, "  error {plain:.5}")?,
-                Some(Loss { plain, weighted: Some(w) }) => writeln!(out, "  error {plain:.5}, weighted {w:.5}")?,
+                Some(Loss { plain, weighted: None }) => writeln!(out, "  error {:8.4} %", 100.0 * plain)?,
+                Some(Loss { plain, weighted: Some(w) }) => {
+                    writeln!(out, "  error {:8.4} %, weighted {:8.4} %", 100.0 * plain, 100.0 * w)?;
+                }
                 None => writeln!(out)?,
             }
         }
     }
     if a.json {
+        let paths: Vec<_> = files.iter().map(|(path, _)| path).collect();
+        let file_bytes: u64 = files.iter().map(|(_, bytes)| bytes).sum();
         let whole = serde_json::json!({
-            "model": a.input, "type": a.mix.name, "files": files, "bytes_before": before, "bytes": after,
+            "model": a.input, "type": name, "dry_run": a.dry_run, "files": paths, "file_bytes": file_bytes, "bytes_before": before, "bytes": after,
             "bits_per_weight": after as f64 * 8.0 / weights as f64, "seconds": seconds, "tensors": rows,
         });
         writeln!(out, "{whole}")?;
@@ -229,9 +332,10 @@ fn print(a: &Args, steps: &[Step<'_>], errors: &[Option<Loss>], files: &[PathBuf
     let mib = |b: u64| b as f64 / (1 << 20) as f64;
     let bits = |b: u64| b as f64 * 8.0 / weights.max(1) as f64;
     writeln!(out, "{}: {:.2} MiB, {:.2} bits per weight", a.input.display(), mib(before), bits(before))?;
-    writeln!(out, "{}: {:.2} MiB, {:.2} bits per weight", a.mix.name, mib(after), bits(after))?;
-    for f in files {
-        writeln!(out, "{}", f.display())?;
+    writeln!(out, "{name}: {:.2} MiB, {:.2} bits per weight", mib(after), bits(after))?;
+    for (file, bytes) in files {
+        let size = if a.dry_run { "would have" } else { "has" };
+        writeln!(out, "{} {size} {bytes} bytes", file.display())?;
     }
     Ok(())
 }

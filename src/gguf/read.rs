@@ -73,7 +73,8 @@ pub(super) fn read(path: &Path, span: Arc<Span>, files: Vec<PathBuf>) -> Result<
     place(&mut tensors, r.position(), alignment, span.len(), blame)?;
     let file_size = span.len();
     let path = path.to_path_buf();
-    Ok(Gguf { path, parts: files, file_size, version, alignment, keys, values: map, tensors, by_name })
+    let split = vec![tensors.len()];
+    Ok(Gguf { path, parts: files, split, file_size, version, alignment, keys, values: map, tensors, by_name })
 }
 
 /// Magic and version.

@@ -57,6 +57,17 @@ impl NewTensor {
     }
 }
 
+/// How a model is spread over files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parts {
+    /// One file.
+    One,
+    /// Files of at most so many bytes, but of one tensor at least; one file where that is enough.
+    Size(u64),
+    /// Files of so many tensors each, in their order.
+    Tensors(Vec<usize>),
+}
+
 /// What becomes of the files that a stopped run left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unfinished {
@@ -102,7 +113,7 @@ impl GgufWriter {
         tensors: Vec<NewTensor>,
         max_part: Option<u64>,
     ) -> Result<GgufWriter, GgufError> {
-        let mut w = GgufWriter::planned(path, metadata, tensors, max_part)?;
+        let mut w = GgufWriter::planned(path, metadata, tensors, &max_part.map_or(Parts::One, Parts::Size))?;
         w.begin()?;
         w.close_full()?;
         Ok(w)
@@ -113,7 +124,7 @@ impl GgufWriter {
         path: &Path,
         metadata: impl IntoIterator<Item = (String, Value)>,
         tensors: Vec<NewTensor>,
-        max_part: Option<u64>,
+        parts: &Parts,
     ) -> Result<GgufWriter, GgufError> {
         let blame = Blame(path);
         let metadata: Vec<_> = metadata.into_iter().filter(|(k, _)| !SPLIT_KEYS.contains(&k.as_str())).collect();
@@ -142,7 +153,13 @@ impl GgufWriter {
             }
             sizes.push(size);
         }
-        let ranges = plan(&metadata, &tensors, &sizes, alignment, max_part)
+        if let Parts::Tensors(counts) = parts
+            && counts.iter().sum::<usize>() != tensors.len()
+        {
+            let problem = format!("parts of {counts:?} tensors, expected {} together", tensors.len());
+            return Err(blame.at("split", problem));
+        }
+        let ranges = plan(&metadata, &tensors, &sizes, alignment, parts)
             .ok_or_else(|| blame.at("size", "larger than 2^64 bytes"))?;
         if ranges.len() > MAX_PARTS {
             return Err(blame.at("split", format_args!("{} parts, expected at most {MAX_PARTS}", ranges.len())));
@@ -173,6 +190,22 @@ impl GgufWriter {
         })
     }
 
+    /// The files that would be written, and their sizes in bytes; nothing is touched.
+    pub fn layout(
+        path: &Path,
+        metadata: impl IntoIterator<Item = (String, Value)>,
+        tensors: Vec<NewTensor>,
+        parts: &Parts,
+    ) -> Result<Vec<(PathBuf, u64)>, GgufError> {
+        let w = GgufWriter::planned(path, metadata, tensors, parts)?;
+        let size = |(no, part): (usize, &Part)| {
+            let head = w.head(no).map_err(|e| Blame(&part.path).at("header", e))?;
+            let data = w.sizes[part.tensors.clone()].iter().map(|s| s.next_multiple_of(w.alignment));
+            Ok((part.path.clone(), head.len() as u64 + data.sum::<u64>()))
+        };
+        w.parts.iter().enumerate().map(size).collect()
+    }
+
     /// As [`GgufWriter::create`], but what is unfinished is called `NAME.partial`, so that [`GgufWriter::keep`] can leave it
     /// and another run go on with it. While one process writes it, others are refused.
     ///
@@ -181,10 +214,10 @@ impl GgufWriter {
         path: &Path,
         metadata: impl IntoIterator<Item = (String, Value)>,
         tensors: Vec<NewTensor>,
-        max_part: Option<u64>,
+        parts: &Parts,
         unfinished: Unfinished,
     ) -> Result<GgufWriter, GgufError> {
-        let mut w = GgufWriter::planned(path, metadata, tensors, max_part)?;
+        let mut w = GgufWriter::planned(path, metadata, tensors, parts)?;
         w.resumable = true;
         match unfinished {
             Unfinished::Replace => w.begin()?,
@@ -503,8 +536,19 @@ fn plan(
     tensors: &[NewTensor],
     sizes: &[u64],
     alignment: u64,
-    max_part: Option<u64>,
+    parts: &Parts,
 ) -> Option<Vec<Range<usize>>> {
+    let max_part = match parts {
+        Parts::One => None,
+        Parts::Size(most) => Some(*most),
+        Parts::Tensors(counts) => {
+            let ranges = counts.iter().scan(0, |end, n| {
+                *end += n;
+                Some(*end - n..*end)
+            });
+            return Some(ranges.collect());
+        }
+    };
     let head = |first: bool| {
         let metadata = part_metadata(metadata, if first { 0 } else { 1 }, 2, 0);
         metadata.iter().fold(24, |n, (k, v)| n + 12 + k.len() as u64 + v.encoded_len())

@@ -10,6 +10,7 @@ pub struct Importance {
     file: PathBuf,
     dataset: Option<String>,
     chunks: u32,
+    selection: [Vec<String>; 2], // parts of names: of those wanted, of those not
     means: BTreeMap<String, Vec<f32>>, // (experts, columns)
 }
 
@@ -23,6 +24,7 @@ impl Importance {
             file: file.to_path_buf(),
             dataset: m.datasets.first().cloned(),
             chunks: m.chunks,
+            selection: [include.to_vec(), exclude.to_vec()],
             means: m.entries.iter().filter(|(n, _)| wanted(n)).map(|(n, e)| (n.clone(), e.means())).collect(),
         })
     }
@@ -30,6 +32,11 @@ impl Importance {
     /// The file.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// What was asked of the names: to contain one of these, and none of those.
+    pub(super) fn selection(&self) -> &[Vec<String>; 2] {
+        &self.selection
     }
 
     /// Number of tensors.

@@ -63,14 +63,23 @@ impl Mix {
         matches!(self.name, "IQ1_S" | "IQ1_M" | "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M")
     }
 
-    /// A mixture by name, in any case.
+    /// A mixture as llama-quantize is asked for it: by name in any case, by the name of its format where it is the usual one
+    /// of several, or by the number of its file type.
     pub fn named(name: &str) -> Option<&'static Mix> {
-        MIXES.iter().find(|m| m.name.eq_ignore_ascii_case(name))
+        const USUAL: [(&str, &str); 3] = [("Q3_K", "Q3_K_M"), ("Q4_K", "Q4_K_M"), ("Q5_K", "Q5_K_M")];
+        let name = USUAL.iter().find(|(short, _)| short.eq_ignore_ascii_case(name)).map_or(name, |(_, long)| long);
+        let number = name.parse::<u32>().ok();
+        MIXES.iter().find(|m| m.name.eq_ignore_ascii_case(name) || number == Some(m.file_type))
+    }
+
+    /// The mixture that a model is whose weights have this format, the first of several.
+    pub(super) fn of(format: Format) -> Option<&'static Mix> {
+        MIXES.iter().find(|m| m.format == format)
     }
 }
 
 /// What a person may ask for beside the mixture.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Wishes {
     /// One format for all, whatever the role.
     pub pure: bool,
@@ -410,9 +419,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_in_any_case() {
+    fn mixtures_are_found_as_people_name_them() {
         assert_eq!(Mix::named("q4_k_m").map(|m| m.file_type), Some(15));
-        assert_eq!(Mix::named("Q4_K"), None);
+        assert_eq!(Mix::named("Q4_K").map(|m| m.name), Some("Q4_K_M"));
+        assert_eq!(Mix::named("q3_k").map(|m| m.name), Some("Q3_K_M"));
+        assert_eq!(Mix::named("30").map(|m| m.name), Some("IQ4_XS"));
+        assert_eq!(Mix::named("Q2"), None);
+        assert_eq!(Mix::named("4"), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the system never has gigabytes of it to write at once.
 
 use super::QuantizeError;
+use crate::gguf::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
@@ -34,10 +35,11 @@ impl Input {
     }
 }
 
-/// What the file says. Read back, inputs and count come from another run and are checked.
+/// What the file says. Read back, it comes from another run, and inputs and demand are checked.
 #[derive(Serialize, Deserialize)]
 struct Note {
     inputs: Vec<Input>,
+    demand: String, // what else decides the bytes
     tensors: usize, // whole ones
 }
 
@@ -53,6 +55,7 @@ fn save(path: &Path, note: &Note) -> io::Result<()> {
 pub(super) struct Journal {
     file: PathBuf,
     inputs: Vec<Input>,
+    demand: String,
     whole: usize,
     last: Instant,
     syncs: Option<SyncSender<(File, Note)>>,
@@ -61,16 +64,17 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Reads what another run noted, where `resume` says so.
-    pub fn open(out: &Path, inputs: &[PathBuf], resume: bool) -> Result<Journal, QuantizeError> {
+    /// Reads what another run noted, where `resume` says so: a run that read the same `inputs` on the same `demand`.
+    pub fn open(out: &Path, inputs: &[PathBuf], demand: &str, resume: bool) -> Result<Journal, QuantizeError> {
         let mut file = out.as_os_str().to_owned();
         file.push(".partial.json");
         let file = PathBuf::from(file);
         let fail = |problem: String| QuantizeError::Resume { file: file.clone(), problem };
         let input = |path: &PathBuf| Input::of(path).map_err(|e| fail(format!("{}: {e}", path.display())));
         let inputs = inputs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
-        let whole = if resume && file.exists() { read(&file, &inputs).map_err(fail)? } else { 0 };
-        Ok(Journal { file, inputs, whole, last: Instant::now(), syncs: None, thread: None, ours: false })
+        let whole = if resume && file.exists() { read(&file, &inputs, demand).map_err(fail)? } else { 0 };
+        let demand = demand.to_string();
+        Ok(Journal { file, inputs, demand, whole, last: Instant::now(), syncs: None, thread: None, ours: false })
     }
 
     /// Begins to note: from here on the note is this run's, and goes with it.
@@ -99,7 +103,7 @@ impl Journal {
 
     /// Has `file` synced and then noted that `tensors` are whole, in the background. Where the last is still at it, nothing.
     pub fn note(&mut self, file: File, tensors: usize) {
-        let note = Note { inputs: self.inputs.clone(), tensors };
+        let note = Note { inputs: self.inputs.clone(), demand: self.demand.clone(), tensors };
         if let Some(syncs) = &self.syncs
             && syncs.try_send((file, note)).is_ok()
         {
@@ -117,7 +121,11 @@ impl Journal {
     /// Leaves a note that `tensors` are whole, which the caller has synced.
     pub fn keep(mut self, tensors: usize) -> Result<(), QuantizeError> {
         self.stop()?;
-        let note = Note { inputs: std::mem::take(&mut self.inputs), tensors };
+        let note = Note {
+            inputs: std::mem::take(&mut self.inputs),
+            demand: std::mem::take(&mut self.demand),
+            tensors,
+        };
         save(&self.file, &note).map_err(|e| self.fail(e))?;
         self.ours = false;
         Ok(())
@@ -138,8 +146,8 @@ impl Drop for Journal {
     }
 }
 
-/// How many tensors a note says are whole, if it speaks of the same inputs.
-fn read(file: &Path, inputs: &[Input]) -> Result<usize, String> {
+/// How many tensors a note says are whole, if it speaks of the same inputs and demand.
+fn read(file: &Path, inputs: &[Input], demand: &str) -> Result<usize, String> {
     let len = fs::metadata(file).map_err(|e| e.to_string())?.len();
     if len > MOST_BYTES {
         return Err(format!("{len} bytes, expected at most {MOST_BYTES}"));
@@ -156,6 +164,10 @@ fn read(file: &Path, inputs: &[Input]) -> Result<usize, String> {
         }
         Some((was, is)) => {
             Err(format!("read {}, expected {}; run without --resume", was.file.display(), is.file.display()))
+        }
+        None if note.demand != demand => {
+            let (was, is) = (one_line(&note.demand, 300), one_line(demand, 300));
+            Err(format!("is of a run that made {was}, expected {is}; run without --resume"))
         }
         None => Ok(note.tensors),
     }

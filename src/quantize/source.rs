@@ -16,6 +16,7 @@ pub struct Source {
     files: Vec<PathBuf>,
     metadata: Vec<(String, Value)>,
     tensors: Vec<Tensor>,
+    split: Vec<usize>, // tensors of each file
 }
 
 /// A tensor: its description, and its rows where they lie.
@@ -148,7 +149,21 @@ impl Tensor {
 impl Source {
     /// A model of which nothing has been written as GGUF yet. `files` are what it is read from.
     pub fn new(path: PathBuf, files: Vec<PathBuf>, metadata: Vec<(String, Value)>, tensors: Vec<Tensor>) -> Source {
-        Source { path, files, metadata, tensors }
+        let split = vec![tensors.len()];
+        Source { path, files, metadata, tensors, split }
+    }
+
+    /// Sets a value: in the place of the one that has its key, or behind all.
+    pub fn set(&mut self, key: &str, value: Value) {
+        match self.metadata.iter_mut().find(|(k, _)| k == key) {
+            Some((_, old)) => *old = value,
+            None => self.metadata.push((key.to_string(), value)),
+        }
+    }
+
+    /// Tensors of each GGUF that a split model consists of; one number for any other.
+    pub fn split(&self) -> &[usize] {
+        &self.split
     }
 
     /// What errors call it.
@@ -204,7 +219,8 @@ impl Source {
 impl From<Gguf> for Source {
     fn from(g: Gguf) -> Source {
         let metadata = g.metadata().map(|(k, v)| (k.to_string(), v.clone())).collect();
-        let (path, files, g) = (g.path().to_path_buf(), g.parts().to_vec(), Arc::new(g));
+        let (path, files, split) = (g.path().to_path_buf(), g.parts().to_vec(), g.split().to_vec());
+        let g = Arc::new(g);
         let tensor = |(i, t): (usize, &crate::gguf::Tensor)| Tensor {
             name: t.name.clone(),
             dims: t.dims.clone(),
@@ -213,7 +229,7 @@ impl From<Gguf> for Source {
             rows: Rows::Gguf(g.clone(), i),
         };
         let tensors = g.tensors().iter().enumerate().map(tensor).collect();
-        Source { path, files, metadata, tensors }
+        Source { path, files, metadata, tensors, split }
     }
 }
 
