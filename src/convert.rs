@@ -3,7 +3,7 @@
 //!
 //! * [`config`]: `config.json` to the numbers of a model and its keys;
 //! * [`names`]: which tensors of the checkpoint become which of GGUF, and in what order their rows stand there;
-//! * [`card`]: name, size, licence and sampling hints (`general.*`);
+//! * [`card`]: name, size, licence and sampling hints (`general.*`), by the model card in [`readme`] and what else there is;
 //! * [`vocab`]: `tokenizer.json` or `tokenizer.model` to `tokenizer.ggml.*`.
 //!
 //! Weights are taken as they are stored, F32, F16 or BF16, and quantized from there. For BF16 this is what llama.cpp makes
@@ -13,6 +13,7 @@
 mod card;
 mod config;
 mod names;
+mod readme;
 mod sentencepiece;
 mod vocab;
 
@@ -37,10 +38,11 @@ pub fn open(dir: &Path, o: &Options) -> Result<Source, CheckpointError> {
     let mut metadata = Metadata::default();
     metadata.str("general.architecture", config.family.arch());
     metadata.str("general.type", "model");
-    card::write(&checkpoint, &tensors, &mut metadata)?;
+    let mut remarks = Vec::new();
+    card::write(&checkpoint, &tensors, &mut metadata, &mut remarks)?;
     config.write(&mut metadata);
     vocab::write(&checkpoint, &config, o.pre.as_deref(), &mut metadata)?;
-    Ok(Source::new(dir.to_path_buf(), checkpoint.files(), metadata.0, tensors))
+    Ok(Source::new(dir.to_path_buf(), checkpoint.files(), metadata.0, tensors).with_remarks(remarks))
 }
 
 /// Says what is wrong with a file of the folder.

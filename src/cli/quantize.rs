@@ -188,6 +188,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         true => convert::open(&a.input, &convert::Options { pre: a.pre.clone() })?,
         false => Source::from(Gguf::open(&a.input)?),
     };
+    for remark in g.remarks() {
+        eprintln!("{remark}");
+    }
     let mut overrides: Vec<(String, Value)> = Vec::new();
     for (key, value) in &a.override_kv {
         g.set(key, value.clone().into());
@@ -233,7 +236,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         eprintln!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
     }
     if !a.dry_run {
-        let same = |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| target.output.canonicalize().is_ok_and(|o| o == p));
+        let same =
+            |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| target.output.canonicalize().is_ok_and(|o| o == p));
         if g.files().iter().chain(&a.imatrix).any(same) {
             bail!("{}: is what is read, expected another file", target.output.display());
         }

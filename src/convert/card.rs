@@ -1,8 +1,9 @@
-//! What a file says about itself: name, size and hints for sampling (`general.*`), as the converter guesses them from the
-//! folder's name, `config.json` and `generation_config.json`.
+//! What a file says about itself: name, size, licence, origin and hints for sampling (`general.*`), as the converter takes
+//! them from the model card, `config.json`, `generation_config.json` and the folder's name, in this order.
 
 use super::Metadata;
-use crate::gguf::MetadataValue;
+use super::readme::{self, Readme};
+use crate::gguf::{self, MetadataValue};
 use crate::quantize::source::Tensor;
 use crate::safetensors::{Checkpoint, CheckpointError};
 use serde_json::Value;
@@ -25,9 +26,14 @@ const SAMPLING: &[(&str, &str, bool)] = &[
     ("mirostat_eta", "mirostat_eta", false),
 ];
 
-/// Writes the keys.
-pub fn write(c: &Checkpoint, tensors: &[Tensor], m: &mut Metadata) -> Result<(), CheckpointError> {
-    let hints: Option<Value> = c.json("generation_config.json", MOST_BYTES)?;
+/// Writes the keys. What is wrong with a file that a model can do without becomes a remark.
+pub fn write(
+    c: &Checkpoint,
+    tensors: &[Tensor],
+    m: &mut Metadata,
+    remarks: &mut Vec<String>,
+) -> Result<(), CheckpointError> {
+    let hints: Option<Value> = optional(c.json("generation_config.json", MOST_BYTES), remarks);
     for &(from, to, integer) in SAMPLING {
         let Some(v) = hints.as_ref().and_then(|h| h.get(from)) else { continue };
         let key = format!("general.sampling.{to}");
@@ -37,6 +43,7 @@ pub fn write(c: &Checkpoint, tensors: &[Tensor], m: &mut Metadata) -> Result<(),
             None => v.as_f64().filter(|_| !integer).into_iter().for_each(|x| m.f32(&key, x)),
         }
     }
+    let card = optional(Readme::read(c), remarks);
     let weights = Weights::of(tensors);
     let config: Option<Value> = c.json("config.json", MOST_BYTES)?;
     let origin = config.as_ref().and_then(|v| v.get("_name_or_path")).and_then(Value::as_str);
@@ -45,22 +52,89 @@ pub fn write(c: &Checkpoint, tensors: &[Tensor], m: &mut Metadata) -> Result<(),
     let folder = c.dir().canonicalize().unwrap_or_else(|_| c.dir().to_path_buf());
     let folder = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let folder = Name::of(&folder, weights.total);
-    let pick = |part: fn(&Name) -> &Option<String>| {
-        origin.as_ref().and_then(|o| part(o).clone()).or_else(|| part(&folder).clone())
+    let said = |keys: &[&str]| card.text(keys);
+    let pick = |keys: &[&str], part: fn(&Name) -> &Option<String>| {
+        said(keys).or_else(|| origin.as_ref().and_then(|o| part(o).clone())).or_else(|| part(&folder).clone())
     };
-    m.str("general.name", &pick(|n| &n.title).unwrap_or_else(|| "model".into()));
+    let name = pick(&["name", "model_name"], |n| &n.title).unwrap_or_else(|| "model".into());
+    let license = Some(card.texts(&["license"]).join(",")).filter(|l| !l.is_empty());
     for (key, part) in [
-        ("version", pick(|n| &n.version)),
-        ("organization", pick(|n| &n.organization)),
-        ("finetune", pick(|n| &n.finetune)),
-        ("basename", pick(|n| &n.basename)),
-        ("size_label", pick(|n| &n.size).or_else(|| Some(weights.label()))),
+        ("name", Some(name)),
+        ("author", said(&["author", "model_author", "model_creator"])),
+        ("version", pick(&["version", "model_version"], |n| &n.version)),
+        ("organization", pick(&["organization", "model_organization"], |n| &n.organization)),
+        ("finetune", pick(&["finetune", "model_finetune"], |n| &n.finetune)),
+        ("basename", pick(&["basename", "model_basename", "model_type"], |n| &n.basename)),
+        ("description", said(&["description", "model_description"])),
+        ("size_label", pick(&["size_label", "model_size_label"], |n| &n.size).or_else(|| Some(weights.label()))),
+        ("license", license),
+        ("license.name", said(&["license_name"])),
+        ("license.link", said(&["license_link"])),
+        ("source.url", said(&["url", "model_url"])),
+        ("source.doi", said(&["doi", "model_doi"])),
+        ("source.uuid", said(&["uuid", "model_uuid"])),
+        ("source.repo_url", said(&["repo_url", "model_repo_url"])),
     ] {
         if let Some(part) = part {
             m.str(&format!("general.{key}"), &part);
         }
     }
+    for (what, keys) in [
+        ("base_model", ["base_model", "base_models", "base_model_sources"]),
+        ("dataset", ["datasets", "dataset", "dataset_sources"]),
+    ] {
+        let Some(all) = card.first(&keys).map(readme::items) else { continue };
+        m.u32(&format!("general.{what}.count"), all.len() as u64);
+        for (i, one) in all.iter().enumerate() {
+            for (key, value) in ancestor(one, weights.total) {
+                m.str(&format!("general.{what}.{i}.{key}"), &value);
+            }
+        }
+    }
+    for (key, texts) in
+        [("tags", card.texts(&["tags", "pipeline_tag"])), ("languages", card.texts(&["languages", "language"]))]
+    {
+        if !texts.is_empty() {
+            m.set(&format!("general.{key}"), gguf::Value::Strings(texts.iter().collect()));
+        }
+    }
     Ok(())
+}
+
+/// What a file says that a model can do without; where it cannot be read, a remark says so.
+fn optional<T: Default>(read: Result<T, CheckpointError>, remarks: &mut Vec<String>) -> T {
+    read.unwrap_or_else(|e| {
+        remarks.push(format!("{e}; nothing is taken from it"));
+        T::default()
+    })
+}
+
+/// Keys and values of a model or dataset that a card names: by its name on the hub, its address, or key by key.
+fn ancestor(v: &Value, total: u64) -> Vec<(&'static str, String)> {
+    const KEYS: [&str; 9] =
+        ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
+    const HUB: &str = "https://huggingface.co/";
+    if let Value::Object(map) = v {
+        return KEYS.into_iter().filter_map(|k| Some((k, readme::text(map.get(k)?)?))).collect();
+    }
+    let Some(id) = readme::text(v) else { return Vec::new() };
+    let is_address = ["http://", "https://", "ssh://"].iter().any(|p| id.starts_with(p));
+    let (name, address) = match is_address {
+        true => {
+            let on_hub = id.strip_prefix(HUB).or_else(|| id.strip_prefix("http://huggingface.co/"));
+            let on_hub = on_hub.filter(|n| n.split('/').count() == 2 && n.split('/').all(|part| !part.is_empty()));
+            (on_hub.map(|n| Name::of(n, total)), Some(id.clone()))
+        }
+        false => {
+            let name = Name::of(&id, total);
+            let address = name.organization.is_some().then(|| format!("{HUB}{id}"));
+            (Some(name), address)
+        }
+    };
+    let name = name.unwrap_or_default();
+    let all =
+        [("name", name.title), ("version", name.version), ("organization", name.organization), ("repo_url", address)];
+    all.into_iter().filter_map(|(k, v)| Some((k, v?))).collect()
 }
 
 /// How many weights a model has.
@@ -251,7 +325,8 @@ impl Name {
             title: (!parts.is_empty()).then(|| title(full)),
             organization: organization.map(title),
             basename: join(&|k| k.contains(&Part::Basename)),
-            size: join(&|k| k.contains(&Part::Size)),
+            // Said twice, it is one size.
+            size: sizes(&parts),
             finetune: join(&|k| k.contains(&Part::Finetune)),
             version: join(&|k| k.contains(&Part::Version) && !k.contains(&Part::Basename)),
         };
@@ -260,6 +335,17 @@ impl Name {
         }
         name
     }
+}
+
+/// The sizes that a name says, each once.
+fn sizes(parts: &[(String, Vec<Part>)]) -> Option<String> {
+    let mut sizes: Vec<&str> = Vec::new();
+    for (text, _) in parts.iter().filter(|(_, kinds)| kinds.contains(&Part::Size)) {
+        if !sizes.contains(&text.as_str()) {
+            sizes.push(text);
+        }
+    }
+    (!sizes.is_empty()).then(|| sizes.join("-"))
 }
 
 /// Words with capitals, except versions and what has capitals of its own.

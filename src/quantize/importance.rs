@@ -10,7 +10,7 @@ pub struct Importance {
     file: PathBuf,
     dataset: Option<String>,
     chunks: u32,
-    selection: [Vec<String>; 2], // parts of names: of those wanted, of those not
+    selection: [Vec<String>; 2],       // parts of names: of those wanted, of those not
     means: BTreeMap<String, Vec<f32>>, // (experts, columns)
 }
 

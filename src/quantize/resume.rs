@@ -121,11 +121,7 @@ impl Journal {
     /// Leaves a note that `tensors` are whole, which the caller has synced.
     pub fn keep(mut self, tensors: usize) -> Result<(), QuantizeError> {
         self.stop()?;
-        let note = Note {
-            inputs: std::mem::take(&mut self.inputs),
-            demand: std::mem::take(&mut self.demand),
-            tensors,
-        };
+        let note = Note { inputs: std::mem::take(&mut self.inputs), demand: std::mem::take(&mut self.demand), tensors };
         save(&self.file, &note).map_err(|e| self.fail(e))?;
         self.ours = false;
         Ok(())

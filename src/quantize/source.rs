@@ -17,6 +17,7 @@ pub struct Source {
     metadata: Vec<(String, Value)>,
     tensors: Vec<Tensor>,
     split: Vec<usize>, // tensors of each file
+    remarks: Vec<String>,
 }
 
 /// A tensor: its description, and its rows where they lie.
@@ -150,7 +151,18 @@ impl Source {
     /// A model of which nothing has been written as GGUF yet. `files` are what it is read from.
     pub fn new(path: PathBuf, files: Vec<PathBuf>, metadata: Vec<(String, Value)>, tensors: Vec<Tensor>) -> Source {
         let split = vec![tensors.len()];
-        Source { path, files, metadata, tensors, split }
+        Source { path, files, metadata, tensors, split, remarks: Vec::new() }
+    }
+
+    /// Adds what a person should know of how the model was read.
+    pub fn with_remarks(mut self, remarks: Vec<String>) -> Source {
+        self.remarks.extend(remarks);
+        self
+    }
+
+    /// What a person should know of how the model was read.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Sets a value: in the place of the one that has its key, or behind all.
@@ -229,7 +241,7 @@ impl From<Gguf> for Source {
             rows: Rows::Gguf(g.clone(), i),
         };
         let tensors = g.tensors().iter().enumerate().map(tensor).collect();
-        Source { path, files, metadata, tensors, split }
+        Source { path, files, metadata, tensors, split, remarks: Vec::new() }
     }
 }
 
