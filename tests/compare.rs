@@ -3,7 +3,9 @@
 use assert_cmd::Command;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 
 fn oxcart(args: &[&str], dir: &Path) -> (String, String, Option<i32>) {
     let mut c = Command::cargo_bin("oxcart").expect("the binary is built");
@@ -51,6 +53,21 @@ fn models_stand_side_by_side_against_the_first() {
     assert_eq!(alone["ppl"]["value"], small["divergence"]["ppl"]["value"]);
     let off = alone["kld"]["value"].as_f64().unwrap() / kld(small) - 1.0;
     assert!(off.abs() < 1e-3, "a base file of 16 bits against f32: {off}");
+    // Killed as soon as something is saved, it goes on to the same figures; only the speed is another.
+    let figures = |csv: &str| -> Vec<String> {
+        csv.lines().map(|l| l.rsplit_once(',').expect("columns").0.to_string()).collect()
+    };
+    let args = ["compare", "-t", "1", model, "q4_0.gguf", model, "-f", "text", "-c", "64", "-b", "64", "-o", "csv"];
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("oxcart"));
+    command.current_dir(dir).args(args).env("OXCART_CACHE", dir.join("cache"));
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|l| l.contains("seconds per pass")), "it ended before anything was saved");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (resumed, err, code) = oxcart(&[&args[..], &["--resume"]].concat(), dir);
+    assert!(code == Some(0) && err.contains("resuming behind "), "{err}");
+    assert_eq!(figures(&resumed), figures(&oxcart(&args, dir).0));
     let table = compare(&[]);
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines.len() == 5 && lines.iter().all(|l| l.matches('|').count() == 9), "{table}");

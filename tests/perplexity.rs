@@ -13,7 +13,7 @@ use oxcart_quant::Kernels;
 use oxcart_quant::f32ops::Ops;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -335,29 +335,47 @@ fn a_model_does_not_diverge_from_itself() {
     }
 }
 
+/// Kills a run as soon as something of it is saved, by SIGKILL.
+fn kill_early(mut command: std::process::Command) {
+    let mut child = command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|l| l.contains("seconds per pass")), "it ended before anything was saved");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_killed_run_goes_on_and_ends_with_the_same_digits() {
     let b = Bench::new();
-    let args = ["-f", "text", "-c", "128", "-b", "128", "--kl-divergence-base", "base"];
-    let want = b.succeeds(&args);
-    let want_base = fs::read(b.path("base")).unwrap();
-    fs::remove_file(b.path("base")).unwrap();
-    let mut child = b.command(&args).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    let (mut seen, mut byte) = (String::new(), [0]);
-    while !seen.contains("[3]") && child.stdout.as_mut().unwrap().read(&mut byte).unwrap() == 1 {
-        seen.push(byte[0] as char);
+    let all = questions();
+    b.write("hs", all.iter().map(|(q, a, r)| format!("{q}\n{r}\n{}\n", a.join("\n"))).collect::<String>());
+    b.write("mc", binary(&all));
+    let runs: &[&[&str]] = &[
+        &["-f", "text", "-c", "128", "-b", "128", "--kl-divergence-base", "base"],
+        &["-f", "text", "-c", "64", "-b", "256", "-ub", "48", "--ppl-output-type", "1", "--chunks", "12"],
+        &["--kl-divergence", "--kl-divergence-base", "base", "-b", "128"],
+        &["-f", "text", "-c", "64", "--ppl-stride", "48", "--chunks", "4"],
+        &["-f", "hs", "--hellaswag", "-b", "32"],
+        &["-f", "mc", "--multiple-choice", "-b", "32"],
+    ];
+    for args in runs {
+        let want = b.succeeds(args);
+        let want_base = fs::read(b.path("base")).unwrap();
+        let writes = !args.contains(&"--kl-divergence") && args.contains(&"base");
+        if writes {
+            fs::remove_file(b.path("base")).unwrap();
+        }
+        kill_early(b.command(args));
+        assert!(!writes || !b.path("base").exists(), "killed in the middle");
+        let (out, err, code) = b.ends(&[args, &["--resume"][..]].concat());
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+        assert!(err.contains("resuming behind "), "{args:?}: {err}");
+        assert!(out == want, "{args:?}: {out}\nexpected {want}");
+        assert!(fs::read(b.path("base")).unwrap() == want_base, "{args:?}: the base files differ");
+        let left = fs::read_dir(b.path("cache/perplexity")).unwrap().count();
+        assert_eq!(left, 0, "nothing is left of a run that is done");
     }
-    child.kill().unwrap(); // SIGKILL
-    child.wait().unwrap();
-    assert!(!b.path("base").exists(), "killed in the middle");
-    let (out, err, code) = b.ends(&[&args[..], &["--resume"]].concat());
-    assert_eq!(code, Some(0), "{err}");
-    assert!(err.contains("resuming behind "), "{err}");
-    assert!(out == want, "{out}\nexpected {want}");
-    assert!(fs::read(b.path("base")).unwrap() == want_base, "the base files differ");
-    let left = fs::read_dir(b.path("cache/perplexity")).unwrap().count();
-    assert_eq!(left, 0, "nothing is left of a run that is done");
-    let (_, err, code) = b.ends(&[&args[..], &["--resume", "--chunks", "2"]].concat());
+    let (_, err, code) = b.ends(&[runs[0], &["--resume", "--chunks", "2"]].concat());
     assert!(code == Some(0) && err.contains("nothing to resume"), "{err}");
 }
 
@@ -590,19 +608,27 @@ fn data_sets_with_a_fault_are_refused_at_their_line() {
 #[test]
 fn questions_are_read_in_every_form_in_which_they_are_published() {
     let abc = json!(["one", "two", "three"]);
-    let labelled = |labels: [&str; 3]| -> Value {
-        (0..3).map(|i| json!({"text": abc[i], "label": labels[i]})).collect()
-    };
+    let labelled =
+        |labels: [&str; 3]| -> Value { (0..3).map(|i| json!({"text": abc[i], "label": labels[i]})).collect() };
     let forms = [
         ("MMLU, a number", json!({"question": "Q", "subject": "x", "choices": abc, "answer": 2})),
         ("MMLU, a letter", json!({"question": "Q", "choices": abc, "answer": "C"})),
         ("MMLU, a small letter", json!({"question": "Q", "choices": abc, "answer": " c "})),
         ("a number as text", json!({"question": "Q", "choices": abc, "answer": "2"})),
-        ("ARC", json!({"id": "1", "question": "Q", "choices": {"text": abc, "label": ["A", "B", "C"]}, "answerKey": "C"})),
-        ("ARC, numbered", json!({"question": "Q", "choices": {"text": abc, "label": ["1", "2", "3"]}, "answerKey": "3"})),
+        (
+            "ARC",
+            json!({"id": "1", "question": "Q", "choices": {"text": abc, "label": ["A", "B", "C"]}, "answerKey": "C"}),
+        ),
+        (
+            "ARC, numbered",
+            json!({"question": "Q", "choices": {"text": abc, "label": ["1", "2", "3"]}, "answerKey": "3"}),
+        ),
         ("ARC, a stem", json!({"question": {"stem": "Q", "choices": labelled(["A", "B", "C"])}, "answerKey": "C"})),
         ("choices one by one", json!({"question": "Q", "choices": labelled(["1", "2", "3"]), "answerKey": 3})),
-        ("HellaSwag", json!({"ind": 4, "ctx_a": "Q", "ctx_b": "", "ctx": "Q", "endings": abc, "label": "2", "split": "val"})),
+        (
+            "HellaSwag",
+            json!({"ind": 4, "ctx_a": "Q", "ctx_b": "", "ctx": "Q", "endings": abc, "label": "2", "split": "val"}),
+        ),
         ("HellaSwag, a number", json!({"ctx": "Q [step]", "endings": ["one", "[sub] two", "three"], "label": 2})),
         ("TruthfulQA", json!({"question": "Q", "mc1_targets": {"choices": abc, "labels": [0, 0, 1]}})),
     ];
@@ -619,7 +645,8 @@ fn questions_are_read_in_every_form_in_which_they_are_published() {
             other => wrong.push(format!("{form}: {other:?}")),
         }
     }
-    let blank = |answer: Value| json!({"sentence": "a _ b", "option1": "x", "option2": "y", "answer": answer}).to_string();
+    let blank =
+        |answer: Value| json!({"sentence": "a _ b", "option1": "x", "option2": "y", "answer": answer}).to_string();
     for answer in [json!("2"), json!(2), json!(" 2 ")] {
         match task::winogrande(blank(answer.clone()).as_bytes(), 0) {
             Ok(b) if b[0].right == 1 && b[0].words == ["x", "y"] => {}
@@ -633,7 +660,10 @@ fn questions_are_read_in_every_form_in_which_they_are_published() {
         (json!({"question": {"text": "Q"}, "choices": abc, "answer": 0}), "missing field `stem`"),
         (json!({"question": "Q", "choices": "one", "answer": 0}), "choices: \"one\", expected a list"),
         (json!({"question": "Q", "choices": ["one", 2], "answer": 0}), "choices: 2, expected a text"),
-        (json!({"question": "Q", "choices": ["one", {"text": "two"}], "answer": 0}), "choices: \"one\", expected an object"),
+        (
+            json!({"question": "Q", "choices": ["one", {"text": "two"}], "answer": 0}),
+            "choices: \"one\", expected an object",
+        ),
         (json!({"question": "Q", "choices": {"text": abc}, "answerKey": "A"}), "missing field `label`"),
         (json!({"question": "Q", "choices": abc, "answer": -1}), "answer: -1, an answer that is none of the 3"),
         (json!({"question": "Q", "choices": abc, "answer": "E"}), "answer: \"E\", an answer that is none of the 3"),

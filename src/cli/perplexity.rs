@@ -13,8 +13,23 @@ use anyhow::{Context, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+const FIELDS: &str = "\
+--json prints one object. Errors are standard errors, divergences and scores nats, shares and probabilities fractions of 1:
+  text                model, file, n_ctx, chunks, tokens_scored, ppl, ppl_error, seconds; chunk_nll: nats a token, by chunk
+  --ppl-stride        the same with stride, windows and window_nll in place of chunks and chunk_nll
+  --kl-divergence     model, base, compact (tokens kept of a row), n_ctx, chunks, tokens_scored, seconds; each a value with
+                      its error: ppl, ppl_base, ln_ratio, ratio, difference, kld, p_diff, rms_p_diff, same_top;
+                      correlation; kld_percentiles, p_diff_percentiles; each_chunk: ppl, ppl_base, kld, same_top
+  questions           model, file, questions, correct, accuracy, error, interval_95 (Wilson), chance, seconds;
+                      each_question: at (its line or number), scores (of its answers), chosen (from 0), right
+
+JSONL data sets have an object on every line: question, choices, answer (MMLU); question or question.stem, choices with
+text and label, answerKey (ARC); question, mc1_targets (TruthfulQA); activity_label, ctx, endings, label (HellaSwag);
+sentence, option1, option2, answer (Winogrande).";
+
 /// Flags as llama-perplexity has them.
 #[derive(clap::Args)]
+#[command(after_long_help = FIELDS)]
 #[command(group(clap::ArgGroup::new("measure").args([
     "kl_divergence", "hellaswag", "winogrande", "multiple_choice", "ppl_stride",
 ])))]

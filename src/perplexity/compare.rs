@@ -78,7 +78,9 @@ pub fn group(
             })?
         } else {
             let compare = |r: usize, next: u32, logits: &[f32]| {
-                Ok::<_, EngineError>(kept[r].get().map_or(Token::default(), |row| Token::compare(ops, logits, row, next)))
+                Ok::<_, EngineError>(
+                    kept[r].get().map_or(Token::default(), |row| Token::compare(ops, logits, row, next)),
+                )
             };
             let found = chunk::collect(s, tokens, context, first, count, compare)?;
             found.iter().flat_map(Token::numbers).collect()

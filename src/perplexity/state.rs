@@ -97,9 +97,13 @@ impl State {
         &self.records
     }
 
-    /// Adds records and saves all.
-    pub fn push(&mut self, records: Vec<Vec<f64>>) -> Result<(), PerplexityError> {
+    /// Adds records.
+    pub fn extend(&mut self, records: Vec<Vec<f64>>) {
         self.records.extend(records);
+    }
+
+    /// Saves all records.
+    pub fn save(&self) -> Result<(), PerplexityError> {
         let mut out = MAGIC.to_vec();
         out.extend(self.key);
         out.extend((self.records.len() as u64).to_le_bytes());

@@ -6,6 +6,7 @@ use crate::cli::progress::Progress;
 use crate::engine::Engine;
 use crate::perplexity::state::{Key, State};
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 /// A run of many units (chunks, questions), computed in groups.
 pub struct Run {
@@ -14,8 +15,12 @@ pub struct Run {
     pub progress: Progress,
     total: usize,
     group: usize,
-    saved: bool,
+    saved: Option<Instant>,
+    fails: bool,
 }
+
+/// Between savings, so that syncing does not slow down what is quick anyway: a longer chunk is saved as soon as it is done.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 impl Args {
     /// The key of a run with these settings, to which the caller adds what is measured.
@@ -46,7 +51,7 @@ impl Run {
                 eprintln!("perplexity: nothing to resume, starting from the beginning");
             }
         }
-        Ok(Run { state, progress: Progress::new(unit, total), total, group, saved: true })
+        Ok(Run { state, progress: Progress::new(unit, total), total, group, saved: None, fails: false })
     }
 
     /// Units that an earlier run has computed.
@@ -89,11 +94,16 @@ impl Run {
     }
 
     fn save(&mut self, records: Vec<Vec<f64>>) {
-        if let Err(e) = self.state.push(records)
-            && std::mem::replace(&mut self.saved, false)
+        self.state.extend(records);
+        if self.saved.is_some_and(|t| t.elapsed() < SAVE_EVERY) {
+            return;
+        }
+        if let Err(e) = self.state.save()
+            && !std::mem::replace(&mut self.fails, true)
         {
             // The measurement is worth more than its safety net.
             eprintln!("perplexity: {e}: this run cannot be resumed");
         }
+        self.saved = Some(Instant::now());
     }
 }
