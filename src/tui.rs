@@ -37,7 +37,7 @@ use crossterm::event;
 use panel::ModelItem;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -66,7 +66,7 @@ pub enum Msg {
     /// The attachment of this number has so many tokens.
     Counted(usize, usize),
     /// The file that a word names, or why not.
-    File(String, Result<String, String>),
+    File(String, Result<String, NoText>),
     /// What completes a path.
     Paths(String, Vec<String>),
     /// The models.
@@ -81,6 +81,15 @@ pub enum Msg {
     Tick,
     /// Somebody wants the program to end.
     Quit,
+}
+
+/// Why a word names no text.
+#[derive(Debug, PartialEq)]
+pub enum NoText {
+    /// There is no such file.
+    Missing(String),
+    /// There is, but it is none.
+    Unfit(String),
 }
 
 /// What a chat is to be.
@@ -148,6 +157,14 @@ pub fn run(c: Chat) -> io::Result<()> {
     let Outside { screen, store, .. } = desk;
     drop(store);
     drop(screen);
+    for msg in inbox.try_iter() {
+        if let Msg::Store(store::Event::Unsaved(problem)) = msg {
+            app.unsaved = problem;
+        }
+    }
+    if let Some(problem) = &app.unsaved {
+        eprintln!("the end of the conversation is not saved: {problem}");
+    }
     result
 }
 
@@ -217,7 +234,7 @@ impl Outside {
         match e {
             Effect::Ask(ask) => self.worker.send(Request::Ask(ask)),
             Effect::Stop(id) => self.worker.stop(id),
-            Effect::Load(name) => self.load(name),
+            Effect::Load(name) => self.worker.send(Request::Load(name)),
             Effect::Fetch(name) => return self.fetch(name).map(Some),
             Effect::Store(store::Op::New(model)) => {
                 // What finds it again from any folder.
@@ -242,13 +259,20 @@ impl Outside {
                 Some(Msg::Paths(word, paths))
             }),
             Effect::Models => self.aside(|| Some(Msg::Models(models()))),
-            Effect::Copy(text) => self.screen.send(CopyToClipboard::to_clipboard_from(text))?,
+            Effect::Copy(text) => {
+                self.screen.send(CopyToClipboard::to_clipboard_from(&text))?;
+                self.aside(move || {
+                    copy_by_program(&text);
+                    None
+                });
+            }
             Effect::Write(text) => {
                 let written = self.away(|| write_elsewhere(&text))?;
                 return Ok(Some(Msg::Written(written)));
             }
             Effect::Suspend => self.away(|| {
-                let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TSTP);
+                // The whole job, as the terminal does it: a shell waits for the first program of it.
+                let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
             })?,
             Effect::Redraw => self.screen.redraw()?,
             Effect::Mouse(on) => self.screen.set_mouse(on)?,
@@ -256,26 +280,19 @@ impl Outside {
         Ok(None)
     }
 
-    fn load(&mut self, name: Option<String>) {
-        // The old model's memory is free when nobody counts tokens with it any more.
-        self.engine = None;
-        self.worker.send(Request::Load(name));
-    }
-
     /// Loads a model, after fetching it where it is not here: that says on the ordinary screen what it does.
     fn fetch(&mut self, name: String) -> io::Result<Msg> {
         if !Path::new(&name).exists() {
             match catalog::find(Some(&name), None) {
-                Ok((model, file)) if !model.local(file).is_ok_and(|l| l.is_some()) => {
+                Ok((model, file)) if !model.local(file).is_ok_and(|l| l.is_some_and(|l| l.complete)) => {
                     if let Err(e) = self.away(|| catalog::pull(Some(&name)))? {
-                        self.load(Some(name));
                         return Ok(Msg::Fetched(Err(e.to_string())));
                     }
                 }
                 _ => {}
             }
         }
-        self.load(Some(name));
+        self.worker.send(Request::Load(Some(name)));
         Ok(Msg::Tick)
     }
 
@@ -356,21 +373,24 @@ fn path_of(word: &str) -> PathBuf {
     }
 }
 
-fn read_text(word: &str) -> Result<String, String> {
+fn read_text(word: &str) -> Result<String, NoText> {
     let path = path_of(word);
-    let error = |e: io::Error| format!("{}: {e}", path.display());
+    let error = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => NoText::Missing(format!("{word}: no such file")),
+        _ => NoText::Unfit(format!("{word}: {e}")),
+    };
     let meta = std::fs::metadata(&path).map_err(error)?;
     if !meta.is_file() {
-        return Err(format!("{}: not a file", path.display()));
+        return Err(NoText::Unfit(format!("{word}: not a file")));
     }
     let mut bytes = Vec::new();
     std::fs::File::open(&path).and_then(|f| f.take(MOST_FILE + 1).read_to_end(&mut bytes)).map_err(error)?;
     if bytes.len() as u64 > MOST_FILE {
-        return Err(format!("{}: {} bytes, expected at most {MOST_FILE}", path.display(), meta.len()));
+        return Err(NoText::Unfit(format!("{word}: {} bytes, expected at most {MOST_FILE}", meta.len())));
     }
     match String::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(format!("{}: not a text in UTF-8", path.display())),
+        _ => Err(NoText::Unfit(format!("{word}: not a text in UTF-8"))),
     }
 }
 
@@ -410,6 +430,29 @@ fn models() -> Vec<ModelItem> {
     found
 }
 
+/// Gives a text to the programs that own clipboards here, for terminals that do not hear OSC 52 or, as tmux, are not let
+/// to. One that is not installed is passed over: there is no telling which terminal took the text already.
+fn copy_by_program(text: &str) {
+    let programs: [(&str, &str, &[&str]); 3] = [
+        ("TMUX", "tmux", &["load-buffer", "-w", "-"]),
+        ("WAYLAND_DISPLAY", "wl-copy", &[]),
+        ("DISPLAY", "xclip", &["-selection", "clipboard"]),
+    ];
+    for (variable, program, args) in programs {
+        if std::env::var_os(variable).is_none_or(|v| v.is_empty()) {
+            continue;
+        }
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        if let Ok(mut child) = command.spawn() {
+            if let Some(mut stdin) = child.stdin.take() {
+                let _ = io::Write::write_all(&mut stdin, text.as_bytes());
+            }
+            let _ = child.wait();
+        }
+    }
+}
+
 /// Lets the person write in `$VISUAL` or `$EDITOR`.
 fn write_elsewhere(text: &str) -> Result<String, String> {
     let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
@@ -424,6 +467,7 @@ fn write_elsewhere(text: &str) -> Result<String, String> {
     let status = Command::new("sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(&path).status();
     let written = match status {
         Ok(s) if s.success() => std::fs::read_to_string(&path).map_err(error),
+        Ok(s) if s.code() == Some(127) => Err(format!("{editor}: not found; $VISUAL or $EDITOR names an editor")),
         Ok(s) => Err(format!("{editor}: {s}; the question is as before")),
         Err(e) => Err(error(e)),
     };

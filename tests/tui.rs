@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use vt100::{MouseProtocolMode, Parser, Screen};
+use vt100::{Callbacks, MouseProtocolMode, Parser, Screen};
 
 /// How long anything may take on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -25,17 +25,40 @@ struct Seat {
     master: Box<dyn MasterPty + Send>,
     keys: Box<dyn Write + Send>,
     child: Box<dyn Child + Send + Sync>,
-    parser: Arc<Mutex<Parser>>,
+    parser: Arc<Mutex<Parser<Clipboard>>>,
     modes: String,
+}
+
+/// What the terminal was told to copy, in base 64.
+#[derive(Default)]
+struct Clipboard(Vec<u8>);
+
+impl Callbacks for Clipboard {
+    fn copy_to_clipboard(&mut self, _: &mut Screen, _: &[u8], data: &[u8]) {
+        self.0 = data.to_vec();
+    }
 }
 
 impl Seat {
     /// `oxcart chat` on a screen of `columns` and `rows`; conversations and configuration are those of `home`.
     fn chat(home: &Path, columns: u16, rows: u16, args: &[&str]) -> Seat {
+        Seat::with(home, columns, rows, args, &[])
+    }
+
+    /// The same in another environment.
+    fn with(home: &Path, columns: u16, rows: u16, args: &[&str], environment: &[(&str, &str)]) -> Seat {
         oxcart::catalog::default_model().expect("the default model can be fetched");
         let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_oxcart"));
-        command.args(["chat", "-c", "2048", "--temp", "0", "--top-k", "1"]);
+        command.args(["chat", "--temp", "0", "--top-k", "1"]);
+        if !args.contains(&"-c") {
+            command.args(["-c", "2048"]);
+        }
         command.args(args);
+        // Nobody's clipboard, and nobody's editor.
+        for name in ["TMUX", "DISPLAY", "WAYLAND_DISPLAY", "VISUAL", "EDITOR"] {
+            command.env_remove(name);
+        }
+        environment.iter().for_each(|(name, value)| command.env(name, value));
         command.env("XDG_DATA_HOME", home);
         command.env("XDG_CONFIG_HOME", home);
         command.env("TERM", "xterm-256color");
@@ -45,7 +68,8 @@ impl Seat {
         let modes = format!("{:?}", pair.master.get_termios());
         let child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);
-        let parser = Arc::new(Mutex::new(Parser::new(cells(rows), cells(columns), 0)));
+        let parser = Parser::new_with_callbacks(cells(rows), cells(columns), 0, Clipboard::default());
+        let parser = Arc::new(Mutex::new(parser));
         let (mut out, seen) = (pair.master.try_clone_reader().unwrap(), parser.clone());
         std::thread::spawn(move || {
             let mut buffer = [0; 65536];
@@ -140,8 +164,8 @@ fn asked_streamed_stopped_answered_again_and_branched() {
     let home = home();
     let mut s = Seat::chat(home.path(), 80, 24, &[]);
     // Typing works before the model is there.
-    s.press("Count from one to two hundred, in words.");
-    s.shows("in words.");
+    s.press("Write a long story about a road.");
+    s.shows("a road.");
     s.press("\r");
     s.shows("t/s");
     s.press("typed meanwhile");
@@ -241,9 +265,74 @@ fn a_signal_leaves_the_terminal_as_it_was() {
     s.shows("answering");
     s.signal(rustix::process::Signal::TERM);
     assert_eq!(s.ended(), 0);
-    let kept: Vec<_> = walk(home.path()).into_iter().filter(|p| p.extension().is_some_and(|e| e == "txt")).collect();
-    let text = std::fs::read_to_string(&kept[0]).unwrap();
+    let text = kept(home.path());
     assert!(text.contains("Write a long story about a hill.") && text.contains("stopped"), "{text}");
+}
+
+#[test]
+fn another_editor_another_model_and_a_terminal_that_is_closed() {
+    let home = home();
+    let (script, fails) = (home.path().join("edit.sh"), home.path().join("fails"));
+    std::fs::write(&script, "test -e \"$FAILS\" && exit 3\nprintf ' by hand\\n' >> \"$1\"\n").unwrap();
+    let editor = format!("sh '{}'", script.display());
+    let environment = [("VISUAL", &*editor), ("EDITOR", "false"), ("FAILS", fails.to_str().unwrap())];
+    let mut s = Seat::with(home.path(), 80, 24, &[], &environment);
+    s.press("Write a long story");
+    s.shows("a long story");
+    s.press("\x07"); // Ctrl-G
+    s.shows("› Write a long story by hand");
+    std::fs::write(&fails, "").unwrap();
+    s.press("\x07");
+    s.shows("exit status: 3; the question is as before");
+    s.press(CTRL_U);
+    s.until("an empty line", |t| !t.contains("by hand"));
+    // A model that is not there leaves the one that is.
+    s.until("the model", |t| t.contains("● ready"));
+    s.press("/model /no/such.gguf\r");
+    s.shows("stays");
+    // What is no text is not sent.
+    s.press("what is @/dev/null\r");
+    s.shows("/dev/null: not a file; Enter sends the word as it is");
+    s.press(CTRL_U);
+    s.ask("Write a long story.");
+    s.shows("answering");
+    s.until("some of it", |t| t.contains(" tokens "));
+    let Seat { master, keys, mut child, .. } = s;
+    // The reader's copy of the terminal would keep it open.
+    drop((master, keys));
+    let pid = rustix::process::Pid::from_raw(child.process_id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    child.wait().unwrap();
+    assert!(kept(home.path()).contains("% end 2 stopped"), "{}", kept(home.path()));
+}
+
+#[test]
+fn a_context_that_fills_up() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 80, 12, &["-c", "192"]);
+    s.ask("Write a long story about a sea.");
+    s.until("a warning while it answers", |t| t.contains("answering") && t.contains("% full: when it is"));
+    s.shows("the context is full: Alt-C goes on");
+    // The wheel looks up, and the end stays where it is.
+    s.press("\x1b[<64;10;10M");
+    s.shows("Ctrl-End");
+    s.press(ALT_C);
+    s.shows("the model reads the question and the end of its answer");
+    s.shows("answering");
+    s.press(ESC);
+    s.shows("● stopped");
+    s.press("\x19"); // Ctrl-Y
+    s.shows("the answer is copied");
+    let copied = s.parser.lock().unwrap().callbacks().0.len();
+    assert!(copied > 400, "{copied} letters of base 64");
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
+/// The conversation in `home`, as it stands in its file.
+fn kept(home: &Path) -> String {
+    let file = walk(home).into_iter().find(|p| p.extension().is_some_and(|e| e == "txt")).expect("a conversation");
+    std::fs::read_to_string(file).unwrap()
 }
 
 fn walk(folder: &Path) -> Vec<std::path::PathBuf> {

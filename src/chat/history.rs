@@ -169,8 +169,12 @@ impl Conversation {
             }
         };
         let mut tail = Tail::of(file, &path)?;
-        tail.write(&path, &text::header(model))?;
-        tail.sync(&path)?;
+        let begun = tail.write(&path, &text::header(model)).and_then(|()| tail.sync(&path));
+        if let Err(e) = begun {
+            // It is ours and has nothing in it.
+            let _ = fs::remove_file(&path);
+            return Err(e);
+        }
         // The name is durable only when its folder is.
         File::open(dir).and_then(|d| d.sync_all()).map_err(io_error(dir))?;
         let contents = text::Contents { model: text::one_line(model), ..Default::default() };
@@ -215,8 +219,7 @@ impl Conversation {
     pub fn add(&mut self, parent: Option<TurnId>, role: &str, content: &str) -> Result<TurnId> {
         let id = self.next(parent, role)?;
         let (path, tail) = self.tail()?;
-        tail.add(path, id, parent, role, content)?;
-        tail.sync(path)?;
+        tail.durably(path, |tail| tail.add(path, id, parent, role, content))?;
         self.insert(Turn { id, parent, role: role.into(), content: content.into(), state: TurnState::Whole });
         Ok(id)
     }
@@ -248,8 +251,7 @@ impl Conversation {
     pub fn end(&mut self, id: TurnId, state: TurnState) -> Result<()> {
         let i = self.index(id)?;
         let (path, tail) = self.tail()?;
-        tail.end(path, id, state)?;
-        tail.sync(path)?;
+        tail.durably(path, |tail| tail.end(path, id, state))?;
         self.turns[i].state = state;
         Ok(())
     }
@@ -311,8 +313,7 @@ impl Conversation {
     pub fn rename(&mut self, title: &str) -> Result<()> {
         let title = text::one_line(title);
         let (path, tail) = self.tail()?;
-        tail.mark(path, &format!("title {title}"))?;
-        tail.sync(path)?;
+        tail.durably(path, |tail| tail.mark(path, &format!("title {title}")))?;
         self.title = Some(title).filter(|t| !t.is_empty());
         Ok(())
     }
@@ -426,6 +427,20 @@ impl Tail {
         self.len += text.len() as u64;
         self.line_start = text.ends_with('\n');
         Ok(())
+    }
+
+    /// Writes, and waits until it is durable. Where it cannot be, it is taken back, so that it can be tried again.
+    fn durably(&mut self, path: &Path, write: impl FnOnce(&mut Tail) -> Result<()>) -> Result<()> {
+        let (len, line_start, open) = (self.len, self.line_start, self.open);
+        write(self)?;
+        let synced = self.sync(path);
+        if synced.is_err() {
+            // If this fails too, the length gives it away to the next write.
+            self.len = len;
+            let _ = self.file.set_len(len);
+            (self.line_start, self.open) = (line_start, open);
+        }
+        synced
     }
 
     /// What stands between the text of an open turn, or anything, and a mark.

@@ -11,7 +11,7 @@ use super::theme::{Scheme, Theme};
 use super::transcript::{Transcript, thought};
 use super::tree::Tree;
 use super::worker::{self, Ask, Loaded};
-use super::{Msg, view};
+use super::{Msg, NoText, view};
 use crate::chat::history::{Summary, TurnState};
 use crate::generate::End;
 use crate::sample::SampleParams;
@@ -108,6 +108,14 @@ pub struct Notice {
     pub until: Instant,
 }
 
+/// The model that there was, while another one is loaded.
+struct Before {
+    model: Loaded,
+    name: String,
+    wanted: String,
+    used: usize,
+}
+
 /// The question that is being answered.
 struct Answer {
     id: u64,
@@ -171,12 +179,15 @@ pub struct App {
     /// Its name, also before it is loaded.
     pub model_name: String,
     wanted: String,
+    before: Option<Before>,
     /// A line for the person.
     pub notice: Option<Notice>,
     /// The name of the conversation.
     pub title: String,
     /// Its file.
     pub path: Option<PathBuf>,
+    /// Why what was said is not in the file, if it is not.
+    pub unsaved: Option<String>,
     /// The last conversations, for an empty screen.
     pub recent: Vec<Summary>,
     /// Where it is looked at from.
@@ -215,6 +226,7 @@ pub struct App {
     not_files: HashSet<String>,
     reading_files: usize,
     attached: bool,
+    unfit: Option<String>,
     quit_asked: Option<Instant>,
     listing: bool,
     first: Option<String>,
@@ -257,9 +269,11 @@ impl App {
             model: None,
             model_name: name,
             wanted: model_name.clone(),
+            before: None,
             notice: None,
             title: String::new(),
             path: None,
+            unsaved: None,
             recent: Vec::new(),
             scroll: Scroll::End,
             selected: None,
@@ -284,6 +298,7 @@ impl App {
             not_files: HashSet::new(),
             reading_files: 0,
             attached: false,
+            unfit: None,
             quit_asked: None,
             listing: false,
             first: b.prompt,
@@ -307,7 +322,7 @@ impl App {
             Msg::Written(Ok(text)) => self.editor.set(text.trim_end_matches('\n')),
             Msg::Written(Err(e)) => self.say(Weight::Problem, e),
             Msg::Fetched(Ok(name)) => self.load(Some(name)),
-            Msg::Fetched(Err(e)) => self.say(Weight::Problem, e),
+            Msg::Fetched(Err(e)) => self.not_loaded(e, true),
             Msg::Memory(bytes) => self.memory = Some(bytes),
             Msg::Quit => self.quit(),
             Msg::Tick => {}
@@ -425,9 +440,14 @@ impl App {
             .map(str::to_string)
             .collect();
         if !words.is_empty() {
-            (self.reading_files, self.attached) = (words.len(), false);
+            (self.reading_files, self.attached, self.unfit) = (words.len(), false, None);
             self.effects.extend(words.into_iter().map(Effect::Read));
             return;
+        }
+        let (tokens, context) = (self.editor.attached_tokens(), self.model.as_ref().map_or(usize::MAX, |m| m.context));
+        if tokens >= context {
+            let text = format!("what is attached has {tokens} tokens, the context {context} (-c sets it)");
+            return self.say(Weight::Problem, text);
         }
         self.not_files.clear();
         self.notice = None;
@@ -543,6 +563,7 @@ impl App {
             worker::Event::Loaded(m, _) => {
                 self.params = (self.set_params)(m.recommended.clone());
                 self.model_name = m.name.clone();
+                self.before = None;
                 if let Some(note) = m.notes.first() {
                     self.say(Weight::Warning, note.clone());
                 }
@@ -556,11 +577,7 @@ impl App {
                     self.say_as_user(&q);
                 }
             }
-            worker::Event::LoadFailed(e) => {
-                self.state = State::NoModel;
-                self.answer = None;
-                self.say(Weight::Problem, e);
-            }
+            worker::Event::LoadFailed { problem, kept } => self.not_loaded(problem, kept),
             worker::Event::Reading { done, of, reused, time } => {
                 if done > 0 && !time.is_zero() {
                     self.reading_rate = Some(done as f64 / time.as_secs_f64());
@@ -588,6 +605,22 @@ impl App {
         }
     }
 
+    /// A model cannot be had: the one before it stays, if it is still there.
+    fn not_loaded(&mut self, problem: String, kept: bool) {
+        self.answer = None;
+        match self.before.take().filter(|_| kept) {
+            Some(b) => {
+                self.say(Weight::Problem, format!("{problem}; {} stays", b.name));
+                (self.model, self.model_name, self.wanted, self.used) = (Some(b.model), b.name, b.wanted, b.used);
+                self.state = State::Ready;
+            }
+            None => {
+                self.say(Weight::Problem, problem);
+                self.state = State::NoModel;
+            }
+        }
+    }
+
     fn text(&mut self, text: &str, tokens: usize, time: Duration, used: usize) {
         let Some(a) = &mut self.answer else { return };
         let node = match a.node {
@@ -610,6 +643,8 @@ impl App {
         n.state = TurnState::Partial;
         self.effects.push(Effect::Store(Op::Append(node, text.into())));
         (self.pace, self.used) = ((tokens, time), used);
+        self.warn_of_the_end();
+        let n = &self.tree.nodes[node];
         let thinks = thought(&n.content).is_some_and(|t| !t.1);
         self.state = if thinks { State::Thinking } else { State::Answering };
     }
@@ -637,21 +672,27 @@ impl App {
                 "the context is full: Alt-C goes on without the oldest turns; nothing is deleted, and the system prompt stays",
             ),
             End::Length => self.note("the answer has as many tokens as -n allows: Alt-C goes on"),
-            _ if self.fill() >= NEARLY_FULL && !self.warned_full => {
-                self.warned_full = true;
-                let percent = self.fill() * 100.0;
-                self.say(
-                    Weight::Warning,
-                    format!(
-                        "the context is {percent:.0} % full: when it is, you will be asked whether the oldest turns may be left \
-                         out of what the model reads; the system prompt stays, and nothing is deleted"
-                    ),
-                );
-            }
-            _ => {}
+            _ => self.warn_of_the_end(),
         }
         if let Some(q) = self.queued.take() {
             self.say_as_user(&q);
+        }
+    }
+
+    /// Says what will happen before the context is full, once.
+    fn warn_of_the_end(&mut self) {
+        match self.fill() {
+            f if f >= NEARLY_FULL && !self.warned_full => {
+                self.warned_full = true;
+                let text = format!(
+                    "the context is {:.0} % full: when it is, you will be asked whether the oldest turns may be left out of \
+                     what the model reads; the system prompt stays, and nothing is deleted",
+                    f * 100.0
+                );
+                self.say(Weight::Warning, text);
+            }
+            f if f < NEARLY_FULL / 2.0 => self.warned_full = false,
+            _ => {}
         }
     }
 
@@ -838,12 +879,17 @@ impl App {
             Action::NextBranch => self.branch(1),
             Action::Copy => self.copy(argument),
             Action::System => self.set("system", argument),
-            Action::Settings => match argument.split_once(char::is_whitespace) {
+            Action::Settings => match argument.trim_start_matches("parameter ").split_once(char::is_whitespace) {
                 Some((name, value)) => self.set(name, value),
                 None => self.panel = Some(Panel::Settings(Settings::new(&self.system, &self.params))),
             },
             Action::Model if argument.is_empty() => self.effects.push(Effect::Models),
             Action::Model => self.load(Some(argument.into())),
+            Action::Info => {
+                let facts = self.model.as_ref().map_or("no model is loaded".into(), |m| m.facts.clone());
+                let file = self.path.as_ref().map_or("not in a file yet".into(), |p| p.display().to_string());
+                self.note(format!("{facts} · this conversation: {file}"));
+            }
             Action::Find => {
                 self.panel = Some(Panel::Find(Find { query: argument.into(), ..Find::default() }));
                 self.layout();
@@ -851,7 +897,7 @@ impl App {
             }
             Action::File if argument.is_empty() => self.note("/file PATH, or @PATH in the question"),
             Action::File => {
-                (self.reading_files, self.attached) = (1, false);
+                (self.reading_files, self.attached, self.unfit) = (1, false, None);
                 self.effects.push(Effect::Read(argument.into()));
             }
             Action::Fold => self.fold(),
@@ -871,7 +917,19 @@ impl App {
                 });
             }
             Action::Stop => self.stop(),
-            Action::Quit => self.quit(),
+            Action::Quit => self.ask_to_quit(),
+        }
+    }
+
+    /// Ends the program; not before it is agreed to where something would be lost.
+    fn ask_to_quit(&mut self) {
+        match &self.unsaved {
+            None => self.quit(),
+            Some(problem) => {
+                let text =
+                    format!("The end of this conversation is not saved ({problem}). Enter ends, and it is lost.");
+                self.panel = Some(Panel::Confirm(text, Confirmed::Quit));
+            }
         }
     }
 
@@ -891,9 +949,13 @@ impl App {
             return self.note("an answer is still coming: Esc stops it");
         }
         let shown = name.unwrap_or_default();
-        self.wanted = shown.clone();
-        self.model_name = shown.rsplit('/').next().unwrap_or_default().to_string();
-        (self.model, self.state, self.reading_rate, self.used) = (None, State::Loading(0, 0), None, 0);
+        let wanted = std::mem::replace(&mut self.wanted, shown.clone());
+        let name = shown.rsplit('/').next().unwrap_or_default().to_string();
+        let name = std::mem::replace(&mut self.model_name, name);
+        if let Some(model) = self.model.take() {
+            self.before = Some(Before { model, name, wanted, used: self.used });
+        }
+        (self.state, self.reading_rate, self.used) = (State::Loading(0, 0), None, 0);
         self.effects.push(Effect::Fetch(shown));
     }
 
@@ -902,6 +964,7 @@ impl App {
             return self.note("an answer is still coming: Esc stops it");
         }
         self.leave();
+        self.unsaved = None;
         self.effects.push(Effect::Store(Op::New(self.wanted.clone())));
         self.effects.push(Effect::File(None));
     }
@@ -953,6 +1016,15 @@ impl App {
             }
             store::Event::Done(text) => self.note(text),
             store::Event::Failed(text) => self.say(Weight::Problem, text),
+            store::Event::Unsaved(None) => {
+                if self.unsaved.take().is_some() {
+                    self.note("everything is saved again");
+                }
+            }
+            store::Event::Unsaved(Some(problem)) => {
+                self.say(Weight::Problem, format!("not saved: {problem}; it is tried again every few seconds"));
+                self.unsaved = Some(problem);
+            }
         }
     }
 
@@ -964,8 +1036,9 @@ impl App {
 
     // ---- files ----
 
-    fn file(&mut self, word: String, result: Result<String, String>) {
+    fn file(&mut self, word: String, result: Result<String, NoText>) {
         self.reading_files = self.reading_files.saturating_sub(1);
+        self.completion = Completion::default();
         match result {
             Ok(content) => {
                 let a = Attachment { name: Some(word.clone()), content: content.clone(), tokens: None };
@@ -981,19 +1054,26 @@ impl App {
                 }
             }
             Err(e) => {
-                // A word with an @ that is no file is a word.
-                if self.editor.text().contains(&format!("@{word}")) {
+                // A word with an @ that neither names a file nor looks as if it should is a word.
+                let in_text = self.editor.text().contains(&format!("@{word}"));
+                let is_word = in_text && !word.contains(['.', '/']);
+                match e {
+                    NoText::Missing(_) if is_word => {}
+                    NoText::Missing(e) | NoText::Unfit(e) => {
+                        self.unfit = Some(if in_text { format!("{e}; Enter sends the word as it is") } else { e });
+                    }
+                }
+                if in_text {
                     self.not_files.insert(word);
-                } else {
-                    self.say(Weight::Problem, e);
                 }
             }
         }
         if self.reading_files == 0 {
-            match self.attached {
-                true => self.note("attached: Enter sends"),
-                false if self.editor.text().contains('@') => self.submit(),
-                false => {}
+            match (self.unfit.take(), self.attached) {
+                (Some(e), _) => self.say(Weight::Problem, e),
+                (None, true) => self.note("attached: Enter sends"),
+                (None, false) if self.editor.text().contains('@') => self.submit(),
+                (None, false) => {}
             }
         }
     }

@@ -31,6 +31,8 @@ pub enum Action {
     Settings,
     /// Another model.
     Model,
+    /// What is known of the model and of the conversation.
+    Info,
     /// Search.
     Find,
     /// Attach a file.
@@ -95,7 +97,8 @@ pub const COMMANDS: &[Command] = &[
     command(&["export", "save"], "FILE", "", "write this conversation as Markdown, or .json", Action::Export),
     command(&["set"], "[NAME VALUE]", "Ctrl-P", "system prompt and sampling", Action::Settings),
     command(&["system"], "TEXT", "", "set the system prompt", Action::System),
-    command(&["model"], "[NAME]", "Alt-M", "another model", Action::Model),
+    command(&["model", "load"], "[NAME]", "Alt-M", "another model", Action::Model),
+    command(&["info", "show"], "", "", "the model, and the file of this conversation", Action::Info),
     command(&["theme"], "[dark|light|none]", "", "other colours", Action::Theme),
     command(&["mouse"], "", "", "let the terminal select with the mouse, or scroll with it", Action::Mouse),
     command(&["stop"], "", "Esc", "stop the answer", Action::Stop),
@@ -105,7 +108,7 @@ pub const COMMANDS: &[Command] = &[
 /// Keys that are no commands, and what they do.
 pub const KEYS: &[(&str, &str)] = &[
     ("Enter", "send"),
-    ("Alt-Enter, Ctrl-J", "a new line; also Shift-Enter, where the terminal tells"),
+    ("Alt-Enter, Ctrl-J", "a new line; also \\ and Enter, and Shift-Enter where the terminal tells"),
     ("↑ ↓", "lines, then earlier questions"),
     ("Ctrl-← →, Alt-B F", "a word; Ctrl-A E the line"),
     ("Ctrl-W, Alt-D", "delete a word; Ctrl-U K the line"),
@@ -113,7 +116,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("Ctrl-V", "put back what was deleted"),
     ("Tab", "complete /commands and @files"),
     ("Ctrl-G", "write in $VISUAL or $EDITOR"),
-    ("Esc, Ctrl-C", "stop the answer; leave what is open"),
+    ("Esc, Ctrl-C", "stop the answer; leave what is open; Ctrl-C twice ends"),
     ("PgUp PgDn, wheel", "scroll; Shift-↑ ↓ by lines"),
     ("Ctrl-Home End", "to the beginning, to the end"),
     ("Alt-↑ ↓", "from turn to turn"),
@@ -156,6 +159,7 @@ mod tests {
         let cases = [
             ("/copy 2", Some((Action::Copy, "2"))),
             ("/BYE", Some((Action::Quit, ""))),
+            ("/load x.gguf", Some((Action::Model, "x.gguf"))),
             ("/nothing", None),
             ("hi", None),
         ];

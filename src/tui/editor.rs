@@ -120,6 +120,11 @@ impl Editor {
         &self.attachments
     }
 
+    /// Tokens of the attachments in the text, as far as they have been counted.
+    pub fn attached_tokens(&self) -> usize {
+        self.text.graphemes(true).filter_map(|g| self.attachment(g)?.tokens).sum()
+    }
+
     /// The attachment that a grapheme stands for.
     pub fn attachment(&self, g: &str) -> Option<&Attachment> {
         let c = g.chars().next()? as u32;

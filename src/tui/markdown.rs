@@ -14,6 +14,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 use unicode_width::UnicodeWidthStr;
 
+/// Columns of a table become no narrower than so many cells.
+const NARROW: usize = 8;
 /// Deeper nesting is drawn no further in: a stranger's text may nest without end.
 const MOST_DEPTH: usize = 8;
 
@@ -515,12 +517,12 @@ impl Table {
         let mut widths: Vec<usize> = (0..columns)
             .map(|i| self.rows.iter().filter_map(|r| r.get(i)).map(|c| cells(c)).max().unwrap_or(0).max(1))
             .collect();
-        // The widest give way, down to a few letters; what is too wide even so is cut at the edge.
-        let room = room.saturating_sub(3 * (columns - 1));
-        while widths.iter().sum::<usize>() > room {
+        // The widest give way. Where columns would become too narrow to be read, each row becomes a list.
+        let inner = room.saturating_sub(3 * (columns - 1));
+        while widths.iter().sum::<usize>() > inner {
             match widths.iter_mut().max() {
-                Some(w) if *w > 4 => *w -= 1,
-                _ => break,
+                Some(w) if *w > NARROW => *w -= 1,
+                _ => return self.list(room, t),
             }
         }
         let mut out = Vec::new();
@@ -565,6 +567,27 @@ impl Table {
             }
         }
         out
+    }
+
+    /// A line for each cell, its column's name before it.
+    fn list(&self, room: usize, t: &Theme) -> Vec<Vec<Span<'static>>> {
+        let Some((names, rows)) = self.rows.split_first() else { return Vec::new() };
+        let mut lines = Vec::new();
+        for (n, row) in rows.iter().enumerate() {
+            if n > 0 {
+                lines.push(Line::styled("─".repeat(room.min(NARROW)), t.rule));
+            }
+            for (i, cell) in row.iter().enumerate() {
+                let mut spans = names.get(i).cloned().unwrap_or_default();
+                spans.push(Span::styled(": ", t.dim));
+                spans.extend(cell.iter().cloned());
+                wrap(&spans, room, &[], &[Span::raw("  ")], &mut lines);
+            }
+        }
+        if rows.is_empty() {
+            wrap(&names.join(&Span::raw(" · ")), room, &[], &[], &mut lines);
+        }
+        lines.into_iter().map(|l| l.spans).collect()
     }
 }
 
@@ -612,12 +635,27 @@ mod tests {
     fn no_line_is_wider_than_the_screen() {
         let long = format!("{ALL}{}\n\n```\n{}\n```\n", "很长的文字".repeat(40), "x".repeat(300));
         for cells in [10, 17, 40] {
-            let wide: Vec<_> = render(&long, cells)
-                .into_iter()
-                .filter(|l| width(l) > cells && !l.contains('┼') && !l.contains('│'))
-                .collect();
+            let wide: Vec<_> = render(&long, cells).into_iter().filter(|l| width(l) > cells).collect();
             assert!(wide.is_empty(), "{cells}: {wide:?}");
         }
+    }
+
+    #[test]
+    fn a_table_that_does_not_fit_becomes_a_list() {
+        let table = "| name | kind | what |\n|---|---|---|\n| temp | float | heat of the draw |\n| 名字 | 整数 | b |\n";
+        let want = [
+            "name: temp",
+            "kind: float",
+            "what: heat of the",
+            "  draw",
+            "────────",
+            "name: 名字",
+            "kind: 整数",
+            "what: b",
+        ];
+        assert_eq!(render(table, 20), want);
+        assert!(render(table, 40)[0].starts_with("name │ kind  │ what"));
+        assert_eq!(render("| one | two | three |\n|---|---|---|\n", 12), ["one · two ·", "three"]);
     }
 
     #[test]

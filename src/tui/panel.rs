@@ -27,6 +27,8 @@ pub enum Confirmed {
     Delete(std::path::PathBuf),
     /// Fetch a model over the network.
     Fetch(String),
+    /// End the program, what is not saved being lost.
+    Quit,
 }
 
 /// A search.
@@ -150,8 +152,12 @@ const SAMPLING: &[Parameter] = &[
     },
 ];
 
-/// Sets a parameter by its name.
+/// Sets a parameter by its name, also as other programs have it.
 pub fn set(p: &mut SampleParams, name: &str, value: &str) -> Result<(), String> {
+    let name = &*match name {
+        "temperature" => "temp".to_string(),
+        other => other.replace('_', "-"),
+    };
     let Some(s) = SAMPLING.iter().find(|s| s.name == name) else {
         let names: Vec<_> = SAMPLING.iter().map(|s| s.name).collect();
         return Err(format!("no setting {name}; there are system, {}", names.join(", ")));

@@ -1,15 +1,21 @@
 //! The thread that writes what is said to the conversation's file, so that a slow disk never holds up a key press.
 //!
 //! Changes arrive in order and are written in order. Turns are numbered as the screen numbers them; the file's own
-//! numbers stay here. Dropping the [`Store`] waits until everything is written.
+//! numbers stay here. What cannot be written, on a full disk, waits here and is tried again. Dropping the [`Store`] waits
+//! until everything is written that can be.
 
 use super::Msg;
 use crate::chat::history::{self, Conversation, HistoryError, Summary, TurnId, TurnState};
+use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long until what could not be written is tried again.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// What to write, or to read.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +82,8 @@ pub enum Event {
     Done(String),
     /// Something was not.
     Failed(String),
+    /// What was said cannot be written, for this reason; none when it has been written after all.
+    Unsaved(Option<String>),
 }
 
 /// The thread.
@@ -89,7 +97,15 @@ impl Store {
     pub fn start(dir: Option<PathBuf>, tell: Sender<Msg>) -> std::io::Result<Store> {
         let (ops, inbox) = channel();
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
-            let mut s = Shelf { dir, tell, model: String::new(), open: None, failed: false };
+            let mut s = Shelf {
+                dir,
+                tell,
+                model: String::new(),
+                open: None,
+                waiting: VecDeque::new(),
+                problem: None,
+                tried: Instant::now(),
+            };
             s.run(inbox);
         })?;
         Ok(Store { ops: Some(ops), thread: Some(thread) })
@@ -118,14 +134,26 @@ struct Shelf {
     tell: Sender<Msg>,
     model: String,
     open: Option<(Conversation, Vec<TurnId>)>, // and the file's numbers of the screen's turns
-    failed: bool,
+    waiting: VecDeque<Op>,                     // changes that are not in the file yet
+    problem: Option<String>,                   // why not
+    tried: Instant,                            // when they were last tried
 }
 
 impl Shelf {
     fn run(&mut self, inbox: Receiver<Op>) {
-        for op in inbox {
-            if let Err(e) = self.apply(op) {
-                self.say(Event::Failed(e));
+        loop {
+            let op = match self.problem {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(_) => inbox.recv_timeout(AGAIN),
+            };
+            match op {
+                Ok(op) => {
+                    if let Err(e) = self.apply(op) {
+                        self.say(Event::Failed(e));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.write_waiting(),
+                Err(RecvTimeoutError::Disconnected) => return self.write_waiting(),
             }
         }
     }
@@ -138,8 +166,12 @@ impl Shelf {
     fn apply(&mut self, op: Op) -> Result<(), String> {
         let text = |e: HistoryError| e.to_string();
         match op {
-            Op::New(model) => (self.model, self.open, self.failed) = (model, None, false),
+            Op::New(model) => {
+                self.give_up();
+                (self.model, self.open) = (model, None);
+            }
             Op::Open(path) => {
+                self.give_up();
                 // The lock of the file that is open now must not be in the way.
                 let before = self.open.take();
                 let c = match Conversation::open(&path) {
@@ -156,7 +188,7 @@ impl Shelf {
                 let turns = turns.collect();
                 let (title, head, notes) = (c.title(), c.head().and_then(place), c.notes().to_vec());
                 self.say(Event::Opened { path, title, turns, head, notes });
-                (self.open, self.failed) = (Some((c, ids)), false);
+                self.open = Some((c, ids));
             }
             Op::List => {
                 let found = self.dir.as_deref().map(history::list).unwrap_or_default();
@@ -175,19 +207,47 @@ impl Shelf {
             },
             Op::Export(from, to) => self.export(from, &to)?,
             change => {
-                if self.dir.is_some() && !self.failed {
-                    // One that could not be written would be followed by turns that hang in the air.
-                    self.change(change).map_err(|e| {
-                        self.failed = true;
-                        format!("from here on nothing is saved: {e}")
-                    })?;
+                if self.dir.is_some() {
+                    self.waiting.push_back(change);
+                    // While something is wrong it is tried now and then, not with every word of an answer.
+                    if self.problem.is_none() || self.tried.elapsed() >= AGAIN {
+                        self.write_waiting();
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    fn change(&mut self, op: Op) -> Result<(), HistoryError> {
+    /// Writes the changes that wait, in order, as far as they can be.
+    fn write_waiting(&mut self) {
+        self.tried = Instant::now();
+        while let Some(op) = self.waiting.pop_front() {
+            if let Err(e) = self.change(&op) {
+                self.waiting.push_front(op);
+                let problem = e.to_string();
+                if self.problem.as_ref() != Some(&problem) {
+                    self.say(Event::Unsaved(Some(problem.clone())));
+                    self.problem = Some(problem);
+                }
+                return;
+            }
+        }
+        if self.problem.take().is_some() {
+            self.say(Event::Unsaved(None));
+        }
+    }
+
+    /// The conversation is left: what could not be written of it is lost.
+    fn give_up(&mut self) {
+        self.write_waiting();
+        self.waiting.clear();
+        if self.problem.take().is_some() {
+            self.say(Event::Unsaved(None));
+        }
+    }
+
+    fn change(&mut self, op: &Op) -> Result<(), HistoryError> {
         if self.open.is_none() {
             let Some(dir) = &self.dir else { return Ok(()) };
             let c = Conversation::create(dir, &self.model)?;
@@ -197,17 +257,17 @@ impl Shelf {
         let Some((c, ids)) = &mut self.open else { return Ok(()) };
         match op {
             Op::Add { parent, role, content } => {
-                let id = c.add(parent.map(|p| ids[p]), &role, &content)?;
+                let id = c.add(parent.map(|p| ids[p]), role, content)?;
                 ids.push(id);
             }
             Op::Begin { parent, role } => {
-                let id = c.begin(parent.map(|p| ids[p]), &role)?;
+                let id = c.begin(parent.map(|p| ids[p]), role)?;
                 ids.push(id);
             }
-            Op::Append(i, text) => c.append(ids[i], &text)?,
-            Op::End(i, state) => c.end(ids[i], state)?,
-            Op::Head(i) => c.set_head(ids[i])?,
-            Op::Rename(title) => c.rename(&title)?,
+            Op::Append(i, text) => c.append(ids[*i], text)?,
+            Op::End(i, state) => c.end(ids[*i], *state)?,
+            Op::Head(i) => c.set_head(ids[*i])?,
+            Op::Rename(title) => c.rename(title)?,
             _ => {}
         }
         Ok(())
@@ -235,6 +295,31 @@ impl Shelf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_written_when_it_can() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("kept");
+        // No folder can be made where a file stands.
+        std::fs::write(&dir, "in the way").unwrap();
+        let (tell, told) = channel();
+        let store = Store::start(Some(dir.clone()), tell).unwrap();
+        store.send(Op::New("m".into()));
+        store.send(Op::Add { parent: None, role: "user".into(), content: "question".into() });
+        store.send(Op::Begin { parent: Some(0), role: "assistant".into() });
+        let Ok(Msg::Store(Event::Unsaved(Some(why)))) = told.recv() else { panic!("it was written") };
+        assert!(why.starts_with(&dir.display().to_string()), "{why}");
+        std::fs::remove_file(&dir).unwrap();
+        store.send(Op::Append(1, "answer".into()));
+        store.send(Op::End(1, TurnState::Whole));
+        drop(store);
+        assert!(matches!(told.recv(), Ok(Msg::Store(Event::Created(_)))));
+        assert!(matches!(told.recv(), Ok(Msg::Store(Event::Unsaved(None)))));
+        let found = history::list(&dir);
+        let c = Conversation::read(&found[0].path).unwrap();
+        let said: Vec<_> = c.turns().iter().map(|t| (t.content.as_str(), t.state)).collect();
+        assert_eq!(said, [("question", TurnState::Whole), ("answer", TurnState::Whole)]);
+    }
 
     #[test]
     fn what_is_said_is_in_the_file() {

@@ -16,7 +16,6 @@ use crossterm::{cursor, execute, queue};
 use ratatui::Terminal;
 use ratatui::backend::{Backend, CrosstermBackend};
 use ratatui::buffer::{Buffer, Cell};
-use ratatui::layout::Rect;
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Stdout, Write};
 use std::sync::Once;
@@ -44,9 +43,7 @@ impl Screen {
             }));
         });
         enter(mouse)?;
-        // A frame goes out in one piece.
-        let backend = CrosstermBackend::new(BufWriter::with_capacity(64 << 10, io::stdout()));
-        Ok(Screen { terminal: Terminal::new(backend)?, unsure: HashMap::new(), mouse })
+        Ok(Screen { terminal: terminal()?, unsure: HashMap::new(), mouse })
     }
 
     /// Columns and rows.
@@ -100,10 +97,11 @@ impl Screen {
 
     /// The next frame is drawn in full.
     pub fn redraw(&mut self) -> io::Result<()> {
-        let (width, height) = self.size()?;
         self.unsure.clear();
-        self.terminal.resize(Rect::new(0, 0, width, height))?;
-        self.terminal.clear()
+        // The library's own way asks where the cursor is, and fails where a terminal does not answer.
+        execute!(self.terminal.backend_mut(), Clear(ClearType::All))?;
+        self.terminal = terminal()?;
+        Ok(())
     }
 
     /// Whether the mouse is ours.
@@ -160,6 +158,12 @@ fn join_nothing(c: &mut Cell) {
     if let Some(s) = c.symbol().strip_suffix('\u{200d}').map(str::to_string) {
         c.set_symbol(if s.is_empty() { " " } else { &s });
     }
+}
+
+/// A terminal of which nothing is drawn yet.
+fn terminal() -> io::Result<Terminal<CrosstermBackend<BufWriter<Stdout>>>> {
+    // A frame goes out in one piece.
+    Terminal::new(CrosstermBackend::new(BufWriter::with_capacity(64 << 10, io::stdout())))
 }
 
 fn enter(mouse: bool) -> io::Result<()> {

@@ -282,6 +282,9 @@ fn rule(buf: &mut Buffer, r: Rect, app: &App) {
         let text = format!(" question {n} changed branches off · Esc leaves it ");
         x = buf.set_stringn(x, r.y, text, r.width as usize - 4, t.warn).0;
     }
+    if app.unsaved.is_some() {
+        x = buf.set_stringn(x, r.y, " not saved ", r.width as usize - 4, t.bad).0 + 1;
+    }
     if app.scroll != Scroll::End {
         let page = areas(app).transcript.height as usize;
         let below = app.transcript.height.saturating_sub(app.top(page) + page);

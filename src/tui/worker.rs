@@ -89,8 +89,13 @@ pub enum Event {
     Loading(u64, u64),
     /// It can be asked. The engine counts tokens for the screen.
     Loaded(Box<Loaded>, Option<Arc<Engine>>),
-    /// It cannot be opened.
-    LoadFailed(String),
+    /// It cannot be opened; the model before it is here as before, or there is none.
+    LoadFailed {
+        /// Why.
+        problem: String,
+        /// Whether there is another model.
+        kept: bool,
+    },
     /// So many of so many new tokens of the prompt are read, after so long; so many were in the cache.
     Reading {
         /// Tokens read.
@@ -202,18 +207,14 @@ impl Desk {
         let mut next = None;
         while let Some(request) = next.take().or_else(|| inbox.recv().ok()) {
             match request {
-                Request::Load(wanted) => {
-                    // The memory of the old one first.
-                    self.loaded = None;
-                    match self.load(wanted) {
-                        Ok((ready, facts)) => {
-                            self.say(Event::Loaded(Box::new(facts), Some(ready.engine.clone())));
-                            next = self.warm(&ready.engine, &inbox);
-                            self.loaded = Some(ready);
-                        }
-                        Err(e) => self.say(Event::LoadFailed(e)),
+                Request::Load(wanted) => match self.load(wanted) {
+                    Ok((ready, facts)) => {
+                        self.say(Event::Loaded(Box::new(facts), Some(ready.engine.clone())));
+                        next = self.warm(&ready.engine, &inbox);
+                        self.loaded = Some(ready);
                     }
-                }
+                    Err(problem) => self.say(Event::LoadFailed { problem, kept: self.loaded.is_some() }),
+                },
                 Request::Ask(ask) => {
                     let event = match self.loaded.take() {
                         Some(mut ready) => {
@@ -229,7 +230,7 @@ impl Desk {
         }
     }
 
-    fn load(&self, wanted: Option<String>) -> Result<(Ready, Loaded), String> {
+    fn load(&mut self, wanted: Option<String>) -> Result<(Ready, Loaded), String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let found = catalog::resolve(wanted.as_deref(), None).map_err(|e| text(&e))?;
         let o = EngineOptions { recommended: found.sampling, ..self.opening.engine.clone() };
@@ -238,13 +239,15 @@ impl Desk {
         let context = self.opening.context.unwrap_or(c.n_context);
         let per_token = engine.model.weights.bytes_per_token(c);
         let ubatch = self.opening.session.ubatch.min(stoppable(per_token));
-        let session =
-            engine.session(&SessionOptions { context, ubatch, ..self.opening.session }).map_err(|e| text(&e))?;
         let template = match &self.opening.template {
             Some(source) => Template::from_source(source, &engine.tokenizer),
             None => Template::from_gguf(&engine.gguf, &engine.tokenizer),
         };
         let template = template.map_err(|e| text(&e))?;
+        // What can be wrong with a file has been seen; the old model's cache makes way for the new one's.
+        self.loaded = None;
+        let session =
+            engine.session(&SessionOptions { context, ubatch, ..self.opening.session }).map_err(|e| text(&e))?;
         let name = engine.gguf.str("general.name").ok().flatten().map(str::to_string);
         let loaded = Loaded {
             name: found.name.map(str::to_string).or(name).unwrap_or_else(|| file_name(&found.path)),
@@ -325,12 +328,23 @@ impl Desk {
         let (prompt, opened) = loop {
             let kept: Vec<Message> =
                 ask.messages[..system].iter().chain(&ask.messages[system + left_out..]).cloned().collect();
-            let (prompt, opened) = encode(engine, template, &kept, ask.go_on)?;
+            let (mut prompt, begun, opened) = encode(engine, template, &kept, ask.go_on)?;
             // Once something must go, half of the context is made free, or the next question would be read from the
             // beginning again.
             let room = if left_out > 0 { context / 2 } else { room };
             let last = ask.messages.len() - system - left_out <= 1 + usize::from(ask.go_on);
-            if prompt.len() <= room || last {
+            if prompt.len() <= room {
+                break (prompt, opened);
+            }
+            if last {
+                // An answer that fills the context by itself goes on from its end.
+                if ask.go_on && ask.may_leave_out && begun < context / 2 && prompt.len() >= context {
+                    let n = prompt.len() - context / 2;
+                    prompt.drain(begun..begun + n);
+                    let text =
+                        format!("the model reads the question and the end of its answer, without {n} tokens between");
+                    self.say(Event::Noticed(text));
+                }
                 break (prompt, opened);
             }
             left_out += 2.min(ask.messages.len() - system - left_out - 1 - usize::from(ask.go_on));
@@ -375,10 +389,17 @@ impl Desk {
     }
 }
 
-/// The tokens of a conversation up to where the answer goes on, and whether the template opens a thought there.
-fn encode(e: &Engine, template: &Template, messages: &[Message], go_on: bool) -> Result<(Vec<u32>, bool), String> {
+/// The tokens of a conversation up to where the answer goes on, how many of them stand before the answer, and whether the
+/// template opens a thought there.
+fn encode(
+    e: &Engine,
+    template: &Template,
+    messages: &[Message],
+    go_on: bool,
+) -> Result<(Vec<u32>, usize, bool), String> {
     let (said, begun) = messages.split_at(messages.len() - usize::from(go_on));
-    let mut ids = chat::encode(&e.tokenizer, template, said, true).map_err(|e| e.to_string())?;
+    let mut ids = chat::encode(&e.tokenizer, template, &alternating(said), true).map_err(|e| e.to_string())?;
+    let before = ids.len();
     let end: Vec<u8> = ids[ids.len().saturating_sub(6)..].iter().flat_map(|&i| e.tokenizer.piece(i).to_vec()).collect();
     let opened = end.trim_ascii_end().ends_with(b"<think>");
     for m in begun {
@@ -386,7 +407,19 @@ fn encode(e: &Engine, template: &Template, messages: &[Message], go_on: bool) ->
         // What a message says is not trusted with control tokens.
         ids.extend(e.tokenizer.encode(content.as_bytes(), false, false).map_err(|e| e.to_string())?);
     }
-    Ok((ids, opened))
+    Ok((ids, before, opened))
+}
+
+/// Questions that follow one another, the first being without an answer, as one: many templates refuse two.
+fn alternating(messages: &[Message]) -> Vec<Message> {
+    let mut out: Vec<Message> = Vec::with_capacity(messages.len());
+    for m in messages {
+        match out.last_mut().filter(|l| l.role == m.role) {
+            Some(last) => last.content = format!("{}\n\n{}", last.content, m.content),
+            None => out.push(m.clone()),
+        }
+    }
+    out
 }
 
 /// Tokens of a forward pass after which a stop is still prompt: a large model reads fewer at a time.

@@ -92,7 +92,7 @@ impl App {
             return;
         }
         match self.quit_asked {
-            Some(at) if self.now - at < TWICE => self.quit(),
+            Some(at) if self.now - at < TWICE => self.ask_to_quit(),
             _ => {
                 self.quit_asked = Some(self.now);
                 self.note("Ctrl-C once more ends");
@@ -134,6 +134,10 @@ impl App {
             }
             KeyCode::Enter if alt || shift || ctrl => self.typed('\n'),
             KeyCode::Char('j') if ctrl => self.typed('\n'),
+            KeyCode::Enter if self.goes_on() => {
+                self.editor.delete(Motion::Left);
+                self.typed('\n');
+            }
             KeyCode::Enter => self.submit(),
             KeyCode::Tab => self.look_for_completions(),
             KeyCode::F(1) => self.act(Action::Help, ""),
@@ -181,6 +185,13 @@ impl App {
         self.completion = Completion::default();
     }
 
+    /// Whether a backslash at the end says that another line comes; two are a backslash.
+    fn goes_on(&self) -> bool {
+        let text = self.editor.text();
+        let line = text.trim_end_matches('\\');
+        self.editor.cursor() == text.len() && (text.len() - line.len()) % 2 == 1
+    }
+
     /// Whether the chosen completion is another than what stands there.
     fn completed_otherwise(&self) -> bool {
         let c = &self.completion;
@@ -200,7 +211,7 @@ impl App {
             self.look_for_completions();
         } else if !command {
             // A file: read at once, so that its size is seen.
-            (self.reading_files, self.attached) = (1, false);
+            (self.reading_files, self.attached, self.unfit) = (1, false, None);
             self.effects.push(Effect::Read(choice.text.clone()));
         }
     }
@@ -328,6 +339,7 @@ impl App {
                 self.list();
             }
             Confirmed::Fetch(name) => self.load(Some(name)),
+            Confirmed::Quit => self.quit(),
         }
     }
 

@@ -191,8 +191,10 @@ fn nearly_full_is_said_before_it_is_full() {
     a.ready();
     a.ask_for("q");
     let (tokens, time) = (10, Duration::from_secs(1));
+    a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, time, used: 840 }));
+    assert!(!a.screen().contains("% full"));
+    // While it is said, and not only in the end.
     a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, time, used: 900 }));
-    a.hear(Msg::Worker(W::Ended { end: End::Eog, tokens, time, used: 900 }));
     assert!(a.screen().contains("90 % full"));
 }
 
@@ -238,6 +240,9 @@ fn commands_are_completed_and_done() {
     a.write("/set temp 0.25");
     a.press(KeyCode::Enter, NONE);
     assert_eq!(a.params.temp, 0.25);
+    a.write("/set parameter top_k 7");
+    a.press(KeyCode::Enter, NONE);
+    assert_eq!(a.params.top_k, 7);
     a.write("/nonsense");
     assert!(asked(&a.press(KeyCode::Enter, NONE)).is_none());
     assert!(a.screen().contains("no command /nonsense"));
@@ -264,8 +269,82 @@ fn files_come_in_before_they_are_sent() {
     // A word with an @ that is no file is a word.
     a.write("hello @ada");
     assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Read("ada".into())]);
-    let effects = a.hear(Msg::File("ada".into(), Err("ada: no such file".into())));
+    let effects = a.hear(Msg::File("ada".into(), Err(NoText::Missing("ada: no such file".into()))));
     assert_eq!(asked(&effects).unwrap().messages.last().unwrap().content, "hello @ada");
+}
+
+#[test]
+fn a_file_that_is_no_text_is_not_sent_unseen() {
+    let unfit = |e: &str| NoText::Unfit(e.into());
+    let cases = [
+        ("ox.bin", unfit("ox.bin: not a text in UTF-8"), "not a text in UTF-8; Enter sends the word as it is"),
+        ("big", unfit("big: 5000000 bytes, expected at most 4194304"), "expected at most 4194304"),
+        ("gone.txt", NoText::Missing("gone.txt: no such file".into()), "gone.txt: no such file"),
+    ];
+    for (word, error, said) in cases {
+        let mut a = app((80, 24));
+        a.ready();
+        a.write(&format!("read @{word}"));
+        assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Read(word.into())]);
+        assert!(asked(&a.hear(Msg::File(word.into(), Err(error)))).is_none(), "{word}");
+        assert!(a.screen().contains(said), "{}", a.screen());
+        let effects = a.press(KeyCode::Enter, NONE);
+        assert_eq!(asked(&effects).unwrap().messages[0].content, format!("read @{word}"));
+    }
+    // What the context cannot hold is known before it is sent.
+    let mut a = app((80, 24));
+    a.ready();
+    a.hear(Msg::Terminal(Event::Paste("word ".repeat(1000))));
+    a.hear(Msg::Counted(0, 1000));
+    assert!(a.press(KeyCode::Enter, NONE).is_empty());
+    assert!(a.screen().contains("1000 tokens, the context 1000") && !a.editor.is_empty());
+}
+
+#[test]
+fn a_model_that_cannot_be_had_leaves_the_one_before() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.answer("a", Some(End::Eog));
+    a.write("/model gone.gguf");
+    assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Fetch("gone.gguf".into())]);
+    assert_eq!((a.model_name.as_str(), a.model.is_some()), ("gone.gguf", false));
+    a.hear(Msg::Worker(W::LoadFailed { problem: "gone.gguf: no such file".into(), kept: true }));
+    assert!(a.screen().contains("gone.gguf: no such file; Model stays"), "{}", a.screen());
+    assert!(asked(&a.ask_for("r")).is_some());
+    // Without one before, there is none.
+    let mut a = app((80, 24));
+    a.hear(Msg::Worker(W::LoadFailed { problem: "no such file".into(), kept: false }));
+    assert_eq!(a.state, State::NoModel);
+}
+
+#[test]
+fn what_is_not_saved_is_shown_until_it_is() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.hear(Msg::Store(store::Event::Unsaved(Some("c.txt: No space left on device".into()))));
+    assert!(a.screen().contains("No space left on device; it is tried again"));
+    a.now += Duration::from_secs(60);
+    a.hear(Msg::Tick);
+    assert!(!a.screen().contains("No space left") && a.screen().contains(" not saved "));
+    a.press(KeyCode::Char('d'), CTRL);
+    assert!(!a.quit && a.screen().contains("Enter ends, and it is lost"));
+    a.press(KeyCode::Esc, NONE);
+    a.hear(Msg::Store(store::Event::Unsaved(None)));
+    assert!(!a.screen().contains(" not saved "));
+    a.press(KeyCode::Char('d'), CTRL);
+    assert!(a.quit);
+}
+
+#[test]
+fn lines_go_on_after_a_backslash() {
+    let mut a = app((80, 24));
+    a.ready();
+    for (line, sent) in [("one\\", false), ("two\\\\", true)] {
+        a.write(line);
+        assert_eq!(asked(&a.press(KeyCode::Enter, NONE)).is_some(), sent, "{line}");
+    }
+    assert_eq!(a.tree.nodes[0].content, "one\ntwo\\\\");
 }
 
 #[test]
