@@ -637,7 +637,7 @@ fn questions_are_read_in_every_form_in_which_they_are_published() {
         match task::choices(format!("\n{line}\r\n").as_bytes(), 0) {
             Ok(q) if q.len() == 1 => {
                 let (question, answers, right) = (q[0].question.trim(), json!(q[0].answers), &q[0].right);
-                let as_meant = question == "Q" && answers.to_string().replace("\" two", "\"two") == abc.to_string();
+                let as_meant = question == "Q" && answers.to_string().replace("\" two", "\"two") == format!("{abc}");
                 if !as_meant || right != &[false, false, true] || q[0].place != Place::Line(2) {
                     wrong.push(format!("{form}: {q:?}"));
                 }

@@ -329,6 +329,18 @@ fn a_context_that_fills_up() {
     assert_eq!(s.ended(), 0);
 }
 
+#[test]
+fn weights_from_the_disk_are_read_under_the_eyes_and_stopped() {
+    let home = home();
+    let mut s = Seat::chat(home.path(), 120, 24, &["--resident-memory", "30M"]);
+    s.ask("Write a long story about a wheel.");
+    s.shows("answering");
+    s.press(ESC);
+    s.shows("■ stopped");
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
 /// The conversation in `home`, as it stands in its file.
 fn kept(home: &Path) -> String {
     let file = walk(home).into_iter().find(|p| p.extension().is_some_and(|e| e == "txt")).expect("a conversation");

@@ -1,6 +1,6 @@
 //! `oxcart chat`: a conversation, on the full screen of a terminal or line by line.
 
-use super::engine::{EngineArgs, SessionArgs, facts};
+use super::engine::{EngineArgs, SessionArgs, facts, session};
 use super::interrupt::interruptible;
 use super::kept::{Dialogue, KeepArgs, lasting_name};
 use super::sampling::SamplingArgs;
@@ -119,7 +119,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
     let file = file.map(|p| Conversation::open(&p)).transpose()?;
     let e = a.engine.open()?;
     let context = a.ctx_size.or(config.ctx_size).unwrap_or(e.model.config.n_context);
-    let mut session = e.session(&a.session.options(context, 1))?;
+    let mut session = session(&e, &a.session.options(context, 1))?;
     let template = match &a.chat_template_file {
         Some(f) => {
             let source = std::fs::read_to_string(f).with_context(|| f.display().to_string())?;

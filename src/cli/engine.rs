@@ -1,12 +1,14 @@
 //! The flags that every verb with a model has, and the opening of it.
 
 use super::inspect::size;
+use super::interrupt::asked;
 use crate::catalog;
-use crate::engine::{Engine, EngineOptions, SessionOptions, default_threads};
+use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
 use anyhow::{Context, bail};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Format, Isa, Kernels};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Which model, and how it computes.
@@ -124,6 +126,15 @@ pub fn facts(e: &Engine, context: usize) -> String {
         None => facts,
         Some(divided) => format!("{facts} | {divided}"),
     }
+}
+
+/// A session whose passes Ctrl-C ends within a layer where weights come from the disk and a pass takes long.
+pub fn session(e: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineError> {
+    let mut s = e.session(o)?;
+    if e.stream().is_some() {
+        s.watch(Some(Arc::new(|_, _| if asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })));
+    }
+    Ok(s)
 }
 
 /// How the weights are divided between memory and disk, once there is a session, if they are.

@@ -32,8 +32,13 @@ pub fn interruptible() -> anyhow::Result<Interruptible> {
 impl Interruptible {
     /// Whether Ctrl-C was pressed.
     pub fn asked(&self) -> bool {
-        ASKED.load(Ordering::SeqCst)
+        asked()
     }
+}
+
+/// Whether Ctrl-C was pressed, for code that the work runs on other threads.
+pub fn asked() -> bool {
+    ASKED.load(Ordering::SeqCst)
 }
 
 impl Drop for Interruptible {

@@ -1,6 +1,6 @@
 //! `oxcart run`: continues a text. Text to stdout, figures to stderr.
 
-use super::engine::{EngineArgs, SessionArgs, facts};
+use super::engine::{EngineArgs, SessionArgs, facts, session};
 use super::interrupt::interruptible;
 use super::sampling::SamplingArgs;
 use crate::chat::{self, Message, Template};
@@ -61,7 +61,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     };
     let e = a.engine.open()?;
     let context = a.ctx_size.unwrap_or(e.model.config.n_context);
-    let mut s = e.session(&a.session.options(context, 1))?;
+    let mut s = session(&e, &a.session.options(context, 1))?;
     eprintln!("{}", facts(&e, context));
     let prompt = if a.chat {
         let mut messages: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();

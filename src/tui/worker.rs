@@ -13,7 +13,7 @@ use crate::sample::{SampleParams, Sampler};
 use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -265,7 +265,7 @@ impl Desk {
     /// something. A file that does not fit would only push itself out.
     fn warm(&self, e: &Engine, inbox: &Receiver<Request>) -> Option<Request> {
         let of = e.gguf.file_size();
-        if super::memory::available().is_none_or(|free| of > free) {
+        if e.stream().is_some() || super::memory::available().is_none_or(|free| of > free) {
             return None;
         }
         let (mut done, mut told) = (0, Instant::now());
@@ -283,6 +283,25 @@ impl Desk {
         }
         self.say(Event::Loading(of, of));
         None
+    }
+
+    /// Where weights come from the disk, a pass takes long: its layers are reported while the prompt is read, and a stop
+    /// need not wait for its end. Returns where to say how many of the `of` tokens earlier passes have read.
+    fn watch(&self, session: &mut Session, id: u64, of: usize, reused: usize, start: Instant) -> Arc<AtomicUsize> {
+        let read = Arc::new(AtomicUsize::new(0));
+        if session.engine().stream().is_some() {
+            let (tell, stopped, before, walk) = (self.tell.clone(), self.stopped.clone(), read.clone(), session.walk());
+            session.watch(Some(Arc::new(move |layer, layers| {
+                let before = before.load(Ordering::SeqCst);
+                if before < of {
+                    let done = before + (of - before).min(walk) * layer / layers;
+                    // Nobody listens any more when the program ends.
+                    let _ = tell.send(Msg::Worker(Event::Reading { done, of, reused, time: start.elapsed() }));
+                }
+                if stopped.load(Ordering::SeqCst) >= id { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })));
+        }
+        read
     }
 
     /// Opens the KV cache of the conversation that the screen shows, which gets its file with its first question.
@@ -371,9 +390,13 @@ impl Desk {
             // The template has opened the thought already.
             self.say(Event::Text { text: "<think>\n".into(), tokens, time: Duration::ZERO, used: prompt.len() });
         }
+        let way = self.watch(session, ask.id, prompt.len() - reused, reused, start);
         let report = generate_with(session, sampler, &prompt, ask.limit, |session, event| {
             match event {
-                Heard::Prompt { done, of } => self.say(Event::Reading { done, of, reused, time: start.elapsed() }),
+                Heard::Prompt { done, of } => {
+                    way.store(done, Ordering::SeqCst);
+                    self.say(Event::Reading { done, of, reused, time: start.elapsed() });
+                }
                 Heard::Text(t) => {
                     tokens += 1;
                     let time = first.get_or_insert_with(Instant::now).elapsed();
