@@ -64,6 +64,14 @@ enum Verb {
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
+    let watched = crate::mmap::on_fault(|problem| {
+        crate::tui::give_back_terminal();
+        eprintln!("oxcart: {problem}");
+        std::process::exit(1);
+    });
+    if let Err(e) = watched {
+        eprintln!("a file that is cut short under the program will end it without a word: {e}");
+    }
     let result = match Cli::parse_from(long_flags(std::env::args_os())).verb {
         Verb::Chat(a) => chat::run(a),
         Verb::Sessions(a) => sessions::run(a),

@@ -3,18 +3,22 @@
 //! The one unsafe room of this crate for mappings.
 //!
 //! A mapping is only as long as the file stays. A file that another program cuts short while it is mapped (opened for
-//! writing in place, or truncated) makes the next access to the lost pages raise SIGBUS, which ends this program; a file
-//! overwritten in place changes the weights under a running model. No check at opening can prevent either, and a handler
-//! could not repair it. Files that are *replaced*, written beside and renamed as downloads and the writer of GGUF do, are
-//! safe: the mapping keeps the old file until it is dropped.
+//! writing in place, or truncated), or a disk that fails, makes the next access to the lost pages raise SIGBUS: the work
+//! cannot go on, but [`on_fault`] lets a program say why and end in order. A file overwritten in place changes the weights
+//! under a running model, and nothing tells. Files that are *replaced*, written beside and renamed as downloads and the
+//! writer of GGUF do, are safe: the mapping keeps the old file until it is dropped.
 #![allow(unsafe_code)]
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::{Deref, Range};
+#[cfg(target_os = "linux")]
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes of a mapped file, or of memory: a view into what it keeps alive. Cheap to clone.
 ///
@@ -57,6 +61,7 @@ impl Bytes {
         // while it is mapped is the condition that the module's text states.
         let map = unsafe { Mmap::map(&file)? };
         let range = 0..map.len();
+        mapped().push((map.as_ptr().addr()..map.as_ptr().addr() + map.len(), path.to_path_buf()));
         Ok(Bytes { source: Source::Mapped(Arc::new(Mapping { map, file, path: path.to_path_buf() })), range })
     }
 
@@ -145,6 +150,92 @@ impl Bytes {
             // The error is dropped on purpose: a kernel without the advice still reads the pages, only later.
             let _ = m.map.advise_range(advice, self.range.start, self.range.len());
         }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let start = self.map.as_ptr().addr();
+        mapped().retain(|(range, _)| range.start != start);
+    }
+}
+
+/// What is mapped where.
+fn mapped() -> MutexGuard<'static, Vec<(Range<usize>, PathBuf)>> {
+    static MAPPED: Mutex<Vec<(Range<usize>, PathBuf)>> = Mutex::new(Vec::new());
+    MAPPED.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// From now on, when a mapped file cannot be read, `report` is called with what is wrong, on a thread of its own, and should
+/// end the program: the thread that wanted the page waits for ever. To be called once; elsewhere than on Linux it does
+/// nothing.
+pub fn on_fault(report: impl FnOnce(String) + Send + 'static) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let (mut reader, writer) = io::pipe()?;
+        // Open for as long as the program runs.
+        fault::PIPE.store(writer.into_raw_fd(), Ordering::SeqCst);
+        std::thread::Builder::new().name("oxcart-faults".into()).spawn(move || {
+            if reader.read_exact(&mut [0]).is_ok() {
+                report(describe(fault::ADDRESS.load(Ordering::SeqCst)));
+            }
+        })?;
+        fault::install()?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    drop(report);
+    Ok(())
+}
+
+/// What is wrong with the page at an address.
+#[cfg(target_os = "linux")]
+fn describe(address: usize) -> String {
+    let mapped = mapped();
+    let Some((range, path)) = mapped.iter().find(|(range, _)| range.contains(&address)) else {
+        return format!("memory at {address:#x} cannot be read");
+    };
+    let (at, len) = (address - range.start, range.len());
+    match fs::metadata(path) {
+        Ok(m) if m.len() < len as u64 => {
+            format!("{}: {} bytes, expected {len}: it was cut short while in use", path.display(), m.len())
+        }
+        _ => format!("{}: the disk does not give byte {at}", path.display()),
+    }
+}
+
+/// What happens in the thread that touched a page that is not there.
+#[cfg(target_os = "linux")]
+mod fault {
+    use std::ffi::{c_int, c_void};
+    use std::io;
+    use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+
+    pub static PIPE: AtomicI32 = AtomicI32::new(-1);
+    pub static ADDRESS: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn wake_the_reporter(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: the kernel passes a valid `info` to a handler installed with SA_SIGINFO, and for SIGBUS it has an address.
+        ADDRESS.store(unsafe { (*info).si_addr() }.addr(), Ordering::SeqCst);
+        // SAFETY: write and pause may be called in a handler; the byte lives through the call. Nothing else is done here,
+        // and nothing of the interrupted code runs again.
+        unsafe {
+            libc::write(PIPE.load(Ordering::SeqCst), [0u8].as_ptr().cast(), 1);
+            loop {
+                libc::pause();
+            }
+        }
+    }
+
+    pub fn install() -> io::Result<()> {
+        // SAFETY: `sigaction` is plain data, for which zeros are valid; the handler has the type that SA_SIGINFO asks for
+        // and does only what a handler may.
+        let done = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = wake_the_reporter as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut())
+        };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 

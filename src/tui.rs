@@ -44,6 +44,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use store::Store;
 use term::Screen;
+pub use term::give_back as give_back_terminal;
 use worker::{Request, Worker};
 
 /// Between two frames of what moves by itself.

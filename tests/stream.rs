@@ -4,8 +4,10 @@ use assert_cmd::Command;
 use oxcart::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions};
 use oxcart::model::Batch;
 use std::fs;
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 fn model() -> PathBuf {
@@ -79,6 +81,31 @@ fn a_file_that_is_cut_under_a_pass_is_an_error() {
     fs::OpenOptions::new().write(true).open(&copy).unwrap().set_len(60 << 20).unwrap();
     let e = s.forward(&Batch::of(&tokens[5..], 5, 0)).unwrap_err().to_string();
     assert!(e.contains("m.gguf: reading weights: 62914560 bytes, expected 9"), "{e}");
+}
+
+#[test]
+fn a_file_that_is_cut_under_the_program_ends_it_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("m.gguf");
+    fs::copy(model(), &copy).unwrap();
+    for streamed in [false, true] {
+        let mut c = std::process::Command::new(assert_cmd::cargo::cargo_bin("oxcart"));
+        c.args(["run", "-t", "2", "-p", "The cart", "--temp", "0", "-c", "4096", "-m"]).arg(&copy);
+        if streamed {
+            c.args(["--resident-memory", "0"]);
+        }
+        let mut child = c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Some of the answer first.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 20]).unwrap();
+        let len = fs::metadata(&copy).unwrap().len();
+        fs::OpenOptions::new().write(true).open(&copy).unwrap().set_len(50_000_000).unwrap();
+        let out = child.wait_with_output().unwrap();
+        let talk = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{talk}");
+        let problem = format!("50000000 bytes, expected {len}: it was cut short while in use");
+        assert!(talk.contains("m.gguf: ") && talk.contains(&problem), "{talk}");
+        fs::copy(model(), &copy).unwrap();
+    }
 }
 
 #[test]
