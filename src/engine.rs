@@ -142,10 +142,13 @@ pub struct Engine {
     stream: OnceLock<Stream>,
 }
 
-/// Of what memory is had, the share that is left to others where a model takes all it can.
-const SPARE: u64 = 16;
 /// Tokens that go through the layers in one walk, where a walk reads the disk.
-const WALK: usize = 4096;
+pub const WALK: usize = 4096;
+
+/// Of so many bytes of memory available, what a model larger than that takes: a sixteenth is left to others.
+pub fn most_taken(available: u64) -> u64 {
+    available - available / 16
+}
 
 impl Engine {
     /// Opens a model file (any one part of a split one).
@@ -203,7 +206,7 @@ impl Engine {
         let walk = ubatch.max(WALK.min(positions));
         let room = buffers(walk)?.n_bytes() as u64;
         // Swap is no place for weights that can be read again.
-        let free = machine.available.map(|a| a - a / SPARE);
+        let free = machine.available.map(most_taken);
         let streams = self.decide(free.map(|f| f.saturating_sub(needed + room)))?;
         let walk = if streams { walk } else { ubatch };
         Ok(Session {

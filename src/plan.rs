@@ -100,7 +100,7 @@ pub fn file_bytes(m: &catalog::Model, f: &catalog::ModelFile) -> Option<u64> {
 pub enum Fit {
     /// All of it stays in memory.
     Memory,
-    /// The weights do not: they are read from the disk again for every token.
+    /// The weights do not: those that find no room are read from the disk for every token.
     Disk,
     /// The KV cache and the buffers do not.
     Not,

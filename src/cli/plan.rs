@@ -150,10 +150,17 @@ fn verdict(fit: Fit, n: &Needs, m: &Machine) -> String {
     let available = size(m.available.unwrap_or(0));
     match fit {
         Fit::Memory => format!("fits: {} of {available} available", size(n.total)),
-        Fit::Disk => format!(
-            "does not fit in memory: {} of {available} available; what does not stay is read from the disk for every token",
-            size(n.total)
-        ),
+        Fit::Disk => {
+            let go = n.total.saturating_sub(crate::engine::most_taken(m.available.unwrap_or(0))).min(n.weights);
+            format!(
+                "does not fit in memory: {} of {available} available; {} of the weights are read from the disk for every \
+                 token, {:.1} s at 1 GB/s, and once for up to {} tokens of a prompt",
+                size(n.total),
+                size(go),
+                go as f64 / 1e9,
+                crate::engine::WALK
+            )
+        }
         Fit::Not => format!(
             "does not fit: the KV cache and buffers alone take {} of {available} available; a smaller -c, or -ctk q8_0 \
              -ctv q8_0, takes less",
