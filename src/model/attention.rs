@@ -70,7 +70,7 @@ pub(super) fn most_parts(capacity: usize) -> usize {
 impl Pass<'_, '_> {
     /// Adds biases, rotates queries and keys, and puts keys and values into the cache.
     pub fn rotate_and_store(&mut self, layer: usize, bias: &[f32]) {
-        let (c, b, batch) = (self.c, self.b, self.plan.batch);
+        let (c, b, batch) = (self.c, self.b, &*self.plan.batch);
         let (hd, heads) = (c.head_dim, c.n_heads / c.n_kv_heads);
         let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
         let stride = q_dim + 2 * kv_dim;
@@ -106,7 +106,7 @@ impl Pass<'_, '_> {
 
     /// Partial attention of every tile, KV head and range.
     pub fn attend(&mut self, layer: usize) {
-        let (c, b, batch, plan) = (self.c, self.b, self.plan.batch, self.plan);
+        let (c, b, batch, plan) = (self.c, self.b, &*self.plan.batch, self.plan);
         let (n, hd, heads) = (batch.len(), c.head_dim, c.n_heads / c.n_kv_heads);
         let (q_dim, stride) = (c.q_dim(), c.q_dim() + 2 * c.kv_dim());
         let Local { out, more, attention, .. } = &mut *self.local;

@@ -6,6 +6,7 @@
 //!     a = encode(rmsnorm(x))                             tokens                     a's column
 //!     qkv = [Q K V] a                                    panels of rows             those rows of qkv
 //!     rotate q, k; cache k, v                            kv heads x runs            its heads of qkv and of the cache
+//!     (last layer: keep the tokens that want logits)     slabs                      its columns of x and qkv
 //!     partial attention                                  kv heads x tiles x ranges  its partial results
 //!     a = encode(merged attention)                       tokens x slabs             a's blocks
 //!     x += O a                                           panels of rows             those rows of x
@@ -32,7 +33,9 @@ use super::observe::{Input, Observer};
 use super::weights::{Layer, Weight, wants};
 use super::{Halt, Model, Stream, rope};
 use oxcart_quant::act::Wants;
+use oxcart_quant::format::SLAB;
 use oxcart_quant::{ActBuf, Kernels, Matrix, Out, Scratch, Shared, Worker};
+use std::borrow::Cow;
 use std::io;
 use std::ops::{ControlFlow, Range};
 
@@ -78,6 +81,13 @@ impl Batch {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
+    }
+
+    /// These tokens of it.
+    fn only(&self, which: &[usize]) -> Batch {
+        let mut b = Batch::default();
+        which.iter().for_each(|&i| b.push(self.tokens[i], self.pos[i], self.seq[i], self.logits[i]));
+        b
     }
 
     /// Some consecutive tokens.
@@ -151,7 +161,7 @@ pub struct Local {
 
 /// A part of a batch, prepared: what is the same for every worker and every layer.
 pub struct Plan<'a> {
-    pub(super) batch: &'a Batch,
+    pub(super) batch: Cow<'a, Batch>,
     first: usize,        // its first token's number in the whole batch
     first_wanted: usize, // of the tokens whose logits are wanted, likewise
     pub(super) runs: Vec<Run>,
@@ -161,6 +171,8 @@ pub struct Plan<'a> {
     pub(super) observer: Option<&'a Observer>,
     wanted: Vec<usize>,
     frequencies: Vec<f64>,
+    /// The tokens whose logits are wanted, if those are fewer: in the last layer the others give keys and values only.
+    last: Option<Box<Plan<'a>>>,
 }
 
 impl<'a> Plan<'a> {
@@ -169,8 +181,13 @@ impl<'a> Plan<'a> {
     pub fn of(m: &Model, parts: &'a [Batch], observer: Option<&'a Observer>) -> Vec<Plan<'a>> {
         let (mut first, mut first_wanted) = (0, 0);
         let plan = |batch: &'a Batch| {
-            let p = Plan::new(m, batch, (first, first_wanted), observer);
+            let at = (first, first_wanted);
+            let mut p = Plan::new(m, Cow::Borrowed(batch), at, observer);
             (first, first_wanted) = (first + batch.len(), first_wanted + p.wanted.len());
+            // An observer is shown everything.
+            if p.wanted.len() < batch.len() && observer.is_none() {
+                p.last = Some(Box::new(Plan::new(m, Cow::Owned(batch.only(&p.wanted)), at, None)));
+            }
             p
         };
         parts.iter().map(plan).collect()
@@ -178,22 +195,23 @@ impl<'a> Plan<'a> {
 
     fn new(
         m: &Model,
-        batch: &'a Batch,
+        batch: Cow<'a, Batch>,
         (first, first_wanted): (usize, usize),
         observer: Option<&'a Observer>,
     ) -> Plan<'a> {
-        let (range_len, ranges) = super::attention::ranges(batch);
+        let (range_len, ranges) = super::attention::ranges(&batch);
         Plan {
-            batch,
             first,
             first_wanted,
-            runs: super::attention::runs(batch),
-            tiles: super::attention::tiles(batch, m.config.n_heads / m.config.n_kv_heads),
+            runs: super::attention::runs(&batch),
+            tiles: super::attention::tiles(&batch, m.config.n_heads / m.config.n_kv_heads),
             ranges,
             range_len,
             observer,
             wanted: (0..batch.len()).filter(|&i| batch.logits[i]).collect(),
             frequencies: rope::frequencies(&m.config.rope, m.weights.rope_factors.as_deref()),
+            last: None,
+            batch,
         }
     }
 
@@ -258,7 +276,10 @@ pub fn forward(
             p.plan = plan;
             match m.weights.layers.get(i) {
                 Some(layer) => p.layer(i, layer),
-                None => p.logits(m, sink),
+                None => {
+                    p.plan = plan.last.as_deref().unwrap_or(plan);
+                    p.logits(m, sink);
+                }
             }
         }
         // Every phase ends in a barrier: nobody reads this layer's weights any more.
@@ -288,16 +309,48 @@ impl Pass<'_, '_> {
     }
 
     fn layer(&mut self, i: usize, l: &Layer) {
-        let (n, b, c) = (self.n(), self.b, self.c);
+        let (mut n, b, c) = (self.n(), self.b, self.c);
         self.norm(&l.attn_norm, self.wants([&l.q, &l.k, &l.v]));
         self.observe((i, Input::Qkv), &b.norm_acts, c.dim, n, &[(0, 0..n)]);
         self.qkv(l);
         self.rotate_and_store(i, &l.qkv_bias);
+        if i + 1 == c.n_layers
+            && let Some(last) = &self.plan.last
+        {
+            if last.batch.is_empty() {
+                return;
+            }
+            self.keep_wanted();
+            self.plan = last;
+            n = self.n();
+        }
         self.attend(i);
         self.merge(self.wants([&l.o]));
         self.observe((i, Input::AttnOutput), &b.attn_acts, c.q_dim(), n, &[(0, 0..n)]);
         self.add_product(l.o.matrix(), &b.attn_acts, c.q_dim());
         self.feed_forward(i, l);
+    }
+
+    /// Moves the residual stream and the queries of the tokens whose logits are wanted to the front of this part's.
+    fn keep_wanted(&mut self) {
+        let (b, c, plan) = (self.b, self.c, self.plan);
+        let (dim, q_dim, stride) = (c.dim, c.q_dim(), c.q_dim() + 2 * c.kv_dim());
+        let slabs = dim.div_ceil(SLAB);
+        self.w.split(slabs + q_dim.div_ceil(SLAB), |task| {
+            let (buffer, width, slab) = if task < slabs { (&b.x, dim, task) } else { (&b.qkv, q_dim, task - slabs) };
+            let columns = slab * SLAB..((slab + 1) * SLAB).min(width);
+            let row = |t: usize| if task < slabs { plan.row(t, dim).start } else { t * stride };
+            // Upwards: a token is never moved onto one that still has to be moved.
+            for (to, &from) in plan.wanted.iter().enumerate().filter(|(to, from)| to != *from) {
+                let (to, from) = (row(to), row(from));
+                // SAFETY: these columns of all tokens are this task's.
+                unsafe {
+                    let x = buffer.read(from + columns.start..from + columns.end);
+                    buffer.write(to + columns.start..to + columns.end).copy_from_slice(x);
+                }
+            }
+        });
+        self.w.sync();
     }
 
     /// The encodings that matrices want of their common input; also the values themselves where somebody looks at them.
