@@ -169,8 +169,13 @@ impl Weights {
 
     /// The weights that decoding one token multiplies by.
     pub fn parameters_per_token(&self, c: &Config) -> usize {
+        c.n_layers * self.parameters_per_layer(c) + c.n_vocab * c.dim
+    }
+
+    /// Those of one layer.
+    pub fn parameters_per_layer(&self, c: &Config) -> usize {
         let ffn = 3 * c.dim * c.ffn_dim * c.experts.map_or(1, |e| e.used);
-        c.n_layers * (ffn + 2 * c.dim * (c.q_dim() + c.kv_dim())) + c.n_vocab * c.dim
+        ffn + 2 * c.dim * (c.q_dim() + c.kv_dim())
     }
 }
 
