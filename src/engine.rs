@@ -201,14 +201,13 @@ impl Engine {
         if needed > available {
             return Err(EngineError::Memory { sequences: o.sequences, context: o.context, needed, available });
         }
-        let buffers =
-            |walk| Buffers::new(c, walk, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"));
+        // Room for a walk from the disk; what a walk from memory leaves of it untouched costs nothing.
         let walk = ubatch.max(WALK.min(positions));
-        let room = buffers(walk)?.n_bytes() as u64;
+        let buffers = Buffers::new(c, walk, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"))?;
+        let room = buffers.n_bytes() as u64;
         // Swap is no place for weights that can be read again.
         let free = machine.available.map(most_taken);
         let streams = self.decide(free.map(|f| f.saturating_sub(needed + room)))?;
-        let walk = if streams { walk } else { ubatch };
         Ok(Session {
             tokens: vec![Vec::new(); o.sequences],
             locals: (0..self.threads()).map(|_| Mutex::default()).collect(),
@@ -216,9 +215,9 @@ impl Engine {
             engine: self.clone(),
             observer: None,
             watch: None,
-            buffers: buffers(walk)?,
+            buffers,
             cache,
-            walk,
+            walk: if streams { walk } else { ubatch },
             ubatch,
         })
     }

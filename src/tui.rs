@@ -40,7 +40,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use store::Store;
 use term::Screen;
@@ -122,10 +122,11 @@ pub fn run(c: Chat) -> io::Result<()> {
     let (tell, inbox) = channel();
     {
         let tell = tell.clone();
-        // A second signal does not wait for a screen that hangs.
-        let asked = AtomicBool::new(false);
+        // A closing terminal and its shell may each send one; a later signal does not wait for a screen that hangs.
+        let asked = OnceLock::new();
         ctrlc::set_handler(move || {
-            if asked.swap(true, Ordering::SeqCst) || tell.send(Msg::Quit).is_err() {
+            let again = asked.get_or_init(Instant::now).elapsed() > Duration::from_secs(1);
+            if again || tell.send(Msg::Quit).is_err() {
                 term::give_back();
                 std::process::exit(143);
             }

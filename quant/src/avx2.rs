@@ -26,7 +26,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx2;
-use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, slab_at};
+use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, prefetch, slab_at};
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
@@ -245,9 +245,7 @@ avx2! {
             let cols: &[Column; NC] = cols[s * NC..][..NC].try_into().expect("NC columns");
             if let Some(next) = ahead::<BYTES>(w, r0, R, s) {
                 for r in 0..R {
-                    for line in 0..BYTES.div_ceil(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * w.row_bytes + 64 * line).cast());
-                    }
+                    prefetch(next.wrapping_add(r * w.row_bytes), BYTES);
                 }
             }
             for r in 0..R {

@@ -28,7 +28,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
-use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, slab_at};
+use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, prefetch, slab_at};
 use slab::{Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
@@ -210,9 +210,7 @@ avx512! {
             let block = |i: usize| slab_at(w, row(i), s, &ends);
             if let Some(next) = ahead::<BYTES>(w, r0, STREAMS, s) {
                 for r in 0..STREAMS {
-                    for line in 0..BYTES.div_ceil(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(r * w.row_bytes + 64 * line).cast());
-                    }
+                    prefetch(next.wrapping_add(r * w.row_bytes), BYTES);
                 }
             }
             if ONE {

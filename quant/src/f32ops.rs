@@ -324,12 +324,8 @@ mod body {
         let mut acc = [0u64; 32];
         let (blocks, rest) = bytes.as_chunks::<256>();
         for b in blocks {
-            #[cfg(target_arch = "x86_64")]
-            for line in 0..4 {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                // As far ahead as the kernels ask for weights. SAFETY: a hint, which no address makes fault.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(b.as_ptr().wrapping_add(2048 + 64 * line).cast()) };
-            }
+            // As far ahead as the kernels ask for weights.
+            crate::panel::prefetch(b.as_ptr().wrapping_add(2048), b.len());
             for (a, w) in acc.iter_mut().zip(b.as_chunks::<8>().0) {
                 *a ^= u64::from_le_bytes(*w);
             }

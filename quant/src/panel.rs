@@ -197,6 +197,19 @@ pub(crate) fn ahead<const BYTES: usize>(w: &Panel<'_>, r0: usize, streams: usize
     (row < w.rows).then(|| w.data.as_ptr().wrapping_add(row * w.row_bytes + slab * BYTES))
 }
 
+/// Asks for `bytes` from `at` on, anywhere in or beyond the weights: a hint.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..bytes.div_ceil(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: no address makes it fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(64 * line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, bytes);
+}
+
 /// Where a kernel writes: element (row, column) at `column * stride + row`.
 pub struct Out<'a> {
     ptr: *mut f32,

@@ -76,13 +76,13 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     }
     tests.retain(|t| t.prompt + t.generate > 0);
     let mut out = std::io::stdout().lock();
-    let (mut rows, mut told) = (Vec::new(), false);
+    let mut rows = Vec::new();
     for &ubatch in &a.ubatch_size {
         for &k_type in &a.cache_type_k {
             for &v_type in &a.cache_type_v {
                 for &test in &tests {
                     let o = SessionOptions { context: 0, sequences: 1, ubatch, k_type, v_type };
-                    let row = measure(&e, &a, test, &o, &mut told)?;
+                    let row = measure(&e, &a, test, &o, rows.is_empty())?;
                     match a.output {
                         Form::Md => markdown(&mut out, &e, &row, &o, rows.is_empty())?,
                         Form::Csv => csv(&mut out, &row, rows.is_empty())?,
@@ -105,11 +105,9 @@ fn object(row: &Row) -> serde_json::Value {
     serde_json::Value::Object(row.iter().map(|(k, v)| (k.to_string(), v.clone())).collect())
 }
 
-fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, told: &mut bool) -> anyhow::Result<Row> {
+fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: bool) -> anyhow::Result<Row> {
     let mut b = Bench::new(e, test, o)?;
-    if !std::mem::replace(told, true)
-        && let Some(divided) = beyond_memory(e)
-    {
+    if first && let Some(divided) = beyond_memory(e) {
         eprintln!("{divided}");
     }
     // Pages in, caches warm; generation is warm after one token.

@@ -7,7 +7,7 @@ pub(super) mod run;
 mod stride;
 mod task;
 
-use super::engine::{EngineArgs, SessionArgs, beyond_memory};
+use super::engine::{EngineArgs, SessionArgs};
 use crate::engine::{Engine, Session, SessionOptions};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
@@ -163,7 +163,6 @@ impl Args {
         let o = SessionOptions { ubatch: self.ubatch(), ..self.session.options(context, sequences) };
         let s = e.session(&o)?;
         check_memory(&[e], s.cache_bytes() as u64)?;
-        beyond_memory(e).into_iter().for_each(|divided| eprintln!("perplexity: {divided}"));
         Ok(s)
     }
 }
@@ -197,7 +196,8 @@ pub(super) fn check_memory(models: &[&Arc<Engine>], needed: u64) -> anyhow::Resu
     if needed > free {
         bail!("memory: {:.2} GiB needed beside the model, {:.2} GiB available", gib(needed), gib(free));
     }
-    let files: u64 = models.iter().map(|e| e.gguf.file_size()).sum();
+    // Of those that are streamed, their facts tell.
+    let files: u64 = models.iter().filter(|e| e.stream().is_none()).map(|e| e.gguf.file_size()).sum();
     if files > free - needed {
         let (files, free) = (gib(files), gib(free - needed));
         eprintln!("memory: {files:.2} GiB of weights, {free:.2} GiB available: they are read again for every batch");
