@@ -27,7 +27,7 @@ fn time(kernels: &Kernels, format: Format, rows: usize, k: usize, n: usize) -> f
     let data: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 2654435761 >> 11) as u8 & 0x3B).collect();
     let m = Matrix::new(format, rows, k, &data).expect("the size just computed");
     let acts = ActBuf::new(k, n).expect("memory");
-    let wants = Wants::of([kernels.kernel(format).act]);
+    let wants = Wants::of([kernels.kernel(format).act(n)]);
     for c in 0..n {
         let x: Vec<f32> = (0..k).map(|i| ((i * 31 + c) % 17) as f32 - 8.0).collect();
         // SAFETY: one thread.

@@ -5,6 +5,8 @@
 //! No encoded value is ever -128, so that AVX2's `maddubs` cannot saturate where the other factor stays below 129.
 //!
 //! Blocks lie slab-major, `[slab][column]`: all columns of the 256 positions that a weight slab meets are neighbours.
+//! AMX wants bf16, 16 columns interleaved as its tiles are: `[slab][column / 16][k / 2][column % 16]`, pairs of neighbouring
+//! values in a number.
 
 use crate::format::SLAB;
 use crate::kernels::Kernels;
@@ -17,7 +19,15 @@ pub enum Act {
     Q8,
     /// [`F32Block`]s: the values themselves.
     F32,
+    /// Blocks of [`COLUMNS`] columns in bf16.
+    Bf16,
 }
+
+/// Columns that lie interleaved in bf16: who encodes them shares cache lines.
+pub const COLUMNS: usize = 16;
+
+/// 256 values of 16 columns in bf16: `[k / 2][column]`, the even k in the low half.
+pub(crate) type Bf16Block = [u32; SLAB / 2 * COLUMNS];
 
 /// 256 activations as bytes: `x[i] = d[i / 32] * q[i]`.
 #[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
@@ -41,6 +51,7 @@ pub struct F32Block(pub [f32; SLAB]);
 pub struct Acts<'a> {
     q8: &'a [Q8Block],
     f32: &'a [F32Block],
+    bf16: &'a [u32],
     stride: usize, // columns of the whole buffer
     at: usize,     // first column of the view
     n: usize,
@@ -63,6 +74,14 @@ impl<'a> Acts<'a> {
         &self.q8[s * self.stride + self.at..][..self.n]
     }
 
+    /// The blocks of slab `s` that hold the columns, the first of which begins one.
+    pub(crate) fn bf16(&self, s: usize) -> &'a [Bf16Block] {
+        assert!(self.at.is_multiple_of(COLUMNS), "columns from {} on, not a multiple of {COLUMNS}", self.at);
+        let first = s * self.stride.div_ceil(COLUMNS) + self.at / COLUMNS;
+        let blocks = bytemuck::cast_slice(&self.bf16[first * size_of::<Bf16Block>() / 4..]);
+        &blocks[..self.n.div_ceil(COLUMNS)]
+    }
+
     /// The columns' blocks of slab `s`: the values themselves, where the encoding was wanted.
     pub fn f32(&self, s: usize) -> &'a [F32Block] {
         &self.f32[s * self.stride + self.at..][..self.n]
@@ -76,6 +95,8 @@ pub struct Wants {
     pub q8: bool,
     /// Some matrix eats [`Act::F32`].
     pub f32: bool,
+    /// Some matrix eats [`Act::Bf16`].
+    pub bf16: bool,
 }
 
 impl Wants {
@@ -86,9 +107,15 @@ impl Wants {
             match a {
                 Act::Q8 => w.q8 = true,
                 Act::F32 => w.f32 = true,
+                Act::Bf16 => w.bf16 = true,
             }
         }
         w
+    }
+
+    /// Columns that one task should encode: those that share cache lines.
+    pub fn together(self) -> usize {
+        if self.bf16 { COLUMNS } else { 1 }
     }
 }
 
@@ -96,6 +123,7 @@ impl Wants {
 pub struct ActBuf {
     q8: Shared<Q8Block>,
     f32: Shared<F32Block>,
+    bf16: Shared<u32>,
     slabs: usize,
 }
 
@@ -103,8 +131,13 @@ impl ActBuf {
     /// Room for `cols` columns of `k` values.
     pub fn new(k: usize, cols: usize) -> std::io::Result<ActBuf> {
         let slabs = k.div_ceil(SLAB);
-        // Both encodings have their room; pages of the one that no matrix wants are never touched.
-        Ok(ActBuf { q8: Shared::new(slabs * cols)?, f32: Shared::new(slabs * cols)?, slabs })
+        // Every encoding has its room; pages of those that no matrix wants are never touched.
+        Ok(ActBuf {
+            q8: Shared::new(slabs * cols)?,
+            f32: Shared::new(slabs * cols)?,
+            bf16: Shared::new(slabs * cols.div_ceil(COLUMNS) * size_of::<Bf16Block>() / 4)?,
+            slabs,
+        })
     }
 
     /// Bytes when every column is written in the one encoding that most matrices want.
@@ -150,9 +183,15 @@ impl ActBuf {
             b.0[..x.len()].copy_from_slice(x);
             b.0[x.len()..].fill(0.0);
         }
+        if wants.bf16 {
+            let mut pairs = [0; SLAB / 2];
+            kernels.ops.encode_bf16(x, &mut pairs);
+            // SAFETY: the caller's promise.
+            unsafe { self.bf16.scatter(bf16_at(stride, col, slab), COLUMNS, &pairs) };
+        }
     }
 
-    /// Copies column `from` of another buffer (of `from_stride` columns) to column `col`.
+    /// Copies column `from_col` of another buffer (of `from_stride` columns) to column `col`.
     ///
     /// # Safety
     /// In this phase, column `col` belongs to the caller alone, and nobody writes to the other buffer.
@@ -164,10 +203,10 @@ impl ActBuf {
         col: usize,
         other: &ActBuf,
         from_stride: usize,
-        from: usize,
+        from_col: usize,
     ) {
         for s in 0..other.slabs.min(self.slabs) {
-            let (to, from) = (s * stride + col, s * from_stride + from);
+            let (to, from) = (s * stride + col, s * from_stride + from_col);
             if wants.q8 {
                 // SAFETY: the caller's promise.
                 unsafe { self.q8.write(to..to + 1)[0] = other.q8.read(from..from + 1)[0] };
@@ -175,6 +214,15 @@ impl ActBuf {
             if wants.f32 {
                 // SAFETY: the caller's promise.
                 unsafe { self.f32.write(to..to + 1)[0] = other.f32.read(from..from + 1)[0] };
+            }
+            if wants.bf16 {
+                let (to, from) = (bf16_at(stride, col, s), bf16_at(from_stride, from_col, s));
+                let mut pairs = [0; SLAB / 2];
+                // SAFETY: the caller's promise.
+                unsafe {
+                    other.bf16.gather(from, COLUMNS, &mut pairs);
+                    self.bf16.scatter(to, COLUMNS, &pairs);
+                }
             }
         }
     }
@@ -185,8 +233,15 @@ impl ActBuf {
     /// Nobody encodes into them while the view lives.
     #[allow(unsafe_code)]
     pub unsafe fn view(&self, k: usize, stride: usize, n: usize) -> Acts<'_> {
-        let blocks = k.div_ceil(SLAB) * stride;
+        let slabs = k.div_ceil(SLAB);
+        let (blocks, pairs) = (slabs * stride, bf16_at(stride, 0, slabs));
         // SAFETY: the caller's promise.
-        unsafe { Acts { q8: self.q8.read(0..blocks), f32: self.f32.read(0..blocks), stride, at: 0, n } }
+        let (q8, f32, bf16) = unsafe { (self.q8.read(0..blocks), self.f32.read(0..blocks), self.bf16.read(0..pairs)) };
+        Acts { q8, f32, bf16, stride, at: 0, n }
     }
+}
+
+/// Where a column's first pair of a slab lies in bf16, of `stride` columns.
+fn bf16_at(stride: usize, col: usize, slab: usize) -> usize {
+    (slab * stride.div_ceil(COLUMNS) + col / COLUMNS) * size_of::<Bf16Block>() / 4 + col % COLUMNS
 }

@@ -165,7 +165,7 @@ impl Attention {
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => &Attention { isa: Isa::AvxVnni, run: avx2 },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &Attention { isa: Isa::Avx512, run: avx512 },
+            Isa::Avx512 | Isa::Amx => &Attention { isa: Isa::Avx512, run: avx512 },
             #[cfg(not(target_arch = "x86_64"))]
             _ => &Attention { isa: Isa::Scalar, run: scalar },
         }

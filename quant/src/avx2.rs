@@ -43,17 +43,18 @@ const COLS: usize = 4;
 pub(crate) fn overlay(table: &mut [Kernel], vnni: bool) {
     let isa = if vnni { Isa::AvxVnni } else { Isa::Avx2 };
     for (kernel, spec) in table.iter_mut().zip(crate::format::FORMATS) {
-        match (kernel.act, &spec.codes) {
+        match (kernel.gemm.act, &spec.codes) {
             (Act::Q8, Some(codes)) => {
-                kernel.gemv = Slot { isa, run: gemv_of(spec.format, vnni) };
-                kernel.gemm = Slot { isa, run: if vnni { gemm_vnni_of(codes) } else { gemm_of(spec.format, codes) } };
+                kernel.gemv = Slot { isa, act: Act::Q8, run: gemv_of(spec.format, vnni) };
+                let gemm = if vnni { gemm_vnni_of(codes) } else { gemm_of(spec.format, codes) };
+                kernel.gemm = Slot { isa, act: Act::Q8, run: gemm };
                 kernel.gemv_cols = GEMV_COLS;
                 kernel.unpack = unpack_of(spec.format);
             }
             _ => {
-                kernel.gemm = Slot { isa, run: float_gemm };
+                kernel.gemm = Slot { isa, act: Act::F32, run: float_gemm };
                 if spec.codes.is_none() {
-                    kernel.gemv = Slot { isa, run: float_gemv };
+                    kernel.gemv = Slot { isa, act: Act::F32, run: float_gemv };
                     kernel.gemv_cols = 1;
                 }
             }

@@ -44,17 +44,17 @@ const COLS: usize = 6;
 /// Installs the kernels of this file.
 pub(crate) fn overlay(table: &mut [Kernel]) {
     for (kernel, spec) in table.iter_mut().zip(crate::format::FORMATS) {
-        match (kernel.act, &spec.codes) {
+        match (kernel.gemm.act, &spec.codes) {
             (Act::Q8, Some(codes)) => {
-                kernel.gemv = Slot { isa: Isa::Avx512, run: gemv_of(spec.format) };
-                kernel.gemm = Slot { isa: Isa::Avx512, run: gemm_of(codes) };
+                kernel.gemv = Slot { isa: Isa::Avx512, act: Act::Q8, run: gemv_of(spec.format) };
+                kernel.gemm = Slot { isa: Isa::Avx512, act: Act::Q8, run: gemm_of(codes) };
                 kernel.gemv_cols = GEMV_COLS;
                 kernel.unpack = unpack_of(spec.format);
             }
             _ => {
-                kernel.gemm = Slot { isa: Isa::Avx512, run: float_gemm };
+                kernel.gemm = Slot { isa: Isa::Avx512, act: Act::F32, run: float_gemm };
                 if spec.codes.is_none() {
-                    kernel.gemv = Slot { isa: Isa::Avx512, run: float_gemv };
+                    kernel.gemv = Slot { isa: Isa::Avx512, act: Act::F32, run: float_gemv };
                     kernel.gemv_cols = 1;
                 }
             }
@@ -276,7 +276,7 @@ avx512! {
     // ---- matrix times many columns -----------------------------------------------------------------------------------
 
     /// The 16 rows of a 16 x 16 matrix of 32-bit values become its columns.
-    fn transpose(m: &mut [__m512i; 16]) {
+    pub(crate) fn transpose(m: &mut [__m512i; 16]) {
         let mut t = [_mm512_setzero_si512(); 16];
         for i in 0..8 {
             t[2 * i] = _mm512_unpacklo_epi32(m[2 * i], m[2 * i + 1]);

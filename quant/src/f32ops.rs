@@ -13,6 +13,7 @@ use crate::isa::Isa;
 pub struct Ops {
     rmsnorm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     encode_q8: unsafe fn(&[f32], &mut Q8Block),
+    encode_bf16: unsafe fn(&[f32], &mut [u32; SLAB / 2]),
     silu_mul: unsafe fn(&mut [f32], &[f32]),
     add: unsafe fn(&mut [f32], &[f32]),
     axpy: unsafe fn(&mut [f32], f32, &[f32]),
@@ -37,6 +38,8 @@ impl Ops {
             Isa::AvxVnni => &AVXVNNI,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &AMX,
             #[cfg(not(target_arch = "x86_64"))]
             _ => &SCALAR,
         }
@@ -62,6 +65,15 @@ impl Ops {
             // SAFETY: see the impl.
             unsafe { (self.encode_q8)(&whole, block) }
         }
+    }
+
+    /// Encodes up to 256 values to bf16, rounded to nearest even, two in each number, the first in its low half; the rest
+    /// becomes zero.
+    pub fn encode_bf16(&self, x: &[f32], pairs: &mut [u32; SLAB / 2]) {
+        assert!(x.len() <= SLAB);
+        pairs[x.len() / 2..].fill(0);
+        // SAFETY: see the impl.
+        unsafe { (self.encode_bf16)(x, pairs) }
     }
 
     /// SwiGLU's activation (Shazeer, 2020): `gate = silu(gate) * up`.
@@ -136,11 +148,12 @@ impl Ops {
 macro_rules! ops {
     ($table:ident, $module:ident, $stamp:path, $peak:path) => {
         mod $module {
-            use super::{Ops, Q8Block, body};
+            use super::{Ops, Q8Block, SLAB, body};
             use $stamp as stamp;
             stamp! {
                 fn rmsnorm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) { body::rmsnorm(x, weight, eps, out) }
                 fn encode_q8(x: &[f32], block: &mut Q8Block) { body::encode_q8(x, block) }
+                fn encode_bf16(x: &[f32], pairs: &mut [u32; SLAB / 2]) { body::encode_bf16(x, pairs) }
                 fn silu_mul(gate: &mut [f32], up: &[f32]) { body::silu_mul(gate, up) }
                 fn add(x: &mut [f32], y: &[f32]) { body::add(x, y) }
                 fn axpy(x: &mut [f32], a: f32, y: &[f32]) { body::axpy(x, a, y) }
@@ -154,6 +167,7 @@ macro_rules! ops {
             pub(super) static TABLE: Ops = Ops {
                 rmsnorm,
                 encode_q8,
+                encode_bf16,
                 silu_mul,
                 add,
                 axpy,
@@ -182,6 +196,8 @@ ops!(AVX2, avx2, crate::isa::avx2, crate::avx2::peak);
 ops!(AVXVNNI, avxvnni, crate::isa::avxvnni, crate::avx2::peak_vnni);
 #[cfg(target_arch = "x86_64")]
 ops!(AVX512, avx512, crate::isa::avx512, crate::avx512::peak);
+#[cfg(target_arch = "x86_64")]
+static AMX: Ops = Ops { peak: crate::amx::peak, ..AVX512 };
 
 /// exp for one lane. Range reduction `x = n ln 2 + r`, `|r| <= ln 2 / 2`, with ln 2 in two parts (Cody and Waite), then a
 /// polynomial of degree 6 (the Taylor terms; their remainder is below half an ulp on that interval) and a shift of the
@@ -263,6 +279,23 @@ mod body {
                 }
             }
             sums[g] = [s[0] as i16, s[1] as i16];
+        }
+    }
+
+    #[inline(always)]
+    pub fn encode_bf16(x: &[f32], pairs: &mut [u32; SLAB / 2]) {
+        let round = |v: f32| {
+            let bits = v.to_bits();
+            let rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16;
+            // NaN stays one: carried over, it could become infinite.
+            if v.is_nan() { bits >> 16 | 0x40 } else { rounded }
+        };
+        let (whole, rest) = x.as_chunks::<2>();
+        for (to, x) in pairs.iter_mut().zip(whole) {
+            *to = round(x[0]) | round(x[1]) << 16;
+        }
+        if let [last] = rest {
+            pairs[whole.len()] = round(*last);
         }
     }
 

@@ -17,6 +17,8 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI: Intel since Cascade Lake, AMD since Zen 4.
     Avx512,
+    /// AVX-512 with BF16, and AMX tiles with BF16: Intel's Xeons since Sapphire Rapids.
+    Amx,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -39,10 +41,12 @@ rung!($ avx2 avx2_detected "avx2" "fma" "f16c" "bmi2");
 rung!($ avxvnni avxvnni_detected "avx2" "fma" "f16c" "bmi2" "avxvnni");
 #[cfg(target_arch = "x86_64")]
 rung!($ avx512 avx512_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni");
+#[cfg(target_arch = "x86_64")]
+rung!($ amx avx512bf16_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni" "avx512bf16");
 
 impl Isa {
     /// Every rung, lowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx];
 
     /// Whether this machine (and its operating system) has the instructions.
     pub fn is_supported(self) -> bool {
@@ -54,6 +58,8 @@ impl Isa {
             Isa::AvxVnni => avxvnni_detected(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512_detected(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => avx512bf16_detected() && crate::amx::tiles(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -64,13 +70,14 @@ impl Isa {
         Isa::ALL.into_iter().rev().find(|i| i.is_supported()).unwrap_or(Isa::Scalar)
     }
 
-    /// The name by which it is chosen: `scalar`, `avx2`, `avxvnni`, `avx512`.
+    /// The name by which it is chosen: `scalar`, `avx2`, `avxvnni`, `avx512`, `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 }
@@ -85,7 +92,7 @@ impl fmt::Display for Isa {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum IsaError {
     /// No rung has the name.
-    #[error("unknown instruction set {0:?}, expected one of scalar, avx2, avxvnni, avx512")]
+    #[error("unknown instruction set {0:?}, expected one of scalar, avx2, avxvnni, avx512, amx")]
     Unknown(String),
     /// The rung exists, the machine lacks it.
     #[error("this machine has no {0} (it has {best})", best = Isa::best())]

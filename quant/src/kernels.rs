@@ -18,21 +18,34 @@ pub(crate) type Run = unsafe fn(&Kernel, Panel<'_>, Acts<'_>, &mut Out<'_>, &mut
 /// How one format is multiplied.
 #[derive(Clone, Copy)]
 pub struct Kernel {
-    /// The encoding of activations that it eats.
-    pub act: Act,
     /// Up to this many columns go to `gemv`, more to `gemm`.
     pub gemv_cols: usize,
+    /// Rows of a panel in which `gemm` works best.
+    pub gemm_rows: usize,
     pub(crate) gemv: Slot,
     pub(crate) gemm: Slot,
     /// A slab of blocks to codes; what the gemm of integer formats starts from.
     pub(crate) unpack: unsafe fn(&[u8], &mut Codes),
 }
 
-/// A function and the rung it was written for.
+/// A function, the rung it was written for, and the encoding of activations that it eats.
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
     pub isa: Isa,
+    pub act: Act,
     pub run: Run,
+}
+
+impl Kernel {
+    /// What multiplies `n` columns.
+    fn slot(&self, n: usize) -> Slot {
+        if n <= self.gemv_cols { self.gemv } else { self.gemm }
+    }
+
+    /// The encoding in which it wants `n` columns.
+    pub fn act(&self, n: usize) -> Act {
+        self.slot(n).act
+    }
 }
 
 /// A kernel for every format, and the operations between them, for one instruction set. Holding one is the proof that the
@@ -80,6 +93,9 @@ impl Kernels {
             if isa >= Isa::Avx512 {
                 crate::avx512::overlay(&mut table);
             }
+            if isa >= Isa::Amx && !exact {
+                crate::amx::overlay(&mut table);
+            }
         }
         Kernels { isa, exact, table, ops: Ops::for_isa(isa), attention: Attention::for_isa(isa) }
     }
@@ -96,7 +112,7 @@ impl Kernels {
     pub fn matmul(&self, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
         assert!(w.rows == out.rows && x.n() == out.cols, "panel and output differ in shape");
         let k = self.kernel(w.format);
-        let slot = if x.n() <= k.gemv_cols { k.gemv } else { k.gemm };
+        let slot = k.slot(x.n());
         // SAFETY: the slot's rung is at most `self.isa`, which `for_isa` found supported; a panel's rows are whole
         // (`Matrix::new`), and views of activations and outputs check their own bounds.
         unsafe { (slot.run)(k, w, x, out, scratch) }
@@ -105,8 +121,8 @@ impl Kernels {
     /// The name of the kernel that multiplies `n` columns, e.g. `avx512/q4_K/gemv`.
     pub fn name(&self, format: Format, n: usize) -> String {
         let k = self.kernel(format);
-        let (slot, body) = if n <= k.gemv_cols { (k.gemv, "gemv") } else { (k.gemm, "gemm") };
-        format!("{}/{}/{body}", slot.isa, format.name())
+        let body = if n <= k.gemv_cols { "gemv" } else { "gemm" };
+        format!("{}/{}/{body}", k.slot(n).isa, format.name())
     }
 }
 

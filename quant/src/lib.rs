@@ -16,7 +16,8 @@
 //! ```
 //!
 //! Finer than llama.cpp's Q8_K (one scale for 256 values), this keeps an outlier's damage to its own 32 neighbours.
-//! Weights that are floats already (F32, F16, BF16) meet activations that stay f32.
+//! Weights that are floats already (F32, F16, BF16) meet activations that stay f32. Where there are AMX tiles, many columns
+//! at once are multiplied in bf16 instead, whatever the format: there a group's scale costs nothing.
 //!
 //! Who does what:
 //!
@@ -26,7 +27,7 @@
 //! * [`isa`]: the ladder of instruction sets and what this machine climbs of it;
 //! * [`kernels`]: the dispatch: a table with a kernel for every format, built by letting each rung overwrite what it
 //!   improves. Holding a [`kernels::Kernels`] is the proof that the machine can run it;
-//! * `scalar`, `avx2`, `avx512`: the kernels. `scalar` is the truth that the others are tested against;
+//! * `scalar`, `avx2`, `avx512`, `amx`: the kernels. `scalar` is the truth that the others are tested against;
 //! * [`f32ops`], [`attention`]: what happens between the matrices;
 //! * [`panel`]: the pointers: panels of rows, strided outputs, buffers that a team shares;
 //! * [`team`]: the threads. A forward pass is one region in which every worker runs the same code.
@@ -35,6 +36,9 @@
 #![deny(unsafe_code)]
 
 pub mod act;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)] // instructions, and the system call that permits them
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)] // intrinsics

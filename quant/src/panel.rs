@@ -94,6 +94,37 @@ impl<T: Zeroable + Copy> Shared<T> {
     }
 }
 
+impl Shared<u32> {
+    /// Writes `values` to every `stride`-th element from `start` on.
+    ///
+    /// # Safety
+    /// As for [`Shared::write`], for those elements.
+    pub(crate) unsafe fn scatter(&self, start: usize, stride: usize, values: &[u32]) {
+        self.check_strided(start, stride, values.len());
+        for (i, &v) in values.iter().enumerate() {
+            // SAFETY: in bounds by the check; aliasing by the caller's promise.
+            unsafe { self.ptr.add(start + i * stride).write(v) };
+        }
+    }
+
+    /// Reads every `stride`-th element from `start` on.
+    ///
+    /// # Safety
+    /// As for [`Shared::read`], for those elements.
+    pub(crate) unsafe fn gather(&self, start: usize, stride: usize, values: &mut [u32]) {
+        self.check_strided(start, stride, values.len());
+        for (i, v) in values.iter_mut().enumerate() {
+            // SAFETY: in bounds by the check; aliasing by the caller's promise.
+            *v = unsafe { self.ptr.add(start + i * stride).read() };
+        }
+    }
+
+    fn check_strided(&self, start: usize, stride: usize, n: usize) {
+        let end = n.checked_sub(1).map_or(0, |last| start + last * stride + 1);
+        assert!(end <= self.len, "elements up to {end} of {}", self.len);
+    }
+}
+
 impl Shared<f32> {
     /// The outputs of a panel: rows `rows` of the columns `0..cols` of a matrix stored column after column, `stride` apart.
     ///
@@ -239,7 +270,7 @@ impl<'a> Out<'a> {
 pub struct Scratch {
     /// f32 accumulators and tiles, sized on demand.
     pub(crate) floats: Aligned,
-    /// Interleaved codes of the rows at hand.
+    /// The weights of the rows at hand, as the gemm reads them.
     pub(crate) tile: Aligned,
     /// What is derived from the activations of a slab: sums or corrections.
     pub(crate) sums: Aligned,

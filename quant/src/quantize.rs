@@ -118,7 +118,7 @@ impl Quantizer {
             Isa::Avx2 | Isa::AvxVnni => unsafe { row_avx2(self.format, x, importance, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { row_avx512(self.format, x, importance, out) },
+            Isa::Avx512 | Isa::Amx => unsafe { row_avx512(self.format, x, importance, out) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("not supported here"),
         }

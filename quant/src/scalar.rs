@@ -9,12 +9,15 @@ use crate::kernels::{Kernel, Slot};
 use crate::lanes::Scalar;
 use crate::panel::{Out, Panel, Scratch};
 
+/// Rows of a panel in which a gemm works best: four tiles of 32, whose accumulators for 512 columns fit the L2 cache.
+const PANEL_ROWS: usize = 128;
+
 /// The kernel of a format: codes against bytes, or floats against floats.
 pub(crate) fn kernel(spec: &Spec) -> Kernel {
     match &spec.codes {
         Some(c) => {
-            let slot = Slot { isa: Isa::Scalar, run: codes };
-            Kernel { act: Act::Q8, gemv_cols: 1, gemv: slot, gemm: slot, unpack: c.unpack }
+            let slot = Slot { isa: Isa::Scalar, act: Act::Q8, run: codes };
+            Kernel { gemv_cols: 1, gemm_rows: PANEL_ROWS, gemv: slot, gemm: slot, unpack: c.unpack }
         }
         None => float_kernel(spec),
     }
@@ -22,9 +25,9 @@ pub(crate) fn kernel(spec: &Spec) -> Kernel {
 
 /// The kernel that dequantizes, whatever the format.
 pub(crate) fn float_kernel(spec: &Spec) -> Kernel {
-    let slot = Slot { isa: Isa::Scalar, run: float_gemm };
+    let slot = Slot { isa: Isa::Scalar, act: Act::F32, run: float_gemm };
     let unpack = spec.codes.as_ref().map_or(no_codes as fn(&[u8], &mut Codes), |c| c.unpack);
-    Kernel { act: Act::F32, gemv_cols: 0, gemv: slot, gemm: slot, unpack }
+    Kernel { gemv_cols: 0, gemm_rows: PANEL_ROWS, gemv: slot, gemm: slot, unpack }
 }
 
 fn no_codes(_: &[u8], _: &mut Codes) {

@@ -50,7 +50,7 @@ pub struct Args {
     /// Worker threads [default: all processors available]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avxvnni, avx512; or exact, all in f32 [default: the best this machine has]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32 [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     isa: Option<String>,
     /// How to print

@@ -21,7 +21,7 @@ pub struct EngineArgs {
     /// Worker threads [default: all processors available]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avxvnni, avx512; or exact, all in f32 [default: the best this machine has]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32 [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     pub isa: Option<String>,
     /// Keep at most so many bytes of weights in memory (K, M, G: powers of 1024) and read the rest from the disk for every

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::config::Pairs;
-use super::decoder::{Batch, Local, Pass};
+use super::decoder::{Batch, Local, Pass, split_runs};
 use oxcart_quant::act::Wants;
 use oxcart_quant::attention::{BLOCK, Partial, Queries, merge};
 use oxcart_quant::format::SLAB;
@@ -156,8 +156,14 @@ impl Pass<'_, '_> {
         let (c, b, plan) = (self.c, self.b, self.plan);
         let (n, hd, q_dim) = (self.n(), c.head_dim, c.q_dim());
         let slabs = q_dim.div_ceil(SLAB);
-        self.w.split(n * slabs, |task| {
-            let (t, slab) = (task / slabs, task % slabs);
+        let run = wants.together();
+        // All slabs of a run of tokens, then the next run.
+        split_runs(self.w, n.next_multiple_of(run) * slabs, run, |task| {
+            let (runs, slab) = (task / run / slabs, task / run % slabs);
+            let t = runs * run + task % run;
+            if t >= n {
+                return;
+            }
             let dims = slab * SLAB..((slab + 1) * SLAB).min(q_dim);
             let mut whole = [0.0f32; SLAB];
             let ranges = (plan.batch.pos[t] as usize + 1).div_ceil(plan.range_len);

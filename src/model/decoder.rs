@@ -37,7 +37,7 @@ use oxcart_quant::format::SLAB;
 use oxcart_quant::{ActBuf, Kernels, Matrix, Out, Scratch, Shared, Worker};
 use std::borrow::Cow;
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::{ControlFlow, Range, RangeInclusive};
 
 /// Rows of logits that are computed at once.
 pub const LOGITS_ROWS: usize = 64;
@@ -123,7 +123,7 @@ impl Buffers {
     pub fn new(c: &Config, walk: usize, n: usize, capacity: usize) -> io::Result<Buffers> {
         let parts = n.max(super::attention::most_parts(capacity));
         let used = c.experts.map_or(1, |e| e.used);
-        let slots = if c.experts.is_some() { n * used } else { 0 };
+        let slots = c.experts.map_or(0, |e| super::ffn::slots(n, e));
         Ok(Buffers {
             x: Shared::new(walk * c.dim)?,
             qkv: Shared::new(n * (c.q_dim() + 2 * c.kv_dim()))?,
@@ -290,6 +290,11 @@ pub fn forward(
     Ok(())
 }
 
+/// Divides `0..n` among the workers in runs of `run`.
+pub(super) fn split_runs(w: &Worker<'_>, n: usize, run: usize, mut f: impl FnMut(usize)) {
+    w.split(n.div_ceil(run), |i| (i * run..n.min((i + 1) * run)).for_each(&mut f));
+}
+
 impl Pass<'_, '_> {
     /// Tokens of the batch.
     pub fn n(&self) -> usize {
@@ -310,7 +315,7 @@ impl Pass<'_, '_> {
 
     fn layer(&mut self, i: usize, l: &Layer) {
         let (mut n, b, c) = (self.n(), self.b, self.c);
-        self.norm(&l.attn_norm, self.wants([&l.q, &l.k, &l.v]));
+        self.norm(&l.attn_norm, self.wants([&l.q, &l.k, &l.v], n..=n));
         self.observe((i, Input::Qkv), &b.norm_acts, c.dim, n, &[(0, 0..n)]);
         self.qkv(l);
         self.rotate_and_store(i, &l.qkv_bias);
@@ -325,7 +330,7 @@ impl Pass<'_, '_> {
             n = self.n();
         }
         self.attend(i);
-        self.merge(self.wants([&l.o]));
+        self.merge(self.wants([&l.o], n..=n));
         self.observe((i, Input::AttnOutput), &b.attn_acts, c.q_dim(), n, &[(0, 0..n)]);
         self.add_product(l.o.matrix(), &b.attn_acts, c.q_dim());
         self.feed_forward(i, l);
@@ -353,9 +358,10 @@ impl Pass<'_, '_> {
         self.w.sync();
     }
 
-    /// The encodings that matrices want of their common input; also the values themselves where somebody looks at them.
-    pub fn wants<'w>(&self, weights: impl IntoIterator<Item = &'w Weight>) -> Wants {
-        let mut wants = wants(self.k, weights);
+    /// The encodings that matrices want of so many columns of their common input; also the values themselves where somebody
+    /// looks at them.
+    pub fn wants<'w>(&self, weights: impl IntoIterator<Item = &'w Weight>, columns: RangeInclusive<usize>) -> Wants {
+        let mut wants = wants(self.k, weights, columns);
         wants.f32 |= self.plan.observer.is_some();
         wants
     }
@@ -365,7 +371,7 @@ impl Pass<'_, '_> {
         let n = self.n();
         let (w, out) = (self.w, &mut self.local.out);
         out.resize(self.c.dim, 0.0);
-        w.split(n, |t| {
+        split_runs(w, n, wants.together(), |t| {
             // SAFETY: x is not written in this phase; this task's column.
             unsafe {
                 let x = self.b.x.read(self.plan.row(t, self.c.dim));
@@ -421,16 +427,16 @@ impl Pass<'_, '_> {
         if self.plan.observer.is_some() {
             // Of all tokens, whether their logits are wanted or not.
             let (n, acts) = (self.n(), &self.b.norm_acts);
-            self.norm(&m.weights.output_norm, self.wants([]));
+            self.norm(&m.weights.output_norm, self.wants([], n..=n));
             self.observe((self.c.n_layers, Input::Output), acts, dim, n, &[(0, 0..n)]);
         }
         let output = m.weights.output.matrix();
-        let wants = wants(self.k, [&m.weights.output]);
         for (chunk, tokens) in self.plan.wanted.chunks(LOGITS_ROWS).enumerate() {
             let n = tokens.len();
+            let wants = wants(self.k, [&m.weights.output], n..=n);
             let Local { scratch, out, .. } = &mut *self.local;
             out.resize(dim, 0.0);
-            self.w.split(n, |i| {
+            split_runs(self.w, n, wants.together(), |i| {
                 // SAFETY: x is not written in this phase; this task's column.
                 unsafe {
                     let x = self.b.x.read(self.plan.row(tokens[i], dim));

@@ -4,14 +4,20 @@
 //! their product as the block that the down projection reads.
 #![allow(unsafe_code)]
 
-use super::decoder::{Local, Pass};
+use super::config::Experts;
+use super::decoder::{Local, Pass, split_runs};
 use super::matmul::Panels;
 use super::observe::Input;
 use super::weights::{Ffn, Layer};
-use oxcart_quant::act::Wants;
+use oxcart_quant::act::{COLUMNS, Wants};
 use oxcart_quant::format::SLAB;
 use oxcart_quant::{ActBuf, Acts, Out};
 use std::ops::Range;
+
+/// Slots for the choices of `n` tokens at most: those of an expert may begin a block of columns.
+pub(super) fn slots(n: usize, e: Experts) -> usize {
+    n * e.used + e.count.min(n * e.used) * (COLUMNS - 1)
+}
 
 /// Columns of `ffn_acts` that go through one expert: its tokens' slots.
 struct Share {
@@ -23,7 +29,9 @@ impl Pass<'_, '_> {
     /// `x += ffn(rmsnorm(x))`.
     pub fn feed_forward(&mut self, i: usize, l: &Layer) {
         let (f, b, c, n) = (&l.ffn, self.b, self.c, self.n());
-        let (inner, outer) = (self.wants([&f.gate, &f.up]), self.wants([&f.down]));
+        // An expert gets between one and all of the tokens.
+        let columns = if c.experts.is_some() { 1..=n } else { n..=n };
+        let (inner, outer) = (self.wants([&f.gate, &f.up], columns.clone()), self.wants([&f.down], columns));
         match c.experts {
             None => {
                 self.norm(&l.ffn_norm, inner);
@@ -70,20 +78,25 @@ impl Pass<'_, '_> {
         // Every worker lays the slots out alike: expert by expert, tokens in order.
         // SAFETY: the choices are not written in this phase.
         let (chosen, shares) = unsafe { (self.b.chosen.read(0..n * used), self.b.shares.read(0..n * used)) };
-        let mut slots: Vec<usize> = (0..n * used).collect();
-        slots.sort_by_key(|&i| (chosen[i], i));
+        let mut order: Vec<usize> = (0..n * used).collect();
+        order.sort_by_key(|&i| (chosen[i], i));
+        let together = inner.together().max(outer.together());
+        let mut slots: Vec<Option<usize>> = Vec::new(); // which choice; none where a gap is left
         let mut parts: Vec<Share> = Vec::new();
-        for (slot, &i) in slots.iter().enumerate() {
+        for i in order {
             let expert = chosen[i] as usize;
-            match parts.last_mut() {
-                Some(p) if p.expert == expert => p.slots.end = slot + 1,
-                _ => parts.push(Share { expert, slots: slot..slot + 1 }),
+            if parts.last().is_none_or(|p| p.expert != expert) {
+                slots.resize(slots.len().next_multiple_of(together), None);
+                parts.push(Share { expert, slots: slots.len()..slots.len() });
             }
+            slots.push(Some(i));
+            parts.last_mut().expect("pushed above").slots.end += 1;
         }
         let b = self.b;
-        self.w.split(slots.len(), |slot| {
+        split_runs(self.w, slots.len(), together, |slot| {
+            let Some(i) = slots[slot] else { return };
             // SAFETY: the source is not written in this phase; this slot is this task's.
-            unsafe { b.slot_acts.gather(inner, slots.len(), slot, &b.norm_acts, n, slots[slot] / used) };
+            unsafe { b.slot_acts.gather(inner, slots.len(), slot, &b.norm_acts, n, i / used) };
         });
         self.w.sync();
         let seen: Vec<_> = match self.plan.observer {
@@ -108,12 +121,11 @@ impl Pass<'_, '_> {
                 // SAFETY: the input is not written in this phase.
                 let x = unsafe { b.ffn_acts.view(self.c.ffn_dim, slots.len(), slots.len()) }.columns(p.slots.start, n);
                 self.k.matmul(panel, x, &mut Out::new(out, height, height, n), scratch);
-                for (slot, y) in p.slots.clone().zip(out.chunks_exact(height)) {
-                    let token = slots[slot] / used;
-                    let at = self.plan.row(token, dim).start;
+                for (i, y) in slots[p.slots.clone()].iter().flatten().zip(out.chunks_exact(height)) {
+                    let at = self.plan.row(i / used, dim).start;
                     // SAFETY: these rows of x are this task's.
                     let x = unsafe { b.x.write(at + rows.start..at + rows.end) };
-                    self.k.ops.axpy(x, shares[slots[slot]], y);
+                    self.k.ops.axpy(x, shares[*i], y);
                 }
             }
         });
@@ -126,7 +138,7 @@ impl Pass<'_, '_> {
         let (n, c, b) = (self.n(), self.c, self.b);
         let (w, out) = (self.w, &mut self.local.out);
         out.resize(c.dim, 0.0);
-        w.split(n, |t| {
+        split_runs(w, n, wants.together(), |t| {
             // SAFETY: x is not written in this phase; the column and the choices are this task's token's.
             let (x, chosen, shares) = unsafe {
                 let token = t * used..(t + 1) * used;

@@ -5,8 +5,6 @@
 use oxcart_quant::{Kernels, Matrix};
 use std::ops::Range;
 
-/// Rows of a panel in which the gemm works best: four tiles, whose accumulators for 512 columns fit the L2 cache.
-const GEMM_ROWS: usize = 128;
 /// Weights that a gemv task reads: long enough for the prefetcher, short enough to even out workers.
 const GEMV_BYTES: usize = 192 << 10;
 /// Rows of a gemv task at least, whatever they weigh: each task turns its columns once.
@@ -26,11 +24,11 @@ impl<'a, const N: usize> Panels<'a, N> {
         // At least four tasks a worker, so that the last to finish is not waited for long.
         let fair = (total / (4 * threads)).max(1);
         let rows = std::array::from_fn(|i| {
-            let m = &matrices[i];
-            if n <= k.kernel(m.format()).gemv_cols {
+            let (m, kernel) = (&matrices[i], k.kernel(matrices[i].format()));
+            if n <= kernel.gemv_cols {
                 (GEMV_BYTES / m.row_bytes()).max(GEMV_ROWS * n.min(4)).min(fair).next_multiple_of(4)
             } else {
-                GEMM_ROWS.min(fair.next_multiple_of(32))
+                kernel.gemm_rows.min(fair.next_multiple_of(32))
             }
         });
         let tasks = (0..N).map(|i| matrices[i].rows().div_ceil(rows[i])).sum();

@@ -5,6 +5,7 @@ use super::config::Config;
 use crate::gguf::{Gguf, Tensor};
 use crate::mmap::Bytes;
 use oxcart_quant::{Format, Kernels, Matrix, Wants};
+use std::ops::RangeInclusive;
 
 /// A matrix in the file.
 #[derive(Clone)]
@@ -215,7 +216,12 @@ fn layer(f: &Finder<'_>, c: &Config, i: usize) -> Result<Layer, ModelError> {
     })
 }
 
-/// The encodings that these matrices want of their common input.
-pub(super) fn wants<'a>(k: &Kernels, weights: impl IntoIterator<Item = &'a Weight>) -> Wants {
-    Wants::of(weights.into_iter().map(|w| k.kernel(w.format).act))
+/// The encodings that these matrices want of their common input, of which each is given so many columns at once.
+pub(super) fn wants<'a>(
+    k: &Kernels,
+    weights: impl IntoIterator<Item = &'a Weight>,
+    columns: RangeInclusive<usize>,
+) -> Wants {
+    let ends = [*columns.start(), *columns.end()];
+    Wants::of(weights.into_iter().flat_map(|w| ends.map(|n| k.kernel(w.format).act(n))))
 }

@@ -40,7 +40,7 @@ pub(crate) fn blocks(format: Format, rows: usize, cols: usize, noise: &mut Noise
 /// Outputs of one call, (columns, rows).
 fn product(k: &Kernels, m: &Matrix<'_>, x: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let buf = ActBuf::new(m.cols(), x.len()).unwrap();
-    let wants = Wants::of([k.kernel(m.format()).act]);
+    let wants = Wants::of([k.kernel(m.format()).act(x.len())]);
     for (c, v) in x.iter().enumerate() {
         // SAFETY: one thread.
         unsafe { buf.encode(k, wants, x.len(), c, v) };
@@ -53,9 +53,16 @@ fn product(k: &Kernels, m: &Matrix<'_>, x: &[Vec<f32>]) -> Vec<Vec<f32>> {
     out.chunks(m.rows()).map(<[f32]>::to_vec).collect()
 }
 
-/// What `x` is after encoding, and the product that f64 makes of it: the value and the sum of magnitudes.
-fn reference(k: &Kernels, m: &Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
-    let x: Vec<f64> = match k.kernel(m.format()).act {
+fn bf16(v: f32) -> f32 {
+    half::bf16::from_f32(v).to_f32()
+}
+
+/// What `x` is when it is encoded among `n` columns, and the product that f64 makes of it: the value and the sum of
+/// magnitudes.
+fn reference(k: &Kernels, m: &Matrix<'_>, x: &[f32], n: usize) -> Vec<(f64, f64)> {
+    let act = k.kernel(m.format()).act(n);
+    let x: Vec<f64> = match act {
+        Act::Bf16 => x.iter().map(|&v| bf16(v) as f64).collect(),
         Act::F32 => x.iter().map(|&v| v as f64).collect(),
         Act::Q8 => x
             .chunks(SLAB)
@@ -70,6 +77,9 @@ fn reference(k: &Kernels, m: &Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
     (0..m.rows())
         .map(|r| {
             m.dequant_row(r, &mut w);
+            if act == Act::Bf16 {
+                w.iter_mut().for_each(|w| *w = bf16(*w));
+            }
             // Codes with an offset sum terms as large as the block's largest weight, whatever the weight itself.
             let terms = w.chunks(32).zip(x.chunks(32)).map(|(w, x)| {
                 let max = w.iter().fold(0.0f32, |m, v| m.max(v.abs())) as f64;
@@ -78,6 +88,11 @@ fn reference(k: &Kernels, m: &Matrix<'_>, x: &[f32]) -> Vec<(f64, f64)> {
             (w.iter().zip(&x).map(|(&w, &x)| w as f64 * x).sum(), terms.sum())
         })
         .collect()
+}
+
+/// Of the sum of terms. A weight that lies between two bf16 within an ulp of f32 may be rounded to the other one.
+fn tolerance(k: &Kernels, format: Format, n: usize) -> f64 {
+    if k.kernel(format).act(n) == Act::Bf16 { 3e-5 } else { 3e-6 }
 }
 
 #[test]
@@ -98,7 +113,7 @@ fn every_kernel_computes_the_product() {
                 (15, 256, &[7, 16]),
                 (16, 768, &[1, 2, 3, 6]),
                 (33, 256, &[1, 5, 12, 13]),
-                (64, 512, &[8, 17]),
+                (64, 512, &[8, 17, 33]),
                 (5, 64, &[1, 2, 3, 9]),
                 (35, 576, &[1, 3, 7]),
             ];
@@ -114,9 +129,9 @@ fn every_kernel_computes_the_product() {
                         .collect();
                     let got = product(k, &m, &x);
                     for (c, x) in x.iter().enumerate() {
-                        for (r, (want, size)) in reference(k, &m, x).into_iter().enumerate() {
+                        for (r, (want, size)) in reference(k, &m, x, n).into_iter().enumerate() {
                             let error = (got[c][r] as f64 - want).abs();
-                            if error.is_nan() || error > 3e-6 * size + 1e-9 {
+                            if error.is_nan() || error > tolerance(k, spec.format, n) * size + 1e-9 {
                                 failures.push(format!(
                                     "{} rows {rows} cols {cols} n {n}: row {r} column {c} is {} instead of {want}, error {:.1e} of its terms",
                                     k.name(spec.format, n), got[c][r], error / size
@@ -158,13 +173,13 @@ fn extremes_do_not_saturate() {
                 }
                 let m = Matrix::new(spec.format, rows, cols, &data).unwrap();
                 for sign in [1.0, -1.0] {
-                    let x = vec![vec![sign; cols]; 7];
-                    for n in [1, 3, 7] {
+                    let x = vec![vec![sign; cols]; 17];
+                    for n in [1, 3, 7, 17] {
                         let got = product(k, &m, &x[..n]);
-                        for (r, (want, size)) in reference(k, &m, &x[0]).into_iter().enumerate() {
+                        for (r, (want, size)) in reference(k, &m, &x[0], n).into_iter().enumerate() {
                             let error = (got[n - 1][r] as f64 - want).abs();
                             assert!(
-                                error <= 3e-6 * size + 1e-9,
+                                error <= tolerance(k, spec.format, n) * size + 1e-9,
                                 "{} byte {byte:#x}: {} {want}",
                                 k.name(spec.format, n),
                                 got[n - 1][r]
