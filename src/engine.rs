@@ -6,9 +6,10 @@
 
 use crate::gguf::{Gguf, GgufError};
 use crate::machine::Machine;
+use crate::model::config::Pairs;
 use crate::model::decoder::{self, Local, Plan, Way};
 use crate::model::observe::Observer;
-use crate::model::{Batch, Buffers, Halt, KvCache, Model, ModelError, Stream};
+use crate::model::{Batch, Buffers, Halt, KvCache, Model, ModelError, Stream, rope};
 use crate::sample::SampleParams;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use oxcart_quant::attention::KvType;
@@ -215,6 +216,7 @@ impl Engine {
             engine: self.clone(),
             observer: None,
             watch: None,
+            keep: None,
             buffers,
             cache,
             walk: if streams { walk } else { ubatch },
@@ -266,6 +268,7 @@ pub struct Session {
     watch: Option<Arc<Watch>>,
     tokens: Vec<Vec<u32>>, // of each sequence: what the cache holds
     context: usize,
+    keep: Option<usize>,
     walk: usize,   // tokens that go through the layers together
     ubatch: usize, // tokens that go through a layer together
 }
@@ -302,6 +305,45 @@ impl Session {
     /// The tokens of a sequence.
     pub fn tokens(&self, seq: usize) -> &[u32] {
         &self.tokens[seq]
+    }
+
+    /// Forgets the `discard` positions after the first `keep` of a sequence; those behind them move up, their keys rotated
+    /// back by as many positions, as llama.cpp's context shift does. Their values still know of what was forgotten: logits
+    /// are not those of the remaining tokens fed anew.
+    pub fn shift(&mut self, seq: usize, keep: usize, discard: usize) {
+        let len = self.len(seq);
+        assert!(keep + discard <= len, "{keep} + {discard} positions of {len}");
+        let e = &self.engine;
+        let (c, ops) = (&e.model.config, e.kernels.ops);
+        let mut angles = vec![0.0; c.rope.dim];
+        let frequencies = rope::frequencies(&c.rope, e.model.weights.rope_factors.as_deref());
+        rope::angles(&frequencies, discard as u32, &mut angles);
+        let (cos, sin) = angles.split_at_mut(c.rope.dim / 2);
+        sin.iter_mut().for_each(|s| *s = -*s);
+        let back = |key: &mut [f32]| match c.rope.pairs {
+            Pairs::Halves => ops.rope_halves(key, cos, sin),
+            Pairs::Neighbours => ops.rope_pairs(key, cos, sin),
+        };
+        self.cache.shift(&e.team, seq, keep + discard..len, keep, back);
+        self.tokens[seq].drain(keep..keep + discard);
+    }
+
+    /// Says that generation is not to end where the context is full: beside the first `keep` positions, half of the rest is
+    /// then forgotten ([`Session::shift`]).
+    pub fn shift_when_full(&mut self, keep: usize) {
+        self.keep = Some(keep);
+    }
+
+    /// Makes room in a sequence that fills the context, if that was asked for. Returns whether there is room.
+    pub fn make_room(&mut self, seq: usize) -> bool {
+        let len = self.len(seq);
+        if len < self.context {
+            return true;
+        }
+        let Some(keep) = self.keep else { return false };
+        let discard = len.saturating_sub(keep).div_ceil(2);
+        self.shift(seq, keep.min(len), discard);
+        discard > 0
     }
 
     /// Keeps what a sequence has in common with `tokens`, but never all of `tokens`, so that feeding the rest gives logits.

@@ -144,7 +144,7 @@ pub fn generate_with(
         if limit.is_some_and(|l| report.generated.len() >= l) {
             break End::Length;
         }
-        if s.len(0) >= s.context() {
+        if !s.make_room(0) {
             break End::Context;
         }
         logits = match s.forward(&Batch::of(&[id], s.len(0), 0)) {

@@ -179,3 +179,48 @@ const GREEDY: &[(&str, &str)] = &[
 
 /// Of the text in chunks of 128.
 const PERPLEXITY: f64 = 1.6466;
+
+/// After a context shift the keys of the first layer, which know nothing but their token and position, are those of the
+/// remaining tokens fed anew, and the values too.
+#[test]
+fn a_context_shift_rotates_keys_back() {
+    let e = engine(2, Kernels::best());
+    let tokens = e.tokenizer.encode(text().as_bytes(), true, false).unwrap();
+    let (keep, discard, n) = (5, 37, 100);
+    for kind in KvType::ALL {
+        let o = SessionOptions { context: n, k_type: kind, v_type: kind, ..SessionOptions::default() };
+        let cache = |tokens: &[u32], shift: bool| {
+            let mut s = e.session(&o).unwrap();
+            s.forward(&Batch::of(tokens, 0, 0)).unwrap();
+            if shift {
+                s.shift(0, keep, discard);
+            }
+            let mut bytes = Vec::new();
+            s.copy_positions(0, 0..s.len(0), &mut bytes);
+            (s.tokens(0).to_vec(), bytes)
+        };
+        let rest = [&tokens[..keep], &tokens[keep + discard..n]].concat();
+        let ((kept, shifted), (_, anew)) = (cache(&tokens[..n], true), cache(&rest, false));
+        assert_eq!(kept, rest);
+        // Of a head: K blocks of 16 positions, then V rows.
+        let (hd, len) = (e.model.config.head_dim, rest.len());
+        let row = kind.row_bytes(hd);
+        let head = (len.next_multiple_of(16) + len) * row;
+        for at in (0..e.model.config.n_kv_heads).map(|h| h * head) {
+            let key = |bytes: &[u8], pos: usize| {
+                let mut key = vec![0.0; hd];
+                kind.load_k(pos % 16, &bytes[at + pos / 16 * 16 * row..][..16 * row], &mut key);
+                key
+            };
+            for pos in 0..len {
+                let (a, b) = (key(&shifted, pos), key(&anew, pos));
+                let size = b.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                let off = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                // Rounded twice.
+                assert!(off <= size * if kind == KvType::F16 { 2e-3 } else { 2e-2 }, "{kind:?} {pos}: {off} of {size}");
+            }
+            let v = at + len.next_multiple_of(16) * row..at + head;
+            assert_eq!(shifted[v.clone()], anew[v], "{kind:?}: values");
+        }
+    }
+}

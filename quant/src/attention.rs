@@ -78,6 +78,24 @@ impl KvType {
         }
     }
 
+    /// Reads the key of the position `lane` of a K block.
+    pub fn load_k(self, lane: usize, block: &[u8], key: &mut [f32]) {
+        assert!(lane < BLOCK && block.len() == BLOCK * self.row_bytes(key.len()));
+        let half = |i: usize| [block[2 * (i * BLOCK + lane)], block[2 * (i * BLOCK + lane) + 1]];
+        let codes = key.len() * BLOCK;
+        for (i, x) in key.iter_mut().enumerate() {
+            *x = match self {
+                KvType::F16 => f16::from_le_bytes(half(i)).to_f32(),
+                KvType::Bf16 => bf16::from_le_bytes(half(i)).to_f32(),
+                KvType::Q8_0 => {
+                    let d = codes / 2 + i / 32 * BLOCK; // in halves
+                    let d = f16::from_le_bytes([block[2 * (d + lane)], block[2 * (d + lane) + 1]]).to_f32();
+                    d * (block[i * BLOCK + lane] as i8) as f32
+                }
+            };
+        }
+    }
+
     /// Stores the value of one position.
     pub fn store_v(self, value: &[f32], row: &mut [u8]) {
         assert_eq!(row.len(), self.row_bytes(value.len()));
@@ -381,6 +399,10 @@ mod tests {
                     for p in 0..n {
                         let block = &mut k[p / 16 * 16 * rb..][..16 * rb];
                         kind.store_k(&keys[p * hd..][..hd], p % 16, block);
+                        let mut key = vec![0.0; hd];
+                        kind.load_k(p % 16, block, &mut key);
+                        let off = key.iter().zip(&keys[p * hd..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                        assert!(off < 5e-3, "{kind:?}: read back {off} off");
                         kind.store_v(&values[p * hd..][..hd], &mut v[p * rb..][..rb]);
                     }
                     let q = noise(rows * hd, 9);

@@ -38,6 +38,12 @@ pub struct Args {
     /// Tokens of context [default: what the model was trained for]
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<usize>,
+    /// When the context is full, forget half of it and go on, the text that is left moved up; otherwise generation ends
+    #[arg(long)]
+    context_shift: bool,
+    /// With --context-shift: tokens of the prompt, from the first on, that are never forgotten; -1 for all
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0, requires = "context_shift")]
+    keep: i64,
     /// Do not print the prompt before its continuation
     #[arg(long)]
     no_display_prompt: bool,
@@ -71,6 +77,11 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     } else {
         e.tokenizer.encode(text.as_bytes(), true, true)?
     };
+    if a.context_shift {
+        // A text's beginning is marked by its first token, where the model has such a mark.
+        let least = e.tokenizer.add_bos() as usize;
+        s.shift_when_full(usize::try_from(a.keep).unwrap_or(usize::MAX).max(least).min(prompt.len()));
+    }
     let mut sampler = Sampler::new(a.sampling.params(e.recommended.clone()));
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
     let work = interruptible()?;

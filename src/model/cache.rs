@@ -8,8 +8,8 @@
 //! The whole of it is reserved at once and filled page by page as positions are written.
 
 use super::config::Config;
-use oxcart_quant::Shared;
 use oxcart_quant::attention::{BLOCK, Cache, KvType};
+use oxcart_quant::{Shared, Team};
 use std::io;
 use std::ops::Range;
 
@@ -90,6 +90,41 @@ impl KvCache {
         self.k_type.store_k(key, pos % BLOCK, unsafe { self.k.write(block) });
         // SAFETY: the caller's promise.
         self.v_type.store_v(value, unsafe { self.v.write(self.range(self.v_type, at + pos, 1)) });
+    }
+
+    /// Moves positions of a sequence up, so that the first becomes `to`; `turn` rotates their keys accordingly. Values know
+    /// no position.
+    pub fn shift(&mut self, team: &Team, seq: usize, from: Range<usize>, to: usize, turn: impl Fn(&mut [f32]) + Sync) {
+        assert!(to <= from.start && from.end <= self.capacity);
+        let heads: Vec<_> = self.heads().collect();
+        team.run(|w| w.split(heads.len(), |task| self.shift_head(heads[task], seq, from.clone(), to, &turn)));
+    }
+
+    /// Of one layer and head. For [`KvCache::shift`], which holds the cache alone and calls it once for each.
+    #[allow(unsafe_code)]
+    fn shift_head(
+        &self,
+        (layer, head): (usize, usize),
+        seq: usize,
+        from: Range<usize>,
+        to: usize,
+        turn: impl Fn(&mut [f32]),
+    ) {
+        let at = self.head(layer, seq, head);
+        // SAFETY: this head is the calling task's.
+        let (k, v) = unsafe {
+            let k = self.k.write(self.range(self.k_type, at, self.capacity));
+            (k, self.v.write(self.range(self.v_type, at, self.capacity)))
+        };
+        let mut key = vec![0.0; self.head_dim];
+        for (from, to) in from.clone().zip(to..) {
+            let block = |pos: usize| self.range(self.k_type, pos / BLOCK * BLOCK, BLOCK);
+            self.k_type.load_k(from % BLOCK, &k[block(from)], &mut key);
+            turn(&mut key);
+            self.k_type.store_k(&key, to % BLOCK, &mut k[block(to)]);
+        }
+        let first = self.range(self.v_type, to, 0).start;
+        v.copy_within(self.range(self.v_type, from.start, from.len()), first);
     }
 
     /// The positions `0..n` of one head.
