@@ -64,6 +64,33 @@ pub fn encode(
     Ok(ids)
 }
 
+/// A conversation within a context: `encode`d whole, or without its oldest turns where room for an answer would be lacking.
+/// A system message and the last `stay` messages always stay, whether they fit or not. Returns what `encode` gave, whose
+/// number of tokens `len` knows, and how many messages were left out.
+///
+/// Once something must go, half of the context is made free, or the next question would be read from the beginning again.
+pub fn within<T, E>(
+    messages: &[Message],
+    context: usize,
+    stay: usize,
+    mut encode: impl FnMut(&[Message]) -> Result<T, E>,
+    len: impl Fn(&T) -> usize,
+) -> Result<(T, usize), E> {
+    let system = usize::from(messages.first().is_some_and(|m| m.role == "system"));
+    let turns = &messages[system..];
+    let mut left_out = 0;
+    loop {
+        let kept: Vec<Message> = messages[..system].iter().chain(&turns[left_out..]).cloned().collect();
+        let prompt = encode(&kept)?;
+        let room = if left_out > 0 { context / 2 } else { context - (context / 8).min(512) };
+        let more = (turns.len() - left_out).saturating_sub(stay).min(2);
+        if len(&prompt) <= room || more == 0 {
+            return Ok((prompt, left_out));
+        }
+        left_out += more;
+    }
+}
+
 /// Puts marks around the control tokens that a message spells out; marks that it brought along become U+FFFD.
 fn guard(t: &Tokenizer, content: &str) -> String {
     let clean = content.replace([OPEN, CLOSE], "\u{fffd}");
@@ -89,4 +116,24 @@ fn unmark(marked: &str) -> (String, Vec<Range<usize>>) {
     }
     plain.extend(open.map(|from| from..text.len()));
     (text, plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_keeps_its_system_message_and_its_last_words() {
+        let m = |role: &str, words: usize| Message::new(role, "w".repeat(words));
+        let talk = [m("system", 2), m("user", 20), m("assistant", 10), m("user", 10), m("assistant", 10), m("user", 5)];
+        let fit = |context: usize, stay: usize| {
+            let encode = |kept: &[Message]| Ok::<_, ()>(kept.iter().map(|m| m.content.len()).collect::<Vec<_>>());
+            within(&talk, context, stay, encode, |lengths| lengths.iter().sum()).unwrap()
+        };
+        assert_eq!(fit(66, 1), (vec![2, 20, 10, 10, 10, 5], 0)); // 57 of 58
+        assert_eq!(fit(64, 1), (vec![2, 10, 10, 5], 2)); // 57 of 56, then 27 of 32
+        assert_eq!(fit(52, 1), (vec![2, 5], 4)); // then 27 of 26
+        assert_eq!(fit(4, 1), (vec![2, 5], 4));
+        assert_eq!(fit(4, 2), (vec![2, 10, 5], 3));
+    }
 }

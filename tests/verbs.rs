@@ -35,6 +35,16 @@ fn a_piped_conversation_keeps_its_cache_and_ends() {
 }
 
 #[test]
+fn a_conversation_longer_than_its_context_forgets_its_oldest_turns() {
+    let long = "Tell me about rivers, lakes, seas and the rain that fills them, and about boats, too.\n";
+    let mut c = oxcart(&["chat", "--temp", "0", "-n", "8", "-c", "160", "--sys", "Be brief."]);
+    let (out, err, code) = ends(c.write_stdin(long.repeat(7)));
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.lines().filter(|l| !l.is_empty()).count() >= 7, "an answer to each question: {out:?}");
+    assert!(err.contains("oldest messages are not read any more"), "{err}");
+}
+
+#[test]
 fn a_seed_repeats_a_text_and_json_is_one_object() {
     let run = |seed: &str| {
         let (out, err, code) =
@@ -46,6 +56,23 @@ fn a_seed_repeats_a_text_and_json_is_one_object() {
     assert_eq!(a["tokens"], b["tokens"]);
     assert_ne!(a["tokens"], c["tokens"]);
     assert_eq!(a["tokens"].as_array().expect("a list").len(), 12);
+}
+
+#[test]
+fn a_full_context_ends_a_text_or_is_shifted() {
+    let run = |more: &[&str]| {
+        let base = ["run", "-p", "Once upon a time", "-c", "48", "-n", "150", "--temp", "0", "--json"];
+        let (out, err, code) = ends(&mut oxcart(&[&base[..], more].concat()));
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str::<serde_json::Value>(&out).expect("one JSON object")
+    };
+    let (full, shifted) = (run(&[]), run(&["--context-shift", "--keep", "4", "--seed", "1"]));
+    let tokens = |v: &serde_json::Value| v["tokens"].as_array().expect("a list").clone();
+    assert_eq!(full["end"], "context");
+    assert!(["length", "eog"].contains(&shifted["end"].as_str().expect("a word")), "{shifted}");
+    let n = tokens(&full).len();
+    assert!(tokens(&shifted).len() > n + 30, "{} tokens after {n}", tokens(&shifted).len());
+    assert_eq!(tokens(&shifted)[..n], tokens(&full)[..]);
 }
 
 #[test]

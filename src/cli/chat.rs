@@ -175,7 +175,13 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             }
             _ => talk.ask(line)?,
         }
-        let prompt = chat::encode(&e.tokenizer, &template, &talk.messages, true)?;
+        let encode = |kept: &[chat::Message]| chat::encode(&e.tokenizer, &template, kept, true);
+        let (prompt, left_out) = chat::within(&talk.messages, context, 1, encode, Vec::len)?;
+        if left_out > 0 {
+            eprintln!(
+                "(the context of {context} tokens is full: the {left_out} oldest messages are not read any more)"
+            );
+        }
         talk.restore(&mut session, &prompt);
         let mut answer = String::new();
         let work = interruptible()?;
@@ -202,7 +208,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
                 match report.end {
                     End::Stopped => eprintln!("(stopped)"),
                     End::Context => {
-                        eprintln!("(the context of {context} tokens is full: /clear starts anew, -c sets it)")
+                        eprintln!("(cut off: the context of {context} tokens is full, -c sets it)")
                     }
                     End::Eog | End::Length => (),
                 }

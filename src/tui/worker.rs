@@ -340,34 +340,17 @@ impl Desk {
         let asked_to_stop = || self.stopped.load(Ordering::SeqCst) >= ask.id;
         let Ready { engine, session, template, sampler, kv } = ready;
         let context = session.context();
-        // Room for an answer, or the conversation is as good as full.
-        let room = context - (context / 8).min(512);
-        let system = usize::from(ask.messages.first().is_some_and(|m| m.role == "system"));
-        let mut left_out = 0;
-        let (prompt, opened) = loop {
-            let kept: Vec<Message> =
-                ask.messages[..system].iter().chain(&ask.messages[system + left_out..]).cloned().collect();
-            let (mut prompt, begun, opened) = encode(engine, template, &kept, ask.go_on)?;
-            // Once something must go, half of the context is made free, or the next question would be read from the
-            // beginning again.
-            let room = if left_out > 0 { context / 2 } else { room };
-            let last = ask.messages.len() - system - left_out <= 1 + usize::from(ask.go_on);
-            if prompt.len() <= room {
-                break (prompt, opened);
-            }
-            if last {
-                // An answer that fills the context by itself goes on from its end.
-                if ask.go_on && ask.may_leave_out && begun < context / 2 && prompt.len() >= context {
-                    let n = prompt.len() - context / 2;
-                    prompt.drain(begun..begun + n);
-                    let text =
-                        format!("the model reads the question and the end of its answer, without {n} tokens between");
-                    self.say(Event::Noticed(text));
-                }
-                break (prompt, opened);
-            }
-            left_out += 2.min(ask.messages.len() - system - left_out - 1 - usize::from(ask.go_on));
-        };
+        let stay = 1 + usize::from(ask.go_on);
+        let encode = |kept: &[Message]| encode(engine, template, kept, ask.go_on);
+        let ((mut prompt, begun, opened), left_out) =
+            chat::within(&ask.messages, context, stay, encode, |(prompt, ..)| prompt.len())?;
+        // An answer that fills the context by itself goes on from its end.
+        if ask.go_on && ask.may_leave_out && begun < context / 2 && prompt.len() >= context {
+            let n = prompt.len() - context / 2;
+            prompt.drain(begun..begun + n);
+            let text = format!("the model reads the question and the end of its answer, without {n} tokens between");
+            self.say(Event::Noticed(text));
+        }
         if left_out > 0 && !ask.may_leave_out {
             return Ok(Event::Full(left_out));
         }
