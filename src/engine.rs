@@ -430,7 +430,7 @@ impl Session {
             let walk = start..batch.len().min(start + self.walk);
             let parts: Vec<Batch> =
                 walk.clone().step_by(self.ubatch).map(|i| batch.part(i..walk.end.min(i + self.ubatch))).collect();
-            let plans = Plan::of(&self.engine.model, &parts, self.observer.as_deref());
+            let plans = Plan::of(self.engine.kernels, &self.engine.model, &parts, self.observer.as_deref());
             let (e, cache, buffers, locals) = (&self.engine, &self.cache, &self.buffers, &self.locals);
             let watch = |done: usize, of: usize| self.watch.as_ref().map_or(ControlFlow::Continue(()), |w| w(done, of));
             let end = Mutex::new(Ok(()));

@@ -30,6 +30,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
+pub(crate) mod attention;
 #[cfg(any(test, feature = "emulate-amx"))]
 mod emulate;
 

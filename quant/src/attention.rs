@@ -15,12 +15,15 @@
 use crate::f32ops::Ops;
 use crate::isa::Isa;
 use crate::lanes::{L, Lanes};
+use crate::panel::Scratch;
 use half::{bf16, f16};
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Positions in a K block.
 pub const BLOCK: usize = 16;
 /// Positions whose scores are computed before their values are read.
-const CHUNK: usize = 128;
+pub(crate) const CHUNK: usize = 128;
 /// Query rows computed together.
 const ROWS: usize = 8;
 
@@ -155,37 +158,54 @@ pub struct Cache<'a> {
     pub v: &'a [u8],
 }
 
+impl<'a> Cache<'a> {
+    /// A K block.
+    pub(crate) fn k_block(&self, i: usize, hd: usize) -> &'a [u8] {
+        let size = BLOCK * self.k_type.row_bytes(hd);
+        &self.k[i * size..][..size]
+    }
+}
+
 /// Where a partial result goes, for each row: `m`, `s` and `o` (rows, head_dim).
 pub struct Partial<'a> {
     /// Maximum scores.
     pub m: &'a mut [f32],
     /// Sums of exp(score - m).
     pub s: &'a mut [f32],
-    /// Sums of exp(score - m) * v.
+    /// Sums of exp(score - m) * v; with room for [`padded_rows`], those past the last of any value afterwards.
     pub o: &'a mut [f32],
 }
 
-type Run = unsafe fn(&Ops, &Queries<'_>, &Cache<'_>, std::ops::Range<usize>, &mut Partial<'_>, &mut Vec<f32>);
+/// Rows that a [`Partial`] of so many has room for in its outputs: whole tiles.
+pub fn padded_rows(rows: usize) -> usize {
+    rows.next_multiple_of(32)
+}
+
+type Run = unsafe fn(&Ops, &Queries<'_>, &Cache<'_>, Range<usize>, &mut Partial<'_>, &mut Scratch);
 
 /// The kernels of one instruction set. Holding one is the proof that the machine has it.
 pub struct Attention {
     isa: Isa,
     run: Run,
+    /// Query rows that are best computed by one call: what converting keys and values is shared by.
+    pub rows: usize,
 }
 
 impl Attention {
     pub(crate) fn for_isa(isa: Isa) -> &'static Attention {
         assert!(isa.is_supported());
         match isa {
-            Isa::Scalar => &Attention { isa: Isa::Scalar, run: scalar },
+            Isa::Scalar => &Attention { isa: Isa::Scalar, run: scalar, rows: 32 },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &Attention { isa: Isa::Avx2, run: avx2 },
+            Isa::Avx2 => &Attention { isa: Isa::Avx2, run: avx2, rows: 32 },
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => &Attention { isa: Isa::AvxVnni, run: avx2 },
+            Isa::AvxVnni => &Attention { isa: Isa::AvxVnni, run: avx2, rows: 32 },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => &Attention { isa: Isa::Avx512, run: avx512 },
+            Isa::Avx512 => &Attention { isa: Isa::Avx512, run: avx512, rows: 32 },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &Attention { isa: Isa::Amx, run: crate::amx::attention::run, rows: 128 },
             #[cfg(not(target_arch = "x86_64"))]
-            _ => &Attention { isa: Isa::Scalar, run: scalar },
+            _ => &Attention { isa: Isa::Scalar, run: scalar, rows: 32 },
         }
     }
 
@@ -195,38 +215,40 @@ impl Attention {
         &self,
         q: &Queries<'_>,
         cache: &Cache<'_>,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         out: &mut Partial<'_>,
-        scratch: &mut Vec<f32>,
+        scratch: &mut Scratch,
     ) {
         let rows = q.limits.len();
         let hd = q.q.len() / rows.max(1);
-        assert!(hd.is_multiple_of(L) && q.q.len() == rows * hd && out.o.len() == q.q.len());
+        assert!(hd.is_multiple_of(L) && q.q.len() == rows * hd && out.o.len() == padded_rows(rows) * hd);
         assert!(out.m.len() == rows && out.s.len() == rows && range.start.is_multiple_of(BLOCK));
         // SAFETY: an `Attention` for a rung is handed out only where the rung is supported.
         unsafe { (self.run)(Ops::for_isa(self.isa), q, cache, range, out, scratch) }
     }
 }
 
-fn scalar(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: std::ops::Range<usize>, o: &mut Partial<'_>, s: &mut Vec<f32>) {
-    attend::<crate::lanes::Scalar>(ops, q, c, r, o, s);
+fn scalar(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
+    attend_vectors::<crate::lanes::Scalar>(ops, q, c, r, o, s);
 }
 #[cfg(target_arch = "x86_64")]
 crate::isa::avx2! {
-    fn avx2(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: std::ops::Range<usize>, o: &mut Partial<'_>, s: &mut Vec<f32>) {
-        attend::<crate::lanes::Avx2>(ops, q, c, r, o, s);
+    fn avx2(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
+        attend_vectors::<crate::lanes::Avx2>(ops, q, c, r, o, s);
     }
 }
 #[cfg(target_arch = "x86_64")]
 crate::isa::avx512! {
-    fn avx512(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: std::ops::Range<usize>, o: &mut Partial<'_>, s: &mut Vec<f32>) {
-        attend::<crate::lanes::Avx512>(ops, q, c, r, o, s);
+    pub(crate) fn avx512(
+        ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch,
+    ) {
+        attend_vectors::<crate::lanes::Avx512>(ops, q, c, r, o, s);
     }
 }
 
 /// Vector `i` of a K block: dimension `i` of its 16 positions.
 #[inline(always)]
-fn load_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, i: usize) -> V {
+pub(crate) fn load_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, i: usize) -> V {
     match kind {
         KvType::F16 => V::load_f16(bytes(block, i)),
         KvType::Bf16 => V::load_bf16(bytes(block, i)),
@@ -236,7 +258,7 @@ fn load_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, i: usize) -> V {
 
 /// Dimensions `16 i .. 16 i + 16` of a V row.
 #[inline(always)]
-fn load_v<V: Lanes>(kind: KvType, row: &[u8], hd: usize, i: usize) -> V {
+pub(crate) fn load_v<V: Lanes>(kind: KvType, row: &[u8], hd: usize, i: usize) -> V {
     match kind {
         KvType::F16 => V::load_f16(bytes(row, i)),
         KvType::Bf16 => V::load_bf16(bytes(row, i)),
@@ -253,31 +275,84 @@ fn bytes<const N: usize>(b: &[u8], i: usize) -> &[u8; N] {
     b[i * N..][..N].try_into().expect("of that length")
 }
 
+/// The two products of a chunk of positions, as an instruction set computes them.
+pub(crate) trait Products {
+    /// Scores of all rows for `blocks` K blocks from position `p0` on: `q k * scale`. What lies past them in a row of
+    /// `scores` may be anything afterwards.
+    fn scores(&mut self, cache: &Cache<'_>, p0: usize, blocks: usize, scores: &mut [[f32; CHUNK]]);
+
+    /// `o += p V` for the values of `positions`, (rows, head_dim). Weights of positions past them are zero.
+    fn values(&mut self, cache: &Cache<'_>, positions: Range<usize>, p: &[[f32; CHUNK]], o: &mut [f32]);
+}
+
+/// The online softmax over chunks of positions.
 #[inline(always)]
-fn attend<V: Lanes>(
+pub(crate) fn attend(
     ops: &Ops,
-    q: &Queries<'_>,
+    mut products: impl Products,
+    (limits, hd): (&[usize], usize),
     cache: &Cache<'_>,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     out: &mut Partial<'_>,
-    scratch: &mut Vec<f32>,
+    scores: &mut [[f32; CHUNK]],
 ) {
-    let rows = q.limits.len();
-    let hd = q.q.len() / rows.max(1);
     out.m.fill(f32::NEG_INFINITY);
     out.s.fill(0.0);
     out.o.fill(0.0);
-    scratch.resize(rows * CHUNK + hd * L, 0.0);
-    let (scores, key) = scratch.split_at_mut(rows * CHUNK);
-    let scores = scores.as_chunks_mut::<CHUNK>().0;
-    let key = key.as_chunks_mut::<L>().0;
-    let seen = q.limits.iter().copied().max().unwrap_or(0).min(range.end);
+    let seen = limits.iter().copied().max().unwrap_or(0).min(range.end);
     for p0 in (range.start..seen).step_by(CHUNK) {
         let p1 = seen.min(p0 + CHUNK);
-        let blocks = (p1 - p0).div_ceil(BLOCK);
+        products.scores(cache, p0, (p1 - p0).div_ceil(BLOCK), scores);
+        for (r, p) in scores.iter_mut().enumerate().take(limits.len()) {
+            let n = limits[r].clamp(p0, p1) - p0;
+            p[n..].fill(0.0);
+            if n == 0 {
+                continue;
+            }
+            let m = out.m[r].max(ops.max(&p[..n]));
+            let fade = if out.m[r] == m { 1.0 } else { (out.m[r] - m).exp() };
+            out.s[r] = out.s[r] * fade + ops.exp_sum(&mut p[..n], m);
+            out.m[r] = m;
+            if fade != 1.0 {
+                out.o[r * hd..][..hd].iter_mut().for_each(|o| *o *= fade);
+            }
+        }
+        products.values(cache, p0..p1, scores, out.o);
+    }
+}
+
+/// Products on vectors of f32.
+struct Vectors<'a, V> {
+    q: &'a Queries<'a>,
+    rows: usize,
+    hd: usize,
+    key: &'a mut [[f32; L]], // (head_dim): a K block in f32
+    lanes: PhantomData<V>,
+}
+
+#[inline(always)]
+fn attend_vectors<V: Lanes>(
+    ops: &Ops,
+    q: &Queries<'_>,
+    cache: &Cache<'_>,
+    range: Range<usize>,
+    out: &mut Partial<'_>,
+    scratch: &mut Scratch,
+) {
+    let rows = q.limits.len();
+    let hd = q.q.len() / rows.max(1);
+    let key = scratch.tile.take::<[f32; L]>(hd);
+    let products = Vectors::<V> { q, rows, hd, key, lanes: PhantomData };
+    attend(ops, products, (q.limits, hd), cache, range, out, scratch.floats.take(rows));
+}
+
+impl<V: Lanes> Products for Vectors<'_, V> {
+    #[inline(always)]
+    fn scores(&mut self, cache: &Cache<'_>, p0: usize, blocks: usize, scores: &mut [[f32; CHUNK]]) {
+        let Vectors { q, rows, hd, key, .. } = self;
+        let (rows, hd) = (*rows, *hd);
         for b in 0..blocks {
-            let size = BLOCK * cache.k_type.row_bytes(hd);
-            let block = &cache.k[(p0 / BLOCK + b) * size..][..size];
+            let block = cache.k_block(p0 / BLOCK + b, hd);
             for (i, k) in key.iter_mut().enumerate() {
                 load_k::<V>(cache.k_type, block, hd, i).store(k);
             }
@@ -299,24 +374,14 @@ fn attend<V: Lanes>(
                 }
             }
         }
-        for r in 0..rows {
-            let n = q.limits[r].clamp(p0, p1) - p0;
-            let p = &mut scores[r];
-            p[n..].fill(0.0);
-            if n == 0 {
-                continue;
-            }
-            let m = out.m[r].max(ops.max(&p[..n]));
-            let fade = if out.m[r] == m { 1.0 } else { (out.m[r] - m).exp() };
-            out.s[r] = out.s[r] * fade + ops.exp_sum(&mut p[..n], m);
-            out.m[r] = m;
-            if fade != 1.0 {
-                out.o[r * hd..][..hd].iter_mut().for_each(|o| *o *= fade);
-            }
-        }
+    }
+
+    #[inline(always)]
+    fn values(&mut self, cache: &Cache<'_>, positions: Range<usize>, scores: &[[f32; CHUNK]], out: &mut [f32]) {
+        let (rows, hd) = (self.rows, self.hd);
         // Four rows by up to four vectors of dimensions stay in registers over the chunk's positions.
         let row_bytes = cache.v_type.row_bytes(hd);
-        let values = &cache.v[p0 * row_bytes..p1 * row_bytes];
+        let values = &cache.v[positions.start * row_bytes..positions.end * row_bytes];
         for r0 in (0..rows).step_by(4) {
             let mut p = [&scores[r0]; 4];
             for (i, p) in p.iter_mut().enumerate() {
@@ -338,7 +403,7 @@ fn attend<V: Lanes>(
                     }
                 }
                 for r in 0..4.min(rows - r0) {
-                    let o = out.o[(r0 + r) * hd..][..hd].as_chunks_mut::<L>().0;
+                    let o = out[(r0 + r) * hd..][..hd].as_chunks_mut::<L>().0;
                     for j in 0..wide {
                         V::load(&o[d0 + j]).add(acc[r][j]).store(&mut o[d0 + j]);
                     }
@@ -412,9 +477,9 @@ mod tests {
                     let split = (n / 2).next_multiple_of(16);
                     let mut parts = Vec::new();
                     for range in [0..split, split..n] {
-                        let mut p = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows * hd]);
+                        let mut p = (vec![0.0; rows], vec![0.0; rows], vec![0.0; padded_rows(rows) * hd]);
                         let mut out = Partial { m: &mut p.0, s: &mut p.1, o: &mut p.2 };
-                        attention.run(&queries, &cache, range, &mut out, &mut Vec::new());
+                        attention.run(&queries, &cache, range, &mut out, &mut Scratch::default());
                         parts.push(p);
                     }
                     let tolerance = if kind == KvType::F16 { 2e-3 } else { 2e-2 };

@@ -97,7 +97,9 @@ impl Kernels {
                 crate::amx::overlay(&mut table);
             }
         }
-        Kernels { isa, exact, table, ops: Ops::for_isa(isa), attention: Attention::for_isa(isa) }
+        // Tiles round to bf16.
+        let attention = Attention::for_isa(if exact { isa.min(Isa::Avx512) } else { isa });
+        Kernels { isa, exact, table, ops: Ops::for_isa(isa), attention }
     }
 
     /// How `format` is multiplied.

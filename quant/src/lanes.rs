@@ -150,7 +150,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
+    pub(crate) struct Avx512(pub __m512);
 
     // SAFETY (all blocks below): the loads and stores are of whole arrays, unaligned forms; the instructions exist because
     // the methods are inlined only into functions compiled for the rung, which the dispatch calls only where it is detected.

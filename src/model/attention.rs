@@ -4,15 +4,15 @@
 use super::config::Pairs;
 use super::decoder::{Batch, Local, Pass, split_runs};
 use oxcart_quant::act::Wants;
-use oxcart_quant::attention::{BLOCK, Partial, Queries, merge};
+use oxcart_quant::attention::{BLOCK, Partial, Queries, merge, padded_rows};
 use oxcart_quant::format::SLAB;
 
 /// Positions of a range, where a small batch has its positions divided among workers.
 const RANGE: usize = 512;
 /// Tokens up to which that is done; larger batches have tasks enough.
 const SMALL: usize = 4;
-/// Query rows of a task.
-const ROWS: usize = 32;
+/// Query rows of a task whose limits need no allocation.
+const ROWS: usize = 128;
 
 /// Tokens that are stored by one task: consecutive, of one sequence, no K block shared with another run.
 pub(super) struct Run {
@@ -47,8 +47,9 @@ pub(super) fn runs(b: &Batch) -> Vec<Run> {
     pieces(b, cut).into_iter().map(|(first, len)| Run { first, len }).collect()
 }
 
-pub(super) fn tiles(b: &Batch, heads_per_kv: usize) -> Vec<Tile> {
-    let most = (ROWS / heads_per_kv).max(1);
+/// Tiles of `rows` query rows.
+pub(super) fn tiles(b: &Batch, heads_per_kv: usize, rows: usize) -> Vec<Tile> {
+    let most = (rows / heads_per_kv).max(1);
     pieces(b, |t, first| t - first >= most)
         .into_iter()
         .map(|(first, len)| Tile { first, len, seen: b.pos[first + len - 1] as usize + 1 })
@@ -109,7 +110,7 @@ impl Pass<'_, '_> {
         let (c, b, batch, plan) = (self.c, self.b, &*self.plan.batch, self.plan);
         let (n, hd, heads) = (batch.len(), c.head_dim, c.n_heads / c.n_kv_heads);
         let (q_dim, stride) = (c.q_dim(), c.q_dim() + 2 * c.kv_dim());
-        let Local { out, more, attention, .. } = &mut *self.local;
+        let Local { out, more, scratch, .. } = &mut *self.local;
         self.w.split(plan.tiles.len() * c.n_kv_heads * plan.ranges, |task| {
             let (range, task) = (task % plan.ranges, task / plan.ranges);
             let (head, tile) = (task % c.n_kv_heads, &plan.tiles[task / c.n_kv_heads]);
@@ -128,14 +129,15 @@ impl Pass<'_, '_> {
                 more.extend_from_slice(unsafe { b.qkv.read(at..at + heads * hd) });
                 limits[i * heads..(i + 1) * heads].fill(batch.pos[t] as usize + 1);
             }
-            out.resize(out.len().max(rows * (hd + 2)), 0.0);
-            let (m, rest) = out.split_at_mut(rows);
-            let (s, rest) = rest.split_at_mut(rows);
-            let mut part = Partial { m, s, o: &mut rest[..rows * hd] };
+            let room = padded_rows(rows) * hd;
+            out.resize(out.len().max(2 * rows + room), 0.0);
+            let (o, rest) = out.split_at_mut(room);
+            let (m, rest) = rest.split_at_mut(rows);
+            let mut part = Partial { m, s: &mut rest[..rows], o };
             let queries = Queries { q: more, limits, scale: 1.0 / (hd as f32).sqrt() };
             // SAFETY: the cache is not written in this phase.
             let cache = unsafe { self.cache.view(layer, batch.seq[tile.first] as usize, head, tile.seen) };
-            self.k.attention.run(&queries, &cache, positions, &mut part, attention);
+            self.k.attention.run(&queries, &cache, positions, &mut part, scratch);
             for (i, t) in (tile.first..tile.first + tile.len).enumerate() {
                 let r = i * heads..(i + 1) * heads;
                 let at = (range * n + t) * c.n_heads + head * heads;

@@ -156,7 +156,6 @@ pub struct Local {
     pub(super) scratch: Scratch,
     pub(super) out: Vec<f32>,
     pub(super) more: Vec<f32>,
-    pub(super) attention: Vec<f32>,
 }
 
 /// A part of a batch, prepared: what is the same for every worker and every layer.
@@ -178,15 +177,15 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// Prepares the parts of a batch, whose positions and tokens the caller has checked. `observer` is shown what enters
     /// each matrix.
-    pub fn of(m: &Model, parts: &'a [Batch], observer: Option<&'a Observer>) -> Vec<Plan<'a>> {
+    pub fn of(k: &Kernels, m: &Model, parts: &'a [Batch], observer: Option<&'a Observer>) -> Vec<Plan<'a>> {
         let (mut first, mut first_wanted) = (0, 0);
         let plan = |batch: &'a Batch| {
             let at = (first, first_wanted);
-            let mut p = Plan::new(m, Cow::Borrowed(batch), at, observer);
+            let mut p = Plan::new(k, m, Cow::Borrowed(batch), at, observer);
             (first, first_wanted) = (first + batch.len(), first_wanted + p.wanted.len());
             // An observer is shown everything.
             if p.wanted.len() < batch.len() && observer.is_none() {
-                p.last = Some(Box::new(Plan::new(m, Cow::Owned(batch.only(&p.wanted)), at, None)));
+                p.last = Some(Box::new(Plan::new(k, m, Cow::Owned(batch.only(&p.wanted)), at, None)));
             }
             p
         };
@@ -194,6 +193,7 @@ impl<'a> Plan<'a> {
     }
 
     fn new(
+        k: &Kernels,
         m: &Model,
         batch: Cow<'a, Batch>,
         (first, first_wanted): (usize, usize),
@@ -204,7 +204,7 @@ impl<'a> Plan<'a> {
             first,
             first_wanted,
             runs: super::attention::runs(&batch),
-            tiles: super::attention::tiles(&batch, m.config.n_heads / m.config.n_kv_heads),
+            tiles: super::attention::tiles(&batch, m.config.n_heads / m.config.n_kv_heads, k.attention.rows),
             ranges,
             range_len,
             observer,
