@@ -6,7 +6,7 @@
 
 use oxcart_quant::act::Wants;
 use oxcart_quant::format::FORMATS;
-use oxcart_quant::{ActBuf, Format, Isa, Kernels, Matrix, Out, Scratch};
+use oxcart_quant::{ActBuf, Format, Isa, Kernels, Matrix, Out, Scratch, Shared};
 use std::time::Instant;
 
 /// The best of nine: what other programs on the machine take away is not the kernel's.
@@ -24,8 +24,11 @@ fn seconds(mut f: impl FnMut()) -> f64 {
 fn time(kernels: &Kernels, format: Format, rows: usize, k: usize, n: usize) -> f64 {
     // Bytes without meaning: the scales are zero but for a few bits, the work is the same.
     let row_bytes = format.row_bytes(k).expect("a multiple of every block");
-    let data: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 2654435761 >> 11) as u8 & 0x3B).collect();
-    let m = Matrix::new(format, rows, k, &data).expect("the size just computed");
+    // In huge pages, or the walk through page tables is what is measured.
+    let mut data = Shared::<u8>::new(rows * row_bytes).expect("memory");
+    let data = data.as_mut_slice();
+    data.iter_mut().enumerate().for_each(|(i, b)| *b = (i * 2654435761 >> 11) as u8 & 0x3B);
+    let m = Matrix::new(format, rows, k, data).expect("the size just computed");
     let acts = ActBuf::new(k, n).expect("memory");
     let wants = Wants::of([kernels.kernel(format).act(n)]);
     for c in 0..n {

@@ -26,7 +26,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx2;
-use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, prefetch, slab_at};
+use crate::panel::{Out, Panel, Rows, Scratch, padded};
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
@@ -231,26 +231,20 @@ avx2! {
         }
     }
 
-    /// `R` consecutive rows from `r0` on, or as many as there are; all `NC` columns.
+    /// `R` rows, see [`Rows`]; all `NC` columns.
     #[inline]
     fn gemv_rows<
         const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize, const R: usize, const NC: usize,
     >(
-        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, r0: usize, x: Acts<'_>, cols: &[Column], out: &mut Out<'_>,
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, x: Acts<'_>, cols: &[Column], out: &mut Out<'_>,
     ) {
         let mut acc = [[_mm256_setzero_ps(); NC]; R];
-        let row = |i: usize| (r0 + i).min(w.rows - 1);
-        let ends = ends(w, row(0), row(R - 1));
+        let rows = Rows::<R, BYTES>::at(w, step);
         for s in 0..w.slabs() {
             let x: &[Q8Block; NC] = x.q8(s).try_into().expect("NC columns");
             let cols: &[Column; NC] = cols[s * NC..][..NC].try_into().expect("NC columns");
-            if let Some(next) = ahead::<BYTES>(w, r0, R, s) {
-                for r in 0..R {
-                    prefetch(next.wrapping_add(r * w.row_bytes), BYTES);
-                }
-            }
             for r in 0..R {
-                let slab = unpack(slab_at(w, row(r), s, &ends));
+                let slab = unpack(rows.slab(w, r, s));
                 for c in 0..NC {
                     // Through memory: a broadcast from there takes no shuffle.
                     let mut scale = [[0.0f32; 8]; 2];
@@ -280,9 +274,9 @@ avx2! {
                 }
             }
         }
-        for r in 0..R.min(w.rows - r0) {
+        for (r, row) in rows.each() {
             for c in 0..NC {
-                out.column(c, r0 + r, 1)[0] = sum8(acc[r][c]);
+                out.column(c, row, 1)[0] = sum8(acc[r][c]);
             }
         }
     }
@@ -295,14 +289,14 @@ avx2! {
         let cols = scratch.sums.take::<Column>(w.slabs() * x.n());
         columns::<G>(x, w.slabs(), codes.offset, cols);
         match x.n() {
-            1 => (0..w.rows).step_by(STREAMS).for_each(|r| {
-                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, STREAMS, 1>(unpack, &w, r, x, cols, out)
+            1 => (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
+                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, STREAMS, 1>(unpack, &w, i, x, cols, out)
             }),
-            2 => (0..w.rows).step_by(2).for_each(|r| {
-                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, 2>(unpack, &w, r, x, cols, out)
+            2 => (0..Rows::<2, BYTES>::steps(&w)).for_each(|i| {
+                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, 2>(unpack, &w, i, x, cols, out)
             }),
-            GEMV_COLS => (0..w.rows).step_by(2).for_each(|r| {
-                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, GEMV_COLS>(unpack, &w, r, x, cols, out)
+            GEMV_COLS => (0..Rows::<2, BYTES>::steps(&w)).for_each(|i| {
+                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, GEMV_COLS>(unpack, &w, i, x, cols, out)
             }),
             n => unreachable!("{n} columns go to the gemm"),
         }

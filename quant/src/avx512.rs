@@ -28,7 +28,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
-use crate::panel::{Out, Panel, Scratch, ahead, ends, padded, prefetch, slab_at};
+use crate::panel::{Out, Panel, Rows, Scratch, padded};
 use slab::{Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
@@ -188,17 +188,16 @@ avx512! {
         if MIN { _mm512_fnmadd_ps(slab.min, sum, acc) } else { acc }
     }
 
-    /// Four consecutive rows from `r0` on, or as many as there are. `ONE` column in registers, or several in `acc`,
+    /// Four rows, see [`Rows`]. `ONE` column in registers, or several in `acc`,
     /// (n, rows).
     #[inline]
     fn gemv_rows<const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize, const ONE: bool>(
-        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, r0: usize, n: usize, cols: &[Column],
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Column],
         acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
         let lanes = sixteenth::<PAIRED>();
         let lanes = if G == 32 { _mm512_srli_epi32::<1>(lanes) } else { lanes };
-        let row = |i: usize| (r0 + i).min(w.rows - 1);
-        let ends = ends(w, row(0), row(STREAMS - 1));
+        let rows = Rows::<STREAMS, BYTES>::at(w, step);
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
             let min = if G == 32 { slab.scale } else { slab.min };
@@ -207,12 +206,7 @@ avx512! {
         let mut sums = [_mm512_setzero_ps(); STREAMS];
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
-            let block = |i: usize| slab_at(w, row(i), s, &ends);
-            if let Some(next) = ahead::<BYTES>(w, r0, STREAMS, s) {
-                for r in 0..STREAMS {
-                    prefetch(next.wrapping_add(r * w.row_bytes), BYTES);
-                }
-            }
+            let block = |r: usize| rows.slab(w, r, s);
             if ONE {
                 for r in 0..STREAMS {
                     sums[r] = accumulate::<MIN>(&turn(block(r)), &x[0], sums[r]);
@@ -228,14 +222,16 @@ avx512! {
                 }
             }
         }
-        let rows = STREAMS.min(w.rows - r0);
         for c in 0..n {
             if !ONE {
                 for r in 0..STREAMS {
                     sums[r] = floats(&acc[c * STREAMS + r]);
                 }
             }
-            out.column(c, r0, rows).copy_from_slice(&totals(sums)[..rows]);
+            let totals = totals(sums);
+            for (r, row) in rows.each() {
+                out.column(c, row, 1)[0] = totals[r];
+            }
         }
     }
 
@@ -262,13 +258,13 @@ avx512! {
         let cols = scratch.sums.take::<Column>(w.slabs() * n);
         columns::<G, MIN, PAIRED>(x, w.slabs(), offset, cols);
         if n == 1 {
-            (0..w.rows).step_by(STREAMS).for_each(|r| {
-                gemv_rows::<G, MIN, PAIRED, BYTES, true>(unpack, &w, r, n, cols, &mut [], out)
+            (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
+                gemv_rows::<G, MIN, PAIRED, BYTES, true>(unpack, &w, i, n, cols, &mut [], out)
             });
         } else {
             let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
-            (0..w.rows).step_by(STREAMS).for_each(|r| {
-                gemv_rows::<G, MIN, PAIRED, BYTES, false>(unpack, &w, r, n, cols, acc, out)
+            (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
+                gemv_rows::<G, MIN, PAIRED, BYTES, false>(unpack, &w, i, n, cols, acc, out)
             });
         }
     }

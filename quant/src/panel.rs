@@ -176,57 +176,63 @@ pub(crate) fn padded<const BYTES: usize>(b: &[u8]) -> [u8; BYTES] {
     whole
 }
 
-/// Slab `s` of a row, `BYTES` long. At the end of a row that is no multiple of 256 these bytes go on into the next row: the
-/// activations there are zeros with zero scales, which no finite weight can change. Where the panel ends before the slab
-/// does, it is taken from `ends`.
-#[inline(always)]
-pub(crate) fn slab_at<'a, const BYTES: usize>(
-    w: &Panel<'a>,
-    r: usize,
-    s: usize,
-    ends: &'a Option<Ends<BYTES>>,
-) -> &'a [u8; BYTES] {
-    match w.data[r * w.row_bytes + s * BYTES..].first_chunk() {
-        Some(b) => b,
-        None => {
-            let (first, ends) = ends.as_ref().expect("made for rows this near the end");
-            &ends[r - first]
+/// The rows that a gemv reads side by side at step `i`: each stream goes through a stretch of the panel row after row, so
+/// that memory sees a few long streams, and each slab of the activations serves all of them. (Side by side in neighbouring
+/// rows, streams of one row's length gave two thirds of that on Zen 4.) Where the panel ends before a stream does, a row is
+/// there that another stream has too; [`Rows::each`] leaves it out.
+pub(crate) struct Rows<const R: usize, const BYTES: usize> {
+    rows: [usize; R],
+    new: [bool; R],
+    ends: Option<[[u8; BYTES]; R]>,
+}
+
+impl<const R: usize, const BYTES: usize> Rows<R, BYTES> {
+    /// Steps through a panel.
+    pub fn steps(w: &Panel<'_>) -> usize {
+        w.rows.div_ceil(R)
+    }
+
+    #[inline(always)]
+    pub fn at(w: &Panel<'_>, i: usize) -> Rows<R, BYTES> {
+        let (mut rows, mut new) = ([0; R], [false; R]);
+        for r in 0..R {
+            let row = r * Rows::<R, BYTES>::steps(w) + i;
+            (rows[r], new[r]) = (row.min(w.rows - 1), row < w.rows);
+        }
+        // At the end of a row that is no multiple of 256 a slab goes on into the next row. Where the panel ends before that,
+        // it is taken from here.
+        let whole = w.row_bytes / BYTES * BYTES;
+        let mut ends = None;
+        if rows[R - 1] * w.row_bytes + w.slabs() * BYTES > w.data.len() {
+            ends = Some(rows.map(|r| padded(&w.row(r)[whole..])));
+        }
+        Rows { rows, new, ends }
+    }
+
+    /// Slab `s` of the row of stream `r`, `BYTES` long, and what lies some 2 KB on in the stream asked for: the time that
+    /// memory takes to answer. (The hardware's prefetchers begin anew with every page; asked for by hand, memory gave up to a
+    /// third more.)
+    ///
+    /// At the end of a row that is no multiple of 256 these bytes go on into the next row: the activations there are zeros
+    /// with zero scales, which no finite weight can change.
+    #[inline(always)]
+    pub fn slab<'a>(&'a self, w: &Panel<'a>, r: usize, s: usize) -> &'a [u8; BYTES] {
+        let at = self.rows[r] * w.row_bytes + s * BYTES;
+        prefetch(w.data.as_ptr().wrapping_add(at + AHEAD), BYTES);
+        match w.data[at..].first_chunk() {
+            Some(b) => b,
+            None => &self.ends.as_ref().expect("made for rows this near the end")[r],
         }
     }
-}
 
-/// The last, incomplete slabs of up to four rows, with zeros behind them, and the first of these rows.
-pub(crate) type Ends<const BYTES: usize> = (usize, [[u8; BYTES]; 4]);
-
-/// The ends of the rows `first..=last` where a slab of theirs would pass the end of the panel.
-#[inline(always)]
-pub(crate) fn ends<const BYTES: usize>(w: &Panel<'_>, first: usize, last: usize) -> Option<Ends<BYTES>> {
-    let whole = w.row_bytes / BYTES * BYTES;
-    if last * w.row_bytes + w.slabs() * BYTES <= w.data.len() {
-        return None;
+    /// The rows, each once, with the number of its stream.
+    pub fn each(&self) -> impl Iterator<Item = (usize, usize)> {
+        (0..R).filter(|&r| self.new[r]).map(|r| (r, self.rows[r]))
     }
-    let mut ends = [[0; BYTES]; 4];
-    for r in first..=last {
-        ends[r - first] = padded(&w.row(r)[whole..]);
-    }
-    Some((first, ends))
 }
 
-/// Slabs that a stream is asked for before its turn: some 2 KB, the time that memory takes to answer.
-const AHEAD: usize = 12;
-
-/// What a gemv that reads `streams` rows from `r0` on side by side will read [`AHEAD`] slabs after slab `s` of the first of
-/// them: in the same rows, or at the head of the next ones. The other streams' lie whole rows further on. `None` where the
-/// panel ends before.
-///
-/// The hardware's prefetchers begin anew with every row and page; asked for by hand, memory gave up to a third more.
-#[inline(always)]
-pub(crate) fn ahead<const BYTES: usize>(w: &Panel<'_>, r0: usize, streams: usize, s: usize) -> Option<*const u8> {
-    let slabs = w.slabs();
-    let to = s + AHEAD.min(slabs);
-    let (row, slab) = if to < slabs { (r0, to) } else { (r0 + streams, to - slabs) };
-    (row < w.rows).then(|| w.data.as_ptr().wrapping_add(row * w.row_bytes + slab * BYTES))
-}
+/// Bytes that a stream is asked for before their turn.
+const AHEAD: usize = 2048;
 
 /// Asks for `bytes` from `at` on, anywhere in or beyond the weights: a hint.
 #[inline(always)]

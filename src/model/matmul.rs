@@ -5,10 +5,10 @@
 use oxcart_quant::{Kernels, Matrix};
 use std::ops::Range;
 
-/// Weights that a gemv task reads: long enough for the prefetcher, short enough to even out workers.
-const GEMV_BYTES: usize = 192 << 10;
+/// Weights that a gemv task reads: streams long enough for the prefetcher, short enough to even out workers.
+const GEMV_BYTES: usize = 512 << 10;
 /// Rows of a gemv task at least, whatever they weigh: each task turns its columns once.
-const GEMV_ROWS: usize = 16;
+const GEMV_ROWS: usize = 32;
 
 /// Matrices with one input, divided into panels.
 pub(super) struct Panels<'a, const N: usize> {
