@@ -30,7 +30,8 @@ pub struct EngineOptions {
     pub overrides: Vec<String>,
     /// How its makers say to sample.
     pub recommended: SampleParams,
-    /// Bytes of weights that may stay in memory; the rest is read from the disk for every pass. `None`: what fits.
+    /// Bytes of weights that may stay in memory; the rest is read from the disk for every pass, of experts what it uses.
+    /// `None`: what fits.
     pub resident: Option<u64>,
 }
 
@@ -229,7 +230,8 @@ impl Engine {
         let Some(budget) = self.resident.or(free) else { return Ok(false) };
         let weights = &self.model.weights;
         if self.stream.get().is_none() && weights.n_bytes() > budget {
-            let stream = Stream::new(weights, budget).map_err(system("thread that reads weights"))?;
+            let stream =
+                Stream::new(weights, self.model.config.experts, budget).map_err(system("thread that reads weights"))?;
             // Another session may have been first: its stream serves as well.
             let _ = self.stream.set(stream);
         }

@@ -1,4 +1,8 @@
-//! Weights beyond memory, with the real SmolLM2: the same results from the disk as from memory.
+//! Weights beyond memory, with the real SmolLM2 and a small mixture of experts: the same results from the disk as from memory.
+
+#[path = "common/checkpoint.rs"]
+#[allow(dead_code)] // what only conversions need
+mod checkpoint;
 
 use assert_cmd::Command;
 use oxcart::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions};
@@ -18,6 +22,14 @@ fn session(path: &Path, resident: Option<u64>) -> Session {
     let o = EngineOptions { threads: 2, resident, ..EngineOptions::default() };
     let e = Arc::new(Engine::open(path, &o).unwrap());
     e.session(&SessionOptions { context: 640, ubatch: 64, ..SessionOptions::default() }).unwrap()
+}
+
+/// A Mixtral of 19 MB, of which 16 are experts: 5 layers of 4, 2 for a token.
+fn mixture(dir: &Path) -> PathBuf {
+    let (from, to) = (dir.join("m"), dir.join("m.gguf"));
+    checkpoint::model("MixtralForCausalLM", "F32", 5).write(&from, 1);
+    Command::cargo_bin("oxcart").unwrap().arg("quantize").args([&from, &to]).arg("F32").assert().success();
+    to
 }
 
 fn tokens(n: usize) -> Vec<u32> {
@@ -120,4 +132,75 @@ fn the_program_says_how_weights_are_divided() {
     let (streamed, talk) = run(&["--resident-memory", "50M"]);
     assert_eq!(streamed, text);
     assert!(talk.contains("of weights in memory") && talk.contains("from the disk for every pass"), "{talk}");
+}
+
+/// The logits of a prompt, of one token at a time, of a few at once (which still choose their experts), of another prompt, and
+/// of one token again.
+fn mixed_logits(s: &mut Session) -> Vec<Vec<f32>> {
+    let sizes = [300, 1, 1, 1, 2, 3, 1, 7, 100, 1, 1];
+    let mut feed = |n: usize| {
+        let at = s.len(0);
+        let tokens: Vec<u32> = (at..at + n).map(|i| (i * 7919 % 256) as u32).collect();
+        s.forward(&Batch::of(&tokens, at, 0)).unwrap()
+    };
+    sizes.into_iter().map(&mut feed).collect()
+}
+
+#[test]
+fn experts_from_the_disk_give_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = mixture(dir.path());
+    let mut whole = session(&path, None);
+    let want = mixed_logits(&mut whole);
+    assert!(whole.engine().stream().is_none() && want.iter().flatten().all(|x| x.is_finite()));
+    let all = whole.engine().model.weights.n_bytes();
+    for resident in [0, 1 << 20, 3 << 20, 6 << 20, 12 << 20, all - 1] {
+        let mut s = session(&path, Some(resident));
+        let (stay, go) = s.engine().stream().expect("more than it may keep").bytes();
+        // A token uses half of the experts.
+        assert!(stay <= resident && go > 0 && go <= all.div_ceil(2) + (3 << 20), "{stay} stay of {resident}, {go} go");
+        assert!(mixed_logits(&mut s) == want, "{resident}");
+    }
+}
+
+#[test]
+fn a_mixture_that_is_cut_under_a_pass_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = mixture(dir.path());
+    let len = fs::metadata(&path).unwrap().len();
+    let whole = fs::read(&path).unwrap();
+    // With nothing kept, and with nearly all.
+    for resident in [0, len - (2 << 20)] {
+        for tokens in [1, 20] {
+            let mut s = session(&path, Some(resident));
+            assert!(s.engine().stream().is_some());
+            for at in 0..8 {
+                s.forward(&Batch::of(&[at * 9], at as usize, 0)).unwrap();
+            }
+            fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len / 2).unwrap();
+            let e = s.forward(&Batch::of(&vec![5; tokens], 8, 0)).unwrap_err().to_string();
+            let problem = format!("m.gguf: reading weights: {} bytes, expected {len}", len / 2);
+            assert!(e.contains(&problem) && s.len(0) == 8, "{e}");
+            drop(s);
+            fs::write(&path, &whole).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_program_says_what_a_token_reads_of_a_mixture() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = mixture(dir.path());
+    let run = |more: &[&str]| {
+        let mut c = Command::cargo_bin("oxcart").unwrap();
+        c.args(["run", "-t", "2", "-p", "The cart", "-n", "8", "--temp", "0", "-m"]).arg(&path).args(more);
+        let out = c.output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        (out.stdout, String::from_utf8(out.stderr).unwrap())
+    };
+    let (text, talk) = run(&[]);
+    assert!(!talk.contains("from the disk"), "{talk}");
+    let (streamed, talk) = run(&["--resident-memory", "6M"]);
+    assert_eq!(streamed, text);
+    assert!(talk.contains("of weights in memory, up to") && talk.contains("from the disk for every token"), "{talk}");
 }

@@ -25,7 +25,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     pub isa: Option<String>,
     /// Keep at most so many bytes of weights in memory (K, M, G: powers of 1024) and read the rest from the disk for every
-    /// pass [default: what fits in the memory available]
+    /// pass, of experts what it uses [default: what fits in the memory available]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub resident_memory: Option<u64>,
     /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
@@ -140,7 +140,10 @@ pub fn session(e: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineErr
 /// How the weights are divided between memory and disk, once there is a session, if they are.
 pub fn beyond_memory(e: &Engine) -> Option<String> {
     let (stay, go) = e.stream()?.bytes();
-    Some(format!("{} of weights in memory, {} from the disk for every pass", size(stay), size(go)))
+    Some(match e.model.config.experts {
+        None => format!("{} of weights in memory, {} from the disk for every pass", size(stay), size(go)),
+        Some(_) => format!("{} of weights in memory, up to {} from the disk for every token", size(stay), size(go)),
+    })
 }
 
 impl SessionArgs {

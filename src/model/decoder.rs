@@ -30,6 +30,7 @@ use super::cache::KvCache;
 use super::config::Config;
 use super::matmul::Panels;
 use super::observe::{Input, Observer};
+use super::stream::Reading;
 use super::weights::{Layer, Weight, wants};
 use super::{Halt, Model, Stream, rope};
 use oxcart_quant::act::Wants;
@@ -230,6 +231,8 @@ pub(super) struct Pass<'a, 't> {
     pub cache: &'a KvCache,
     pub b: &'a Buffers,
     pub local: &'a mut Local,
+    /// What fetches the experts that are chosen in the layer at hand, where they are not there already.
+    pub fetch: Option<&'a Stream>,
 }
 
 /// How weights come into memory during a pass.
@@ -256,10 +259,13 @@ pub fn forward(
     sink: &(dyn Fn(usize, &[f32]) + Sync),
 ) -> Result<(), Halt> {
     let Some(first) = plans.first() else { return Ok(()) };
-    let mut p = Pass { w, k, c: &m.config, plan: first, cache, b, local };
+    let mut p = Pass { w, k, c: &m.config, plan: first, cache, b, local, fetch: None };
     let lead = way.filter(|_| w.index() == 0);
+    let last = |plan: &Plan<'_>| plan.last.as_ref().map_or(plan.batch.len(), |last| last.batch.len());
+    let (n, n_last) = (plans.iter().map(|p| p.batch.len()).sum(), plans.iter().map(last).sum());
+    let reading = Reading::of(m.config.experts, m.config.n_layers, n, n_last);
     if let Some(way) = lead {
-        way.stream.begin();
+        way.stream.begin(reading);
     }
     for plan in plans {
         p.plan = plan;
@@ -271,11 +277,12 @@ pub fn forward(
             lead.into_iter().for_each(|l| l.stream.wait());
             w.sync();
             way.stream.halted()?;
+            p.fetch = reading.fetches(i).then_some(way.stream);
         }
         for plan in plans {
             p.plan = plan;
             match m.weights.layers.get(i) {
-                Some(layer) => p.layer(i, layer),
+                Some(layer) => p.layer(i, layer)?,
                 None => {
                     p.plan = plan.last.as_deref().unwrap_or(plan);
                     p.logits(m, sink);
@@ -313,7 +320,7 @@ impl Pass<'_, '_> {
         self.w.sync();
     }
 
-    fn layer(&mut self, i: usize, l: &Layer) {
+    fn layer(&mut self, i: usize, l: &Layer) -> Result<(), Halt> {
         let (mut n, b, c) = (self.n(), self.b, self.c);
         self.norm(&l.attn_norm, self.wants([&l.q, &l.k, &l.v], n..=n));
         self.observe((i, Input::Qkv), &b.norm_acts, c.dim, n, &[(0, 0..n)]);
@@ -323,7 +330,7 @@ impl Pass<'_, '_> {
             && let Some(last) = &self.plan.last
         {
             if last.batch.is_empty() {
-                return;
+                return Ok(());
             }
             self.keep_wanted();
             self.plan = last;
@@ -333,7 +340,7 @@ impl Pass<'_, '_> {
         self.merge(self.wants([&l.o], n..=n));
         self.observe((i, Input::AttnOutput), &b.attn_acts, c.q_dim(), n, &[(0, 0..n)]);
         self.add_product(l.o.matrix(), &b.attn_acts, c.q_dim());
-        self.feed_forward(i, l);
+        self.feed_forward(i, l)
     }
 
     /// Moves the residual stream and the queries of the tokens whose logits are wanted to the front of this part's.

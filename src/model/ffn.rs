@@ -9,6 +9,7 @@ use super::decoder::{Local, Pass, split_runs};
 use super::matmul::Panels;
 use super::observe::Input;
 use super::weights::{Ffn, Layer};
+use super::{Halt, Stream};
 use oxcart_quant::act::{COLUMNS, Wants};
 use oxcart_quant::format::SLAB;
 use oxcart_quant::{ActBuf, Acts, Out};
@@ -27,7 +28,7 @@ struct Share {
 
 impl Pass<'_, '_> {
     /// `x += ffn(rmsnorm(x))`.
-    pub fn feed_forward(&mut self, i: usize, l: &Layer) {
+    pub fn feed_forward(&mut self, i: usize, l: &Layer) -> Result<(), Halt> {
         let (f, b, c, n) = (&l.ffn, self.b, self.c, self.n());
         // An expert gets between one and all of the tokens.
         let columns = if c.experts.is_some() { 1..=n } else { n..=n };
@@ -39,6 +40,7 @@ impl Pass<'_, '_> {
                 self.gate_up(f, outer, &b.norm_acts, &[Share { expert: 0, slots: 0..n }], n);
                 self.observe((i, Input::Down), &b.ffn_acts, c.ffn_dim, n, &[(0, 0..n)]);
                 self.add_product(f.down.matrix(), &b.ffn_acts, c.ffn_dim);
+                Ok(())
             }
             Some(_) => self.experts(i, l, inner, outer),
         }
@@ -70,7 +72,7 @@ impl Pass<'_, '_> {
         self.w.sync();
     }
 
-    fn experts(&mut self, i: usize, l: &Layer, inner: Wants, outer: Wants) {
+    fn experts(&mut self, i: usize, l: &Layer, inner: Wants, outer: Wants) -> Result<(), Halt> {
         let e = self.c.experts.expect("called for mixtures");
         let (n, dim, used) = (self.n(), self.c.dim, e.used);
         self.route(l, inner, used);
@@ -93,12 +95,16 @@ impl Pass<'_, '_> {
             parts.last_mut().expect("pushed above").slots.end += 1;
         }
         let b = self.b;
+        if let Some(stream) = self.fetch.filter(|_| self.w.index() == 0) {
+            stream.fetch(i, parts.iter().map(|p| p.expert));
+        }
         split_runs(self.w, slots.len(), together, |slot| {
             let Some(i) = slots[slot] else { return };
             // SAFETY: the source is not written in this phase; this slot is this task's.
             unsafe { b.slot_acts.gather(inner, slots.len(), slot, &b.norm_acts, n, i / used) };
         });
         self.w.sync();
+        self.fetch.map_or(Ok(()), Stream::halted)?;
         let seen: Vec<_> = match self.plan.observer {
             Some(_) => parts.iter().map(|p| (p.expert, p.slots.clone())).collect(),
             None => Vec::new(),
@@ -130,6 +136,7 @@ impl Pass<'_, '_> {
             }
         });
         self.w.sync();
+        Ok(())
     }
 
     /// Normalises, and chooses each token's experts: the `used` largest of the router's softmax, made to sum to one

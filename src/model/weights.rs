@@ -79,6 +79,14 @@ pub struct Ffn {
     pub down: Weight,
 }
 
+/// What a forward pass reads at one place on its way: the matrices of a layer, or the output.
+pub(super) struct Unit {
+    /// What every token uses.
+    pub always: Vec<Bytes>,
+    /// Of each expert its rows of gate, up and down; none in a dense layer.
+    pub experts: Vec<[Bytes; 3]>,
+}
+
 /// Finds tensors and checks them.
 struct Finder<'a> {
     gguf: &'a Gguf,
@@ -140,10 +148,19 @@ impl Weights {
     }
 
     /// The matrices in the order in which a forward pass uses them: of each layer, then the output.
-    pub(super) fn units(&self) -> Vec<Vec<Bytes>> {
-        let layer =
-            |l: &Layer| [&l.q, &l.k, &l.v, &l.o, &l.ffn.gate, &l.ffn.up, &l.ffn.down].map(|w| w.bytes.clone()).to_vec();
-        self.layers.iter().map(layer).chain([vec![self.output.bytes.clone()]]).collect()
+    pub(super) fn units(&self) -> Vec<Unit> {
+        let layer = |l: &Layer| {
+            let mut always = [&l.q, &l.k, &l.v, &l.o].map(|w| w.bytes.clone()).to_vec();
+            let ffn = [&l.ffn.gate, &l.ffn.up, &l.ffn.down].map(|w| &w.bytes);
+            let count = l.ffn.router.len() / l.ffn_norm.len();
+            if count == 0 {
+                always.extend(ffn.map(Bytes::clone));
+            }
+            let part = |b: &Bytes, e: usize| b.slice(b.len() / count * e..b.len() / count * (e + 1));
+            Unit { always, experts: (0..count).map(|e| ffn.map(|b| part(b, e))).collect() }
+        };
+        let output = Unit { always: vec![self.output.bytes.clone()], experts: Vec::new() };
+        self.layers.iter().map(layer).chain([output]).collect()
     }
 
     /// Tells the system that of the embedding only the rows of tokens are read, if it is a matrix of its own.
@@ -155,7 +172,9 @@ impl Weights {
 
     /// Bytes of all matrices that every forward pass may use.
     pub fn n_bytes(&self) -> u64 {
-        self.units().iter().flatten().map(|b| b.len() as u64).sum()
+        let units = self.units();
+        let bytes = units.iter().flat_map(|u| u.always.iter().chain(u.experts.iter().flatten()));
+        bytes.map(|b| b.len() as u64).sum()
     }
 
     /// The bytes that decoding one token reads: all layers (of experts, those used) and the output.
