@@ -34,6 +34,10 @@ pub struct Active {
     pub bytes: f64,
     /// Parameters.
     pub parameters: f64,
+    /// Bytes of all experts of a mixture; 0 for others.
+    pub experts: f64,
+    /// The share of the experts that a token uses.
+    pub share: f64,
 }
 
 impl Active {
@@ -44,9 +48,13 @@ impl Active {
         let (used, experts) = (count("expert_used_count"), count("expert_count"));
         let share = if used > 0 && experts > used { used as f64 / experts as f64 } else { 1.0 };
         let tied = g.tensor("output.weight").is_none();
-        let mut active = Active { bytes: 0.0, parameters: 0.0 };
+        let mut active = Active { bytes: 0.0, parameters: 0.0, experts: 0.0, share };
         for t in g.tensors().iter().filter(|t| t.dims.len() > 1 && (tied || t.name != "token_embd.weight")) {
-            let share = if t.name.contains("_exps.") { share } else { 1.0 };
+            let expert = t.name.contains("_exps.");
+            if expert {
+                active.experts += t.n_bytes() as f64;
+            }
+            let share = if expert { share } else { 1.0 };
             active.bytes += t.n_bytes() as f64 * share;
             active.parameters += t.n_elements() as f64 * share;
         }
@@ -55,8 +63,18 @@ impl Active {
 
     /// Of an entry of the catalogue whose file has `bytes`.
     pub fn of_entry(g: &catalog::Geometry, bytes: u64) -> Active {
-        let used = parameters(g, g.experts_used.unwrap_or(1));
-        Active { bytes: bytes as f64 * used / parameters(g, g.experts.unwrap_or(1)), parameters: used }
+        let (count, used) = (g.experts.unwrap_or(1), g.experts_used.unwrap_or(1));
+        let part = |parameters: f64| bytes as f64 * parameters / self::parameters(g, count);
+        let parameters = self::parameters(g, used);
+        let experts = if g.experts.is_some() { part(self::parameters(g, count) - self::parameters(g, 0)) } else { 0.0 };
+        Active { bytes: part(parameters), parameters, experts, share: f64::from(used) / f64::from(count) }
+    }
+
+    /// Bytes that a token reads from the disk where `beyond` bytes of the weights do not fit in memory. Experts are what does
+    /// not fit first; how often the chosen ones are there is taken as chance has it.
+    pub fn from_disk(&self, beyond: u64) -> u64 {
+        let experts = self.experts.min(beyond as f64);
+        (experts * self.share + (beyond as f64 - experts)) as u64
     }
 }
 
@@ -100,7 +118,7 @@ pub fn file_bytes(m: &catalog::Model, f: &catalog::ModelFile) -> Option<u64> {
 pub enum Fit {
     /// All of it stays in memory.
     Memory,
-    /// The weights do not: those that find no room are read from the disk for every token.
+    /// The weights do not: those that find no room are read from the disk for every token, experts where it uses them.
     Disk,
     /// The KV cache and the buffers do not.
     Not,
@@ -210,5 +228,19 @@ mod tests {
         let (m, _) = catalog::find(Some("Mixtral-8x22B-Instruct"), None).unwrap();
         let used = Active::of_entry(&m.geometry, 80 << 30);
         assert!((used.parameters / 39e9 - 1.0).abs() < 0.02, "{used:?}");
+        // 56 layers of 8 experts of 3 x 6144 x 16384.
+        assert!((used.experts / (80u64 << 30) as f64 - 135.3 / 140.6).abs() < 0.001, "{used:?}");
+        let (m, _) = catalog::find(Some("Llama-3-70B-Instruct"), None).unwrap();
+        let dense = Active::of_entry(&m.geometry, 40 << 30);
+        assert_eq!((dense.experts, dense.bytes), (0.0, (40u64 << 30) as f64));
+    }
+
+    #[test]
+    fn what_a_token_reads_from_the_disk() {
+        let mixture = Active { bytes: 35.0, parameters: 1.0, experts: 80.0, share: 0.25 };
+        for (beyond, want) in [(0, 0), (40, 10), (80, 20), (90, 30)] {
+            assert_eq!(mixture.from_disk(beyond), want, "{beyond}");
+        }
+        assert_eq!(Active { experts: 0.0, share: 1.0, ..mixture }.from_disk(40), 40);
     }
 }

@@ -100,13 +100,19 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let longest = machine.available.map(|m| needs.longest(m));
     let smaller = smaller(&subject, &needs, &machine);
     let advice = machine.advice(threads);
+    // What finds no room, and what a token reads of it.
+    let beyond = match (fit, machine.available) {
+        (Fit::Disk, Some(a)) => needs.total.saturating_sub(crate::engine::most_taken(a)).min(needs.weights),
+        _ => 0,
+    };
+    let disk = (beyond, subject.active.from_disk(beyond));
     if a.json {
         let speed = probe.map(|p| p.speed(subject.active, &needs));
         let report = json!({
             "model": subject.name, "size_is_estimate": subject.about, "needs": needs, "active": subject.active,
             "machine": machine, "threads": threads, "fit": fit, "longest_context": longest, "fits_instead": smaller,
             "probe": probe, "decode_tokens_per_second": speed.map(|s| s.0),
-            "prefill_tokens_per_second": speed.map(|s| s.1), "advice": advice,
+            "prefill_tokens_per_second": speed.map(|s| s.1), "disk_bytes_per_token": disk.1, "advice": advice,
         });
         println!("{report:#}");
         return Ok(());
@@ -131,7 +137,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if let Some(p) = probe {
         println!("  reads      {:>6.1} GB/s, multiplies bytes at {:.2} TOPS ({threads} threads)", p.read, p.tops);
     }
-    println!("{}", verdict(fit, &needs, &machine));
+    println!("{}", verdict(fit, &needs, &machine, disk));
     if let Some(n) = longest.filter(|&n| n > 0 && fit == Fit::Memory) {
         println!("  a context of up to {n} tokens stays in memory");
     }
@@ -146,19 +152,19 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verdict(fit: Fit, n: &Needs, m: &Machine) -> String {
+fn verdict(fit: Fit, n: &Needs, m: &Machine, (beyond, go): (u64, u64)) -> String {
     let available = size(m.available.unwrap_or(0));
     match fit {
         Fit::Memory => format!("fits: {} of {available} available", size(n.total)),
         Fit::Disk => {
-            let go = n.total.saturating_sub(crate::engine::most_taken(m.available.unwrap_or(0))).min(n.weights);
+            let (all, seconds, walk) = (size(n.total), go as f64 / 1e9, crate::engine::WALK);
+            let (read, once) = match go < beyond {
+                true => (format!("about {} of the experts", size(go)), size(beyond) + " "),
+                false => (format!("{} of the weights", size(go)), String::new()),
+            };
             format!(
-                "does not fit in memory: {} of {available} available; {} of the weights are read from the disk for every \
-                 token, {:.1} s at 1 GB/s, and once for up to {} tokens of a prompt",
-                size(n.total),
-                size(go),
-                go as f64 / 1e9,
-                crate::engine::WALK
+                "does not fit in memory: {all} of {available} available; {read} are read from the disk for every token, \
+                 {seconds:.1} s at 1 GB/s, and {once}once for up to {walk} tokens of a prompt"
             )
         }
         Fit::Not => format!(
