@@ -1,11 +1,38 @@
 //! How far a long measurement is: a bar with the time left on a terminal, plain lines elsewhere.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use super::interrupt::asked;
+use crate::engine::Session;
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Between plain lines.
 const EVERY: Duration = Duration::from_secs(60);
+
+/// A bar on stderr while a prompt of so many tokens is read, if that reads weights from the disk, too, and if there is a
+/// terminal; otherwise a hidden one. Ctrl-C still ends a pass.
+pub fn reading(s: &mut Session, tokens: usize) -> ProgressBar {
+    if s.engine().stream().is_none() {
+        return ProgressBar::hidden();
+    }
+    let units = tokens.div_ceil(s.walk()) * (s.engine().model.config.n_layers + 1);
+    let bar = ProgressBar::with_draw_target(Some(units as u64), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("reading the prompt {bar:20} {pos} of {len} layers{msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let told = bar.clone();
+    s.watch(Some(Arc::new(move |_, _| {
+        // The passes after it are no longer the prompt's.
+        if !told.is_finished() {
+            told.inc(1);
+            told.set_message(format!(", {} left", HumanDuration(told.eta())));
+        }
+        if asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })));
+    bar.tick();
+    bar
+}
 
 /// Progress on stderr, and running results on stdout that do not disturb it.
 pub struct Progress {

@@ -2,6 +2,7 @@
 
 use super::engine::{EngineArgs, SessionArgs, facts, session};
 use super::interrupt::interruptible;
+use super::progress::reading;
 use super::sampling::SamplingArgs;
 use crate::chat::{self, Message, Template};
 use crate::generate::{Event, generate};
@@ -86,21 +87,32 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
     let work = interruptible()?;
     let (mut out, mut whole, mut failed) = (std::io::stdout().lock(), String::new(), None);
-    if !a.json && !a.chat && !a.no_display_prompt {
-        write!(out, "{text}")?;
-        out.flush()?;
+    let mut say = |t: &str| out.write_all(t.as_bytes()).and_then(|()| out.flush());
+    let mut begun = if a.json || a.chat || a.no_display_prompt { "" } else { &text };
+    let bar = reading(&mut s, prompt.len());
+    if bar.is_hidden() {
+        say(std::mem::take(&mut begun))?;
     }
     let report = generate(&mut s, &mut sampler, &prompt, limit, |event| {
-        if let Event::Text(t) = event {
-            whole.push_str(t);
-            if !a.json
-                && let Err(e) = out.write_all(t.as_bytes()).and_then(|()| out.flush())
-            {
-                failed = Some(e);
+        let said = match event {
+            Event::Prompt { done, of } if done == of => {
+                // It shares a line of the terminal with the text.
+                bar.finish_and_clear();
+                say(std::mem::take(&mut begun))
             }
+            Event::Prompt { .. } => Ok(()),
+            Event::Text(t) => {
+                whole.push_str(t);
+                if a.json { Ok(()) } else { say(t) }
+            }
+        };
+        if let Err(e) = said {
+            failed = Some(e);
         }
         if work.asked() || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    });
+    bar.finish_and_clear();
+    let report = report?;
     if let Some(e) = failed {
         return Err(e.into());
     }
