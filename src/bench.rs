@@ -44,9 +44,14 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// Tokens per second of each repetition.
+    pub fn rates(&self) -> impl Iterator<Item = f64> + Clone {
+        self.seconds.iter().map(|s| self.test.tokens() as f64 / s)
+    }
+
     /// Tokens per second: mean and standard deviation over the repetitions.
     pub fn rate(&self) -> (f64, f64) {
-        mean_and_deviation(self.seconds.iter().map(|s| self.test.tokens() as f64 / s))
+        mean_and_deviation(self.rates())
     }
 }
 

@@ -83,6 +83,32 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
 }
 
 #[test]
+fn every_repetition_of_a_measurement_is_in_its_json() {
+    let bench = |form: &str| {
+        let (out, err, code) = ends(&mut oxcart(&["bench", "-p", "8", "-n", "2", "-r", "3", "-t", "2", "-o", form]));
+        assert_eq!(code, Some(0), "{err}");
+        out
+    };
+    let tests: serde_json::Value = serde_json::from_str(&bench("json")).expect("JSON");
+    for (test, tokens) in tests.as_array().expect("a list").iter().zip([8.0, 2.0]) {
+        let list = |key: &str| -> Vec<f64> {
+            let list = test[key].as_array().expect("a list");
+            list.iter().map(|v| v.as_f64().expect("a number")).collect()
+        };
+        let (ns, ts) = (list("samples_ns"), list("samples_ts"));
+        assert_eq!((ns.len(), ts.len()), (3, 3));
+        for (ns, ts) in ns.iter().zip(&ts) {
+            assert!((tokens * 1e9 / ns / ts - 1.0).abs() < 1e-6, "{tokens} tokens in {ns} ns, {ts} a second");
+        }
+        let mean = ts.iter().sum::<f64>() / 3.0;
+        assert!((test["avg_ts"].as_f64().expect("a number") / mean - 1.0).abs() < 1e-9);
+    }
+    let csv = bench("csv");
+    let columns: Vec<usize> = csv.lines().map(|l| l.split(',').count()).collect();
+    assert!(columns.len() == 3 && columns.iter().all(|&n| n == columns[0]) && !csv.contains("samples"), "{csv}");
+}
+
+#[test]
 fn failures_are_one_line_and_have_their_status() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {

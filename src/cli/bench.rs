@@ -155,6 +155,8 @@ fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: boo
         ("stddev_ns", ns_dev.into()),
         ("avg_ts", ts.into()),
         ("stddev_ts", ts_dev.into()),
+        ("samples_ns", timing.seconds.iter().map(|s| (s * 1e9).round() as u64).collect()),
+        ("samples_ts", timing.rates().collect()),
         ("gb_per_s", read.into()),
         ("read_probe_gb_per_s", limit.read.into()),
         ("tflops", tflops.into()),
@@ -205,10 +207,12 @@ fn markdown(out: &mut impl Write, e: &Engine, row: &Row, o: &SessionOptions, fir
 }
 
 fn csv(out: &mut impl Write, row: &Row, first: bool) -> std::io::Result<()> {
+    // A cell holds one value: the samples stay out, as llama-bench's do.
+    let cells = || row.iter().filter(|(_, v)| !v.is_array());
     if first {
-        writeln!(out, "{}", row.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(","))?;
+        writeln!(out, "{}", cells().map(|(k, _)| *k).collect::<Vec<_>>().join(","))?;
     }
     let quoted =
         |v: &serde_json::Value| format!("\"{}\"", v.as_str().map_or_else(|| v.to_string(), |s| s.replace('"', "\"\"")));
-    writeln!(out, "{}", row.iter().map(|(_, v)| quoted(v)).collect::<Vec<_>>().join(","))
+    writeln!(out, "{}", cells().map(|(_, v)| quoted(v)).collect::<Vec<_>>().join(","))
 }
