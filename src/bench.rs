@@ -129,8 +129,8 @@ pub fn limits(e: &Engine) -> std::io::Result<Limits> {
     }
     const PART: usize = 1 << 20;
     let ops = e.kernels.ops;
-    let parts: Vec<&[u8]> =
-        e.gguf.tensors().iter().flat_map(|t| t.bytes().chunks(PART)).take((2 << 30) / PART).collect();
+    let matrices = e.model.weights.matrices();
+    let parts: Vec<&[u8]> = matrices.iter().flat_map(|m| m.chunks(PART)).take((2 << 30) / PART).collect();
     let bytes: usize = parts.iter().map(|p| p.len()).sum();
     let read = |_| {
         let start = Instant::now();

@@ -5,7 +5,9 @@
 //! a session is its cache; of an engine, the pages of the file that are in use.
 
 use crate::gguf::{Gguf, GgufError};
+use crate::load::{self, Residence};
 use crate::machine::Machine;
+use crate::mmap::{Bytes, Room};
 use crate::model::config::Pairs;
 use crate::model::decoder::{self, Local, Plan, Way};
 use crate::model::observe::Observer;
@@ -33,6 +35,8 @@ pub struct EngineOptions {
     /// Bytes of weights that may stay in memory; the rest is read from the disk for every pass, of experts what it uses.
     /// `None`: what fits.
     pub resident: Option<u64>,
+    /// How the weights come into memory, and whether they stay.
+    pub residence: Residence,
 }
 
 impl Default for EngineOptions {
@@ -43,6 +47,7 @@ impl Default for EngineOptions {
             overrides: Vec::new(),
             recommended: SampleParams::default(),
             resident: None,
+            residence: Residence::default(),
         }
     }
 }
@@ -92,6 +97,19 @@ pub enum EngineError {
         /// Bytes that can be had.
         available: u64,
     },
+    /// Weights that shall all be in memory, and cannot.
+    #[error(
+        "{flag}: {needed} bytes of weights, {available} bytes of memory for them: without it, those that do not fit are \
+         read from the disk for every pass"
+    )]
+    Weights {
+        /// What asks for it.
+        flag: &'static str,
+        /// Bytes of weights.
+        needed: u64,
+        /// Bytes that they may take.
+        available: u64,
+    },
     /// The weights, while they were in use.
     #[error("{}: reading weights: {error}", file.display())]
     Read {
@@ -127,6 +145,51 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
     |error| EngineError::System { what, error }
 }
 
+/// Bytes that should be locked, and why they cannot be.
+type Unlocked = (u64, io::Error);
+
+/// Locks the weights where they are mapped: all or none.
+fn lock(model: &Model) -> Result<(), Unlocked> {
+    let matrices = model.weights.matrices();
+    for (i, m) in matrices.iter().enumerate() {
+        if let Err(e) = m.lock() {
+            matrices[..i].iter().for_each(Bytes::unlock);
+            return Err((matrices.iter().map(|m| m.len() as u64).sum(), e));
+        }
+    }
+    Ok(())
+}
+
+/// Copies the weights to memory of our own, which is locked before it is filled if it shall be. Returns how that went.
+fn copy(
+    model: &mut Model,
+    lock: bool,
+    team: &Team,
+    watch: &load::Watch<'_>,
+) -> Result<Option<Result<(), Unlocked>>, EngineError> {
+    let matrices = model.weights.matrices();
+    let (places, len) = load::places(&matrices);
+    let mut room = Room::new(len).map_err(system(format!("{len} bytes for weights")))?;
+    let locked = lock.then(|| room.lock().map_err(|e| (len as u64, e)));
+    load::fill(&mut room, &matrices, Some(team), watch)?;
+    let whole = room.into_bytes().map_err(system("weights"))?;
+    model.weights.replace(places.into_iter().map(|p| whole.slice(p)).collect());
+    Ok(locked)
+}
+
+/// What to do about weights that could not be locked.
+fn not_locked(needed: u64, error: &io::Error) -> String {
+    use rustix::process::{Resource, getrlimit};
+    match getrlimit(Resource::Memlock).current {
+        Some(limit) if limit < needed => format!(
+            "--mlock: weights are not locked: {needed} bytes, and this process may lock {limit}; raise the limit with \
+             ulimit -l {} (as root, or memlock in /etc/security/limits.conf, or LimitMEMLOCK= of a service)",
+            needed.div_ceil(1024)
+        ),
+        _ => format!("--mlock: weights are not locked: {needed} bytes: {error}"),
+    }
+}
+
 /// A loaded model.
 pub struct Engine {
     /// The file.
@@ -141,6 +204,9 @@ pub struct Engine {
     pub kernels: &'static Kernels,
     team: Team,
     resident: Option<u64>,
+    residence: Residence,
+    stays: bool, // weights are copied or locked
+    notes: Vec<String>,
     stream: OnceLock<Stream>,
 }
 
@@ -155,14 +221,37 @@ pub fn most_taken(available: u64) -> u64 {
 impl Engine {
     /// Opens a model file (any one part of a split one).
     pub fn open(path: &Path, o: &EngineOptions) -> Result<Engine, EngineError> {
+        Engine::open_watched(path, o, &|_, _| ControlFlow::Continue(()))
+    }
+
+    /// The same; where the weights are copied, which takes long, `watch` is told of it.
+    pub fn open_watched(path: &Path, o: &EngineOptions, watch: &load::Watch<'_>) -> Result<Engine, EngineError> {
         let mut gguf = Gguf::open(path)?;
         for spec in &o.overrides {
             gguf.override_kv(spec)?;
         }
-        let model = Model::from_gguf(&gguf)?;
+        let mut model = Model::from_gguf(&gguf)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)
             .map_err(|error| EngineError::Tokenizer { file: gguf.path().to_path_buf(), error })?;
+        let mut notes = Vec::new();
         let team = Team::new(o.threads).map_err(system("threads"))?;
+        if let Some(flag) = o.residence.flag() {
+            let needed = model.weights.matrices().iter().map(|b| b.len() as u64).sum();
+            let available = Machine::here().available.map_or(u64::MAX, most_taken).min(o.resident.unwrap_or(u64::MAX));
+            if needed > available {
+                return Err(EngineError::Weights { flag, needed, available });
+            }
+        }
+        let locked = match o.residence {
+            Residence { copy: true, lock, .. } => copy(&mut model, lock, &team, watch)?,
+            Residence { lock: true, .. } => Some(lock(&model)),
+            _ => None,
+        };
+        let stays = o.residence.copy || matches!(locked, Some(Ok(())));
+        if let Some(Err((needed, error))) = locked {
+            notes.push(not_locked(needed, &error));
+        }
+        notes.extend_from_slice(tokenizer.notes());
         Ok(Engine {
             gguf,
             model,
@@ -171,6 +260,9 @@ impl Engine {
             kernels: o.kernels,
             team,
             resident: o.resident,
+            residence: o.residence,
+            stays,
+            notes,
             stream: OnceLock::new(),
         })
     }
@@ -183,6 +275,24 @@ impl Engine {
     /// The workers, for measurements.
     pub fn team(&self) -> &Team {
         &self.team
+    }
+
+    /// What its user should know: of the tokenizer, and of what was asked for and could not be had.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether [`Engine::prefault`] shall be called: somebody asked for it, or for locked weights, which are locked as they
+    /// come in.
+    pub fn wants_prefault(&self) -> bool {
+        !self.residence.copy && (self.residence.prefault || self.residence.lock && self.stays)
+    }
+
+    /// Reads all weights into memory: on the engine's workers, which compute nothing meanwhile, or `aside` of them on the
+    /// calling thread alone.
+    pub fn prefault(&self, aside: bool, watch: &load::Watch<'_>) -> Result<(), EngineError> {
+        let team = (!aside).then_some(&self.team);
+        Ok(load::populate(&self.model.weights.matrices(), team, watch)?)
     }
 
     /// The weights' way into memory, where they do not fit there: known from the first session on.
@@ -227,6 +337,10 @@ impl Engine {
 
     /// Whether weights are streamed, given the bytes that they may take.
     fn decide(&self, free: Option<u64>) -> Result<bool, EngineError> {
+        // They have their memory, and it no longer counts as free.
+        if self.stays {
+            return Ok(false);
+        }
         let Some(budget) = self.resident.or(free) else { return Ok(false) };
         let weights = &self.model.weights;
         if self.stream.get().is_none() && weights.n_bytes() > budget {

@@ -11,6 +11,7 @@
 //! * [`mmap`], [`gguf`]: files as mapped bytes, metadata and tensor views;
 //! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
+//! * [`load`]: weights in memory before they are used, and kept there;
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
 //! * [`kv_store`]: what sessions remember, kept on disk;
 //! * [`config`]: what a person sets once;
@@ -34,6 +35,7 @@ pub mod generate;
 pub mod gguf;
 pub mod imatrix;
 pub mod kv_store;
+pub mod load;
 pub mod machine;
 pub mod mmap;
 pub mod model;

@@ -9,12 +9,13 @@
 //! writer of GGUF do, are safe: the mapping keeps the old file until it is dropped.
 #![allow(unsafe_code)]
 
-use memmap2::{Advice, Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, MmapMut, MmapOptions, UncheckedAdvice};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::{Deref, Range};
 #[cfg(target_os = "linux")]
 use std::os::fd::IntoRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 #[cfg(target_os = "linux")]
 use std::sync::atomic::Ordering;
@@ -33,6 +34,7 @@ pub struct Bytes {
 enum Source {
     Mapped(Arc<Mapping>),
     Owned(Arc<[u8]>),
+    Filled(Arc<Mmap>),
 }
 
 /// A mapped file, which stays open: what is asked of the page cache is asked of the file.
@@ -86,7 +88,7 @@ impl Bytes {
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
             Source::Mapped(m) => Some(&m.path),
-            Source::Owned(_) => None,
+            Source::Owned(_) | Source::Filled(_) => None,
         }
     }
 
@@ -145,11 +147,95 @@ impl Bytes {
         Ok(())
     }
 
+    /// Locks these bytes: their pages stay once they are there. On Linux this brings none of them in, which
+    /// [`Bytes::populate`] does, and fails at once where the process may not lock as many. Ends with the last view of the
+    /// mapping.
+    pub fn lock(&self) -> io::Result<()> {
+        lock(self)
+    }
+
+    /// Takes [`Bytes::lock`] back.
+    pub fn unlock(&self) {
+        // SAFETY: the range is mapped, as these bytes live; what it holds does not change. A refusal changes nothing.
+        unsafe { libc::munlock(self.as_ptr().cast(), self.len()) };
+    }
+
+    /// Copies these bytes to `out`, which is as long; those of a file are read from it, past the mapping.
+    pub fn read_into(&self, out: &mut [u8]) -> io::Result<()> {
+        match &self.source {
+            Source::Mapped(m) => {
+                let read = m.file.read_exact_at(out, self.range.start as u64);
+                read.map_err(|e| m.read_error(&self.range).unwrap_or(e))
+            }
+            Source::Owned(_) | Source::Filled(_) => {
+                out.copy_from_slice(self);
+                Ok(())
+            }
+        }
+    }
+
     fn advise(&self, advice: Advice) {
         if let Source::Mapped(m) = &self.source {
             // The error is dropped on purpose: a kernel without the advice still reads the pages, only later.
             let _ = m.map.advise_range(advice, self.range.start, self.range.len());
         }
+    }
+}
+
+/// Locks pages that are mapped, when they come in where the system knows such a lock, else at once.
+fn lock(bytes: &[u8]) -> io::Result<()> {
+    let (at, len) = (bytes.as_ptr().cast::<libc::c_void>(), bytes.len());
+    if len == 0 {
+        return Ok(());
+    }
+    #[cfg(target_os = "linux")]
+    {
+        const MLOCK_ONFAULT: libc::c_uint = 1; // linux/mman.h
+        // SAFETY: the range is mapped, as `bytes` lives, and its content does not change. The system rounds to whole pages;
+        // their other bytes are of the same mapping or allocation and only stay in memory, too.
+        if unsafe { libc::syscall(libc::SYS_mlock2, at, len, MLOCK_ONFAULT) } == 0 {
+            return Ok(());
+        }
+        let e = io::Error::last_os_error();
+        // Linux before 4.4 does not know it.
+        if !matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) {
+            return Err(e);
+        }
+    }
+    // SAFETY: as above.
+    match unsafe { libc::mlock(at, len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Memory that is filled once and then only read, in huge pages where the system has them.
+pub struct Room(MmapMut);
+
+impl Room {
+    /// So many bytes, zeros until they are written.
+    pub fn new(len: usize) -> io::Result<Room> {
+        let map = MmapOptions::new().len(len.max(1)).map_anon()?;
+        #[cfg(target_os = "linux")]
+        // Without huge pages it works all the same.
+        let _ = map.advise(Advice::HugePage);
+        Ok(Room(map))
+    }
+
+    /// As [`Bytes::lock`].
+    pub fn lock(&self) -> io::Result<()> {
+        lock(&self.0)
+    }
+
+    /// All of it.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    /// It is full.
+    pub fn into_bytes(self) -> io::Result<Bytes> {
+        let range = 0..self.0.len();
+        Ok(Bytes { source: Source::Filled(Arc::new(self.0.make_read_only()?)), range })
     }
 }
 
@@ -269,6 +355,7 @@ impl Deref for Bytes {
         match &self.source {
             Source::Mapped(m) => &m.map[self.range.clone()],
             Source::Owned(b) => &b[self.range.clone()],
+            Source::Filled(m) => &m[self.range.clone()],
         }
     }
 }
@@ -308,6 +395,49 @@ mod tests {
         whole.slice(0..50_000).populate().unwrap();
         let e = whole.slice(40_000..80_000).populate().unwrap_err();
         assert_eq!(e.to_string(), "50000 bytes, expected 100000: it was cut short while in use");
+    }
+
+    /// Kilobytes of this process that a line of /proc/self/status tells.
+    #[cfg(target_os = "linux")]
+    fn status(key: &str) -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix(key)).expect(key);
+        line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn locked_pages_are_counted_and_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, vec![7u8; 32 << 10]).unwrap();
+        let whole = Bytes::map(&path).unwrap();
+        let before = status("VmLck");
+        whole.slice(4096..16384).lock().unwrap();
+        whole.slice(0..0).lock().unwrap();
+        assert_eq!(status("VmLck"), before + 12);
+        whole.populate().unwrap();
+        whole.slice(4096..8192).unlock();
+        assert_eq!(status("VmLck"), before + 8);
+        drop(whole);
+        assert_eq!(status("VmLck"), before);
+    }
+
+    #[test]
+    fn a_room_is_filled_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, (0..=255u8).collect::<Vec<_>>()).unwrap();
+        let whole = Bytes::map(&path).unwrap();
+        let mut room = Room::new(20).unwrap();
+        whole.slice(100..110).read_into(&mut room.as_mut_slice()[..10]).unwrap();
+        Bytes::owned(vec![1; 10]).read_into(&mut room.as_mut_slice()[10..]).unwrap();
+        let bytes = room.into_bytes().unwrap();
+        assert!(!bytes.is_mapped() && bytes.path().is_none());
+        assert_eq!(bytes.slice(8..12)[..], [108, 109, 1, 1]);
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(50).unwrap();
+        let e = whole.slice(40..60).read_into(&mut [0; 20]).unwrap_err();
+        assert_eq!(e.to_string(), "50 bytes, expected 256: it was cut short while in use");
     }
 
     #[test]

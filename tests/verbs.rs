@@ -83,6 +83,58 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
 }
 
 #[test]
+fn weights_come_into_memory_in_many_ways() {
+    let run = |more: &[&str]| {
+        let mut args = vec!["run", "-p", "The capital of France is", "-n", "8", "--temp", "0"];
+        args.extend(more);
+        let (out, err, code) = ends(&mut oxcart(&args));
+        assert_eq!(code, Some(0), "{more:?}: {err}");
+        (out, err)
+    };
+    let (want, err) = run(&[]);
+    assert!(!err.contains("of weights read"), "{err}");
+    let cases: &[(&[&str], &str)] = &[
+        (&["--no-mmap"], "of weights read in"),
+        (&["--prefault"], "of weights read in"),
+        (&["--prefault", "-t", "1"], "of weights read in"),
+        (&["--mlock"], "weights"), // were read or could not be locked, as the next test has it
+    ];
+    for (flags, says) in cases {
+        let (out, err) = run(flags);
+        assert_eq!(out, want, "{flags:?}");
+        assert!(err.contains(says), "{flags:?}: {err}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_of_locked_memory_is_told() {
+    // Whoever may lock without a limit has this capability.
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let may = status.lines().find_map(|l| l.strip_prefix("CapEff:")).expect("capabilities");
+    let may = u64::from_str_radix(may.trim(), 16).unwrap() >> 14 & 1 == 1;
+    let binary = assert_cmd::cargo::cargo_bin("oxcart");
+    for flags in ["--mlock", "--mlock --no-mmap"] {
+        let line = format!("ulimit -l 64 && exec {} run -p 'The cart' -n 2 --temp 0 {flags}", binary.display());
+        let o =
+            std::process::Command::new("sh").args(["-c", &line]).env("OXCART_CONFIG", "/dev/null").output().unwrap();
+        let err = String::from_utf8(o.stderr).unwrap();
+        assert_eq!(o.status.code(), Some(0), "{err}");
+        let told = err.contains("--mlock: weights are not locked: ")
+            && err.contains("bytes, and this process may lock 65536; raise the limit with ulimit -l ");
+        assert_eq!(told, !may, "{err}");
+    }
+}
+
+#[test]
+fn a_chat_begins_before_its_weights_are_there() {
+    let mut c = oxcart(&["chat", "--temp", "0", "-n", "4", "-c", "256", "--prefault", "--mlock"]);
+    let (out, err, code) = ends(c.write_stdin("My name is Ada.\n"));
+    assert_eq!(code, Some(0), "{err}");
+    assert!(!out.trim().is_empty() && !err.contains("weights read"), "{err}");
+}
+
+#[test]
 fn every_repetition_of_a_measurement_is_in_its_json() {
     let bench = |form: &str| {
         let (out, err, code) = ends(&mut oxcart(&["bench", "-p", "8", "-n", "2", "-r", "3", "-t", "2", "-o", form]));
@@ -127,6 +179,7 @@ fn failures_are_one_line_and_have_their_status() {
         (&["run", "-p", "x", "-t", "0"], 1, "--threads 0"),
         (&["run", "-p", "x", "--top-p", "2"], 2, "--top-p"),
         (&["run", "-p", "x", "-ctk", "q9"], 2, "expected f16, bf16 or q8_0"),
+        (&["run", "-p", "x", "--mlock", "--resident-memory", "1G"], 2, "cannot be used with"),
         (&["frobnicate"], 2, "frobnicate"),
     ];
     let mut wrong = Vec::new();

@@ -117,7 +117,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
 /// Line by line.
 fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> anyhow::Result<()> {
     let file = file.map(|p| Conversation::open(&p)).transpose()?;
-    let e = a.engine.open()?;
+    let e = a.engine.open_aside()?;
     let context = a.ctx_size.or(config.ctx_size).unwrap_or(e.model.config.n_context);
     let mut session = session(&e, &a.session.options(context, 1))?;
     let template = match &a.chat_template_file {

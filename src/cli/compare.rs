@@ -84,8 +84,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let mut text = Vec::new();
     for model in &a.models {
         let (threads, isa) = (a.threads, a.isa.clone());
-        let e = EngineArgs { model: Some(model.clone()), threads, isa, override_kv: Vec::new(), resident_memory: None }
-            .open()?;
+        let e = EngineArgs { model: Some(model.clone()), threads, isa, ..EngineArgs::default() }.open()?;
         eprintln!("{}", facts(&e, a.ctx_size));
         let encoded = tokens(&e, &bytes).with_context(|| name.clone())?;
         if let Some(first) = models.first() {

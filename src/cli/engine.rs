@@ -2,8 +2,10 @@
 
 use super::inspect::size;
 use super::interrupt::asked;
+use super::progress::Reading;
 use crate::catalog;
 use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
+use crate::load::Residence;
 use anyhow::{Context, bail};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Format, Isa, Kernels};
@@ -12,7 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Which model, and how it computes.
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub struct EngineArgs {
     /// Model: a GGUF file (any part of a split one), or a name of the catalogue, NAME[:QUANT], fetched on first use
     /// [default: SmolLM2-135M-Instruct]
@@ -28,6 +30,15 @@ pub struct EngineArgs {
     /// pass, of experts what it uses [default: what fits in the memory available]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub resident_memory: Option<u64>,
+    /// Lock the weights in memory, so that the system takes none of them away; all must fit
+    #[arg(long, conflicts_with = "resident_memory")]
+    pub mlock: bool,
+    /// Read all weights into memory before they are used, or while one talks in a chat; all must fit
+    #[arg(long, conflicts_with = "resident_memory")]
+    pub prefault: bool,
+    /// Copy the weights to memory of the program's own, in huge pages, instead of mapping the file; all must fit
+    #[arg(long, conflicts_with = "resident_memory")]
+    pub no_mmap: bool,
     /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
     pub override_kv: Vec<String>,
@@ -89,19 +100,56 @@ impl EngineArgs {
             kernels,
             overrides: self.override_kv.clone(),
             resident: self.resident_memory,
+            residence: Residence { copy: self.no_mmap, lock: self.mlock, prefault: self.prefault },
             ..EngineOptions::default()
         })
     }
 
-    /// Opens the model.
+    /// Opens the model, with all its weights in memory if that is asked for.
     pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
+        let e = self.open_for_talk()?;
+        if e.wants_prefault() {
+            let reading = Reading::new();
+            e.prefault(false, &|done, of| told(&reading, done, of))?;
+            reading.finish();
+        }
+        Ok(e)
+    }
+
+    /// Opens the model; weights that shall be read into memory are not yet.
+    fn open_for_talk(&self) -> anyhow::Result<Arc<Engine>> {
         let o = self.options()?;
         let found = catalog::resolve(self.model.as_deref(), None)?;
         let o = EngineOptions { recommended: found.sampling, ..o };
-        let e = Engine::open(&found.path, &o)?;
-        e.tokenizer.notes().iter().for_each(|n| eprintln!("{n}"));
+        let reading = Reading::new();
+        let e = Engine::open_watched(&found.path, &o, &|done, of| told(&reading, done, of))?;
+        if self.no_mmap {
+            reading.finish();
+        }
+        e.notes().iter().for_each(|n| eprintln!("{n}"));
         Ok(Arc::new(e))
     }
+
+    /// Opens the model, whose weights come into memory, if that is asked for, while somebody talks with it.
+    pub fn open_aside(&self) -> anyhow::Result<Arc<Engine>> {
+        let e = self.open_for_talk()?;
+        if e.wants_prefault() {
+            let of = e.clone();
+            let read = move || {
+                if let Err(e) = of.prefault(true, &|_, _| ControlFlow::Continue(())) {
+                    eprintln!("oxcart: {e}");
+                }
+            };
+            std::thread::Builder::new().name("oxcart-prefault".into()).spawn(read).context("--prefault")?;
+        }
+        Ok(e)
+    }
+}
+
+/// Nobody but Ctrl-C ends the reading, which ends the program.
+fn told(reading: &Reading, done: u64, of: u64) -> ControlFlow<()> {
+    reading.done(done, of);
+    ControlFlow::Continue(())
 }
 
 /// What the file says it is, e.g. `qwen2 q4_K`: architecture and the format of most of its weights.

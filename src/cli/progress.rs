@@ -1,11 +1,12 @@
 //! How far a long measurement is: a bar with the time left on a terminal, plain lines elsewhere.
 
+use super::inspect::size;
 use super::interrupt::asked;
 use crate::engine::Session;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Between plain lines.
@@ -32,6 +33,47 @@ pub fn reading(s: &mut Session, tokens: usize) -> ProgressBar {
     })));
     bar.tick();
     bar
+}
+
+/// Between plain lines about bytes that are read.
+const EVERY_READ: Duration = Duration::from_secs(10);
+
+/// Bytes that are read, by several threads, on stderr.
+pub struct Reading {
+    bar: ProgressBar,
+    told: Mutex<Instant>,
+}
+
+impl Reading {
+    /// Nothing is read yet.
+    pub fn new() -> Reading {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let template = "{bar:30} {binary_bytes}/{binary_total_bytes} of weights, {binary_bytes_per_sec}, {eta} left";
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Reading { bar, told: Mutex::new(Instant::now()) }
+    }
+
+    /// So many bytes of so many are read.
+    pub fn done(&self, done: u64, of: u64) {
+        self.bar.set_length(of);
+        // Threads tell in no order.
+        self.bar.set_position(self.bar.position().max(done));
+        let mut told = self.told.lock().unwrap_or_else(|e| e.into_inner());
+        if self.bar.is_hidden() && told.elapsed() >= EVERY_READ {
+            let rate = done as f64 / self.bar.elapsed().as_secs_f64();
+            let (rate, left) = (rate.max(1.0), (of - done) as f64 / rate.max(1.0));
+            eprintln!("{} of {} of weights, {}/s, {left:.0} seconds left", size(done), size(of), size(rate as u64));
+            *told = Instant::now();
+        }
+    }
+
+    /// Takes the bar away and says what it came to.
+    pub fn finish(self) {
+        self.bar.finish_and_clear();
+        let (bytes, seconds) = (self.bar.position(), self.bar.elapsed().as_secs_f64());
+        let rate = bytes as f64 / seconds.max(1e-9);
+        eprintln!("{} of weights read in {seconds:.1} seconds, {}/s", size(bytes), size(rate as u64));
+    }
 }
 
 /// Progress on stderr, and running results on stdout that do not disturb it.

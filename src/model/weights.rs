@@ -165,8 +165,38 @@ impl Weights {
 
     /// Tells the system that of the embedding only the rows of tokens are read, if it is a matrix of its own.
     pub(super) fn embedding_by_rows(&self) {
-        if !std::ptr::eq(&*self.embedding.bytes, &*self.output.bytes) {
+        if !self.tied() {
             self.embedding.bytes.random();
+        }
+    }
+
+    /// Whether the embeddings are the output matrix.
+    fn tied(&self) -> bool {
+        std::ptr::eq(&*self.embedding.bytes, &*self.output.bytes)
+    }
+
+    /// The bytes of all matrices, none twice: of the layers, of the output, of the embeddings if they are a matrix of their
+    /// own.
+    pub fn matrices(&self) -> Vec<Bytes> {
+        let layers = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.ffn.gate, &l.ffn.up, &l.ffn.down]);
+        let embedding = (!self.tied()).then_some(&self.embedding);
+        layers.chain([&self.output]).chain(embedding).map(|w| w.bytes.clone()).collect()
+    }
+
+    /// Puts copies in the place of what [`Weights::matrices`] gave, in its order.
+    pub(crate) fn replace(&mut self, copies: Vec<Bytes>) {
+        let tied = self.tied();
+        let layers = self
+            .layers
+            .iter_mut()
+            .flat_map(|l| [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.ffn.gate, &mut l.ffn.up, &mut l.ffn.down]);
+        let embedding = (!tied).then_some(&mut self.embedding);
+        for (w, copy) in layers.chain([&mut self.output]).chain(embedding).zip(copies) {
+            assert_eq!(w.bytes.len(), copy.len(), "a copy of something else");
+            w.bytes = copy;
+        }
+        if tied {
+            self.embedding.bytes = self.output.bytes.clone();
         }
     }
 

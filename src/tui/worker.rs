@@ -13,7 +13,7 @@ use crate::sample::{SampleParams, Sampler};
 use std::hint::black_box;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -188,6 +188,42 @@ struct Ready {
     template: Template,
     sampler: Option<(SampleParams, Sampler)>,
     kv: Kept,
+    prefault: Option<Prefault>,
+}
+
+/// Weights on their way into memory, on a thread of its own, while this lives.
+struct Prefault(Arc<AtomicBool>);
+
+impl Prefault {
+    /// Begins; questions are answered meanwhile.
+    fn start(engine: &Arc<Engine>, tell: &Sender<Msg>) -> std::io::Result<Prefault> {
+        let over = Arc::new(AtomicBool::new(false));
+        let (engine, tell, ended) = (engine.clone(), tell.clone(), over.clone());
+        std::thread::Builder::new().name("prefault".into()).spawn(move || {
+            let say = |e: Event| drop(tell.send(Msg::Worker(e)));
+            let end = engine.prefault(true, &|done, of| match ended.load(Ordering::SeqCst) {
+                true => ControlFlow::Break(()),
+                false => {
+                    say(Event::Loading(done, of));
+                    ControlFlow::Continue(())
+                }
+            });
+            // A model that makes way for another has nothing to say any more.
+            if let Err(e) = end
+                && !ended.load(Ordering::SeqCst)
+            {
+                say(Event::Loading(1, 1));
+                say(Event::Noticed(e.to_string()));
+            }
+        })?;
+        Ok(Prefault(over))
+    }
+}
+
+impl Drop for Prefault {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// The KV cache of the conversation on disk.
@@ -208,9 +244,13 @@ impl Desk {
         while let Some(request) = next.take().or_else(|| inbox.recv().ok()) {
             match request {
                 Request::Load(wanted) => match self.load(wanted) {
-                    Ok((ready, facts)) => {
+                    Ok((mut ready, facts)) => {
                         self.say(Event::Loaded(Box::new(facts), Some(ready.engine.clone())));
-                        next = self.warm(&ready.engine, &inbox);
+                        match ready.engine.wants_prefault().then(|| Prefault::start(&ready.engine, &self.tell)) {
+                            Some(Ok(p)) => ready.prefault = Some(p),
+                            // Without a thread for it, it goes on until somebody asks.
+                            Some(Err(_)) | None => next = self.warm(&ready.engine, &inbox),
+                        }
                         self.loaded = Some(ready);
                     }
                     Err(problem) => self.say(Event::LoadFailed { problem, kept: self.loaded.is_some() }),
@@ -234,7 +274,12 @@ impl Desk {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let found = catalog::resolve(wanted.as_deref(), None).map_err(|e| text(&e))?;
         let o = EngineOptions { recommended: found.sampling, ..self.opening.engine.clone() };
-        let engine = Arc::new(Engine::open(&found.path, &o).map_err(|e| text(&e))?);
+        let watch = |done: u64, of: u64| {
+            // It is ready only with its session.
+            self.say(Event::Loading(done.min(of.saturating_sub(1)), of));
+            ControlFlow::Continue(())
+        };
+        let engine = Arc::new(Engine::open_watched(&found.path, &o, &watch).map_err(|e| text(&e))?);
         let c = &engine.model.config;
         let context = self.opening.context.unwrap_or(c.n_context);
         let per_token = engine.model.weights.bytes_per_token(c);
@@ -256,20 +301,23 @@ impl Desk {
             bytes_per_token: per_token,
             cache_per_token: session.cache_bytes() / context.max(1),
             recommended: engine.recommended.clone(),
-            notes: engine.tokenizer.notes().to_vec(),
+            notes: engine.notes().to_vec(),
         };
-        Ok((Ready { engine, session, template, sampler: None, kv: Kept::default() }, loaded))
+        Ok((Ready { engine, session, template, sampler: None, kv: Kept::default(), prefault: None }, loaded))
     }
 
     /// Brings the weights into memory, so that the first question does not wait for the disk, until somebody asks for
     /// something. A file that does not fit would only push itself out.
     fn warm(&self, e: &Engine, inbox: &Receiver<Request>) -> Option<Request> {
-        let of = e.gguf.file_size();
-        if e.stream().is_some() || super::memory::available().is_none_or(|free| of > free) {
+        let matrices = e.model.weights.matrices();
+        let of = matrices.iter().map(|m| m.len() as u64).sum();
+        let there = !matrices.iter().any(|m| m.is_mapped());
+        if there || e.stream().is_some() || super::memory::available().is_none_or(|free| of > free) {
+            self.say(Event::Loading(1, 1));
             return None;
         }
         let (mut done, mut told) = (0, Instant::now());
-        for part in e.gguf.tensors().iter().flat_map(|t| t.bytes().chunks(PART)) {
+        for part in matrices.iter().flat_map(|m| m.chunks(PART)) {
             part.iter().step_by(PAGE).for_each(|b| _ = black_box(*b));
             done += part.len() as u64;
             if let Ok(r) = inbox.try_recv() {
@@ -338,7 +386,7 @@ impl Desk {
 
     fn answer(&self, ready: &mut Ready, ask: Ask) -> Result<Event, String> {
         let asked_to_stop = || self.stopped.load(Ordering::SeqCst) >= ask.id;
-        let Ready { engine, session, template, sampler, kv } = ready;
+        let Ready { engine, session, template, sampler, kv, .. } = ready;
         let context = session.context();
         let stay = 1 + usize::from(ask.go_on);
         let encode = |kept: &[Message]| encode(engine, template, kept, ask.go_on);
