@@ -7,11 +7,12 @@
 use crate::gguf::{Gguf, GgufError};
 use crate::load::{self, Residence};
 use crate::machine::Machine;
-use crate::mmap::{Bytes, Room};
+use crate::mmap::{self, Bytes, Room};
 use crate::model::config::Pairs;
 use crate::model::decoder::{self, Local, Plan, Way};
 use crate::model::observe::Observer;
 use crate::model::{Batch, Buffers, Halt, KvCache, Model, ModelError, Stream, rope};
+use crate::placement::{self, Here, Placement};
 use crate::sample::SampleParams;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use oxcart_quant::attention::KvType;
@@ -37,6 +38,9 @@ pub struct EngineOptions {
     pub resident: Option<u64>,
     /// How the weights come into memory, and whether they stay.
     pub residence: Residence,
+    /// Where the workers run. What `--numa` asks for also holds for the calling thread, and those that it starts, from now on:
+    /// `isolate` pins it, `distribute` spreads the pages that it is the first to touch over the memory nodes.
+    pub placement: Placement,
 }
 
 impl Default for EngineOptions {
@@ -48,6 +52,7 @@ impl Default for EngineOptions {
             recommended: SampleParams::default(),
             resident: None,
             residence: Residence::default(),
+            placement: Placement::default(),
         }
     }
 }
@@ -145,6 +150,32 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
     |error| EngineError::System { what, error }
 }
 
+/// Workers where they shall run.
+fn team(threads: usize, p: &Placement, notes: &mut Vec<String>) -> Result<Team, EngineError> {
+    if !p.is_some() {
+        return Team::new(threads).map_err(system("threads"));
+    }
+    let here = Here::find().map_err(system("processors"))?;
+    let places = p.of_workers(threads, &here).map_err(system("processors"))?;
+    if let Some(nodes) = p.spread_over(&here) {
+        if nodes.len() == 1 {
+            notes.push("--numa distribute: there is one memory node, nothing to spread over".into());
+        }
+        // Workers spread by themselves are still worth having.
+        if let Err(e) = mmap::interleave(&nodes) {
+            notes.push(format!("--numa distribute: pages are not spread over the memory nodes: {e}"));
+        }
+    }
+    if let Some(node) = p.of_caller(&here) {
+        placement::pin(&node).map_err(system("processors"))?;
+    }
+    let team = match places {
+        None => Team::new(threads),
+        Some(places) => Team::starting_with(threads, move |i| placement::pin(&places[i])),
+    };
+    team.map_err(system("threads"))
+}
+
 /// Bytes that should be locked, and why they cannot be.
 type Unlocked = (u64, io::Error);
 
@@ -234,7 +265,7 @@ impl Engine {
         let tokenizer = Tokenizer::from_gguf(&gguf)
             .map_err(|error| EngineError::Tokenizer { file: gguf.path().to_path_buf(), error })?;
         let mut notes = Vec::new();
-        let team = Team::new(o.threads).map_err(system("threads"))?;
+        let team = team(o.threads, &o.placement, &mut notes)?;
         if let Some(flag) = o.residence.flag() {
             let needed = model.weights.matrices().iter().map(|b| b.len() as u64).sum();
             let available = Machine::here().available.map_or(u64::MAX, most_taken).min(o.resident.unwrap_or(u64::MAX));

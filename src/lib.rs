@@ -11,7 +11,7 @@
 //! * [`mmap`], [`gguf`]: files as mapped bytes, metadata and tensor views;
 //! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
-//! * [`load`]: weights in memory before they are used, and kept there;
+//! * [`load`], [`placement`]: weights in memory before they are used, and kept there; workers on processors;
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
 //! * [`kv_store`]: what sessions remember, kept on disk;
 //! * [`config`]: what a person sets once;
@@ -40,6 +40,7 @@ pub mod machine;
 pub mod mmap;
 pub mod model;
 pub mod perplexity;
+pub mod placement;
 pub mod plan;
 pub mod quantize;
 pub mod safetensors;

@@ -65,7 +65,6 @@ impl Machine {
         let fastest = speeds.iter().max().copied().unwrap_or(0);
         // Cores of one kind differ by a few percent in what they are allowed; efficiency cores by a third.
         let fast = speeds.iter().filter(|&&s| s * 10 >= fastest * 8).count();
-        let nodes = (0..1024).filter(|i| root.join(format!("sys/devices/system/node/node{i}")).exists()).count();
         let pages = read("sys/kernel/mm/transparent_hugepage/enabled");
         Machine {
             memory,
@@ -75,7 +74,7 @@ impl Machine {
             processors,
             cores: (!cores.is_empty()).then(|| cores.len().min(processors)),
             fast_processors: (fast < speeds.len()).then(|| fast.min(processors)),
-            nodes: nodes.max(1),
+            nodes: Node::under(root).len().max(1),
             huge_pages: pages.and_then(|p| Some(p.split_once('[')?.1.split_once(']')?.0.to_string())),
         }
     }
@@ -98,13 +97,49 @@ impl Machine {
         }
         if self.nodes > 1 {
             lines.push(format!(
-                "{} memory nodes: a file's pages lie on the node that read them first; numactl --interleave=all oxcart … \
-                 on a cold page cache spreads them",
+                "{} memory nodes: a file's pages lie on the node that read them first; --numa distribute on a cold page \
+                 cache spreads them",
                 self.nodes
             ));
         }
         lines
     }
+}
+
+/// A memory node: memory, and the processors that are near to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub number: usize,
+    /// Its processors; none where it is memory only.
+    pub processors: Vec<usize>,
+}
+
+impl Node {
+    /// Those of this machine; none where the system does not tell.
+    pub fn all() -> Vec<Node> {
+        Node::under(Path::new("/"))
+    }
+
+    /// As the files below `root` tell it.
+    fn under(root: &Path) -> Vec<Node> {
+        let node = |number: usize| {
+            let folder = root.join(format!("sys/devices/system/node/node{number}"));
+            let list = std::fs::read_to_string(folder.join("cpulist")).unwrap_or_default();
+            folder.exists().then(|| Node { number, processors: cpu_list(&list) })
+        };
+        (0..1024).filter_map(node).collect()
+    }
+}
+
+/// The numbers of a list as Linux writes it: `0-3,8,10-11`. What is no number is left out.
+fn cpu_list(text: &str) -> Vec<usize> {
+    let range = |part: &str| {
+        let (lo, hi) = part.split_once('-').unwrap_or((part, part));
+        let number = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| n < 1 << 16);
+        Some(number(lo)?..=number(hi)?)
+    };
+    text.trim().split(',').filter_map(range).flatten().collect()
 }
 
 /// A memory control group.
@@ -225,6 +260,25 @@ mod tests {
         }
         let nothing = Machine::under(root(&[]).path());
         assert_eq!((nothing.memory, nothing.available, nothing.nodes), (None, None, 1));
+    }
+
+    #[test]
+    fn nodes_have_their_processors() {
+        let files = [
+            ("sys/devices/system/node/node0/cpulist", "0-2,8\n"),
+            ("sys/devices/system/node/node1/cpulist", "3-5,9-10\n"),
+            ("sys/devices/system/node/node4/cpulist", "\n"),
+            ("sys/devices/system/node/node5/meminfo", "x"),
+            ("sys/devices/system/node/has_memory", "0-1,4\n"),
+        ];
+        let root = root(&files);
+        let node = |number, processors: &[usize]| Node { number, processors: processors.to_vec() };
+        let want = [node(0, &[0, 1, 2, 8]), node(1, &[3, 4, 5, 9, 10]), node(4, &[]), node(5, &[])];
+        assert_eq!(Node::under(root.path()), want);
+        assert_eq!(Machine::under(root.path()).nodes, 4);
+        for (text, want) in [("7", vec![7]), ("x,2-1,3,-,99999999999", vec![3]), ("", vec![])] {
+            assert_eq!(cpu_list(text), want, "{text:?}");
+        }
     }
 
     #[test]

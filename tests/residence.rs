@@ -1,13 +1,15 @@
-//! Weights that are read in beforehand, locked or copied, with the real SmolLM2: the same bits as from a mapped file.
+//! Weights that are read in beforehand, locked or copied, and workers that are pinned, with the real SmolLM2: the same bits
+//! as from a mapped file.
 
 use oxcart::engine::{Engine, EngineError, EngineOptions, SessionOptions};
 use oxcart::load::Residence;
 use oxcart::model::Batch;
+use oxcart::placement::{Numa, Placement};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 fn model() -> PathBuf {
     oxcart::catalog::default_model().expect("the default model can be fetched")
@@ -90,4 +92,36 @@ fn weights_that_do_not_fit_are_refused() {
         let e = open(&model(), o).err().expect("more than 50 MiB").to_string();
         assert!(e.starts_with(&format!("{flag}: ")) && e.contains("52428800 bytes of memory for them"), "{e}");
     }
+}
+
+/// The processors of each worker, as the system has them.
+#[cfg(target_os = "linux")]
+#[test]
+fn workers_are_where_they_shall_be() {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+    let allowed = || {
+        let set = sched_getaffinity(None).unwrap();
+        (0..CpuSet::MAX_CPU).filter(|&i| set.is_set(i)).collect::<Vec<_>>()
+    };
+    let all = allowed();
+    let want = logits(&open(&model(), EngineOptions::default()).unwrap());
+    let one = |i: usize| vec![all[i % all.len()]];
+    let some = |numa| Placement { numa: Some(numa), ..Placement::default() };
+    let cases = [
+        (Placement::default(), vec![all.clone(), all.clone()]),
+        (Placement { processors: Some(one(1)), ..Placement::default() }, vec![one(1), one(1)]),
+        (Placement { strict: true, ..Placement::default() }, vec![one(0), one(1)]),
+        (some(Numa::Numactl), vec![all.clone(), all.clone()]),
+    ];
+    for (placement, places) in cases {
+        let e = open(&model(), EngineOptions { placement: placement.clone(), ..EngineOptions::default() }).unwrap();
+        let found = Mutex::new(vec![Vec::new(); 2]);
+        e.team().run(|w| found.lock().unwrap()[w.index()] = allowed());
+        assert_eq!(found.into_inner().unwrap(), places, "{placement:?}");
+        assert!(logits(&e) == want, "{placement:?}");
+    }
+    assert_eq!(allowed(), all, "the caller is pinned nowhere");
+    let absent = Placement { processors: Some(vec![1023]), ..Placement::default() };
+    let e = open(&model(), EngineOptions { placement: absent, ..EngineOptions::default() }).err().unwrap().to_string();
+    assert!(e.starts_with("processors: processor 1023, of those that may be used: "), "{e}");
 }

@@ -83,7 +83,7 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
 }
 
 #[test]
-fn weights_come_into_memory_in_many_ways() {
+fn weights_come_into_memory_and_workers_to_processors_in_many_ways() {
     let run = |more: &[&str]| {
         let mut args = vec!["run", "-p", "The capital of France is", "-n", "8", "--temp", "0"];
         args.extend(more);
@@ -98,6 +98,13 @@ fn weights_come_into_memory_in_many_ways() {
         (&["--prefault"], "of weights read in"),
         (&["--prefault", "-t", "1"], "of weights read in"),
         (&["--mlock"], "weights"), // were read or could not be locked, as the next test has it
+        (&["--cpu-range", "0-0"], " 1 threads "),
+        (&["-Cr", "0-0", "--cpu-strict", "1", "-t", "2"], " 2 threads "),
+        (&["-C", "0x1"], " 1 threads "),
+        (&["--cpu-strict", "1"], ""),
+        (&["--numa", "distribute", "--no-mmap"], ""),
+        (&["--numa", "isolate"], ""),
+        (&["--numa", "numactl", "--cpu-strict", "1"], ""),
     ];
     for (flags, says) in cases {
         let (out, err) = run(flags);
@@ -179,7 +186,14 @@ fn failures_are_one_line_and_have_their_status() {
         (&["run", "-p", "x", "-t", "0"], 1, "--threads 0"),
         (&["run", "-p", "x", "--top-p", "2"], 2, "--top-p"),
         (&["run", "-p", "x", "-ctk", "q9"], 2, "expected f16, bf16 or q8_0"),
+        (&["run", "-p", "x", "--cpu-range", "3-1"], 2, "expected LO-HI"),
+        (&["run", "-p", "x", "-Cr", "1"], 2, "expected LO-HI"),
+        (&["run", "-p", "x", "-C", "0x"], 2, "expected hexadecimal digits"),
+        (&["run", "-p", "x", "--cpu-strict", "2"], 2, "expected 0 or 1"),
+        (&["run", "-p", "x", "--numa", "mirror"], 2, "expected distribute, isolate or numactl"),
+        (&["run", "-p", "x", "--numa", "isolate", "-C", "1"], 2, "cannot be used with"),
         (&["run", "-p", "x", "--mlock", "--resident-memory", "1G"], 2, "cannot be used with"),
+        (&["run", "-p", "x", "--cpu-range", "1000-1023"], 1, "processors: processor 1000, of those that may be used: "),
         (&["frobnicate"], 2, "frobnicate"),
     ];
     let mut wrong = Vec::new();

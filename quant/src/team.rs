@@ -18,7 +18,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 /// Splits between two barriers, at most.
 const COUNTERS: usize = 16;
@@ -34,18 +34,37 @@ pub struct Team {
 impl Team {
     /// A team of `threads` workers, at least one.
     pub fn new(threads: usize) -> std::io::Result<Team> {
+        match threads {
+            // The caller does it all.
+            0 | 1 => Ok(Team { pool: None, threads: 1, busy: Mutex::new(()) }),
+            _ => Team::starting_with(threads, |_| Ok(())),
+        }
+    }
+
+    /// The same, of threads that are all the team's own, each of which begins with `start` and its index: to be pinned to
+    /// processors, for example. The first error of one is returned.
+    pub fn starting_with(
+        threads: usize,
+        start: impl Fn(usize) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> std::io::Result<Team> {
         let threads = threads.max(1);
-        let pool = match threads {
-            1 => None,
-            _ => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .thread_name(|i| format!("oxcart-{i}"))
-                    .build()
-                    .map_err(std::io::Error::other)?,
-            ),
-        };
-        Ok(Team { pool, threads, busy: Mutex::new(()) })
+        let failed = Arc::new(Mutex::new(None));
+        let heard = failed.clone();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("oxcart-{i}"))
+            .start_handler(move |i| {
+                if let Err(e) = start(i) {
+                    heard.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e);
+                }
+            })
+            .build()
+            .map_err(std::io::Error::other)?;
+        let team = Team { pool: Some(pool), threads, busy: Mutex::new(()) };
+        // When all have done this, all have started.
+        team.run(|_| ());
+        let first = failed.lock().unwrap_or_else(|e| e.into_inner()).take();
+        first.map_or(Ok(team), Err)
     }
 
     /// Number of workers.
@@ -263,6 +282,28 @@ mod tests {
             assert_eq!(text, "task five");
         }
         team.run(|w| w.sync());
+    }
+
+    #[test]
+    fn threads_begin_with_what_they_are_told() {
+        for threads in [1, 3] {
+            let started = Arc::new(Mutex::new(Vec::new()));
+            let here = started.clone();
+            let start = move |i| {
+                here.lock().unwrap().push((i, std::thread::current().id()));
+                Ok(())
+            };
+            let team = Team::starting_with(threads, start).unwrap();
+            let ran = Mutex::new(Vec::new());
+            team.run(|w| ran.lock().unwrap().push((w.index(), std::thread::current().id())));
+            let (mut started, mut ran) = (started.lock().unwrap().clone(), ran.into_inner().unwrap());
+            started.sort_by_key(|s| s.0);
+            ran.sort_by_key(|r| r.0);
+            assert_eq!(started, ran);
+            assert_eq!(ran.len(), threads);
+        }
+        let start = |i| if i == 1 { Err(std::io::Error::other("no processor")) } else { Ok(()) };
+        assert_eq!(Team::starting_with(2, start).err().map(|e| e.to_string()), Some("no processor".into()));
     }
 
     #[test]

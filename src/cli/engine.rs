@@ -6,10 +6,12 @@ use super::progress::Reading;
 use crate::catalog;
 use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
 use crate::load::Residence;
+use crate::placement::{Here, Numa, Placement, parse_mask, parse_range};
 use anyhow::{Context, bail};
+use clap::ArgAction;
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Format, Isa, Kernels};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -20,7 +22,7 @@ pub struct EngineArgs {
     /// [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
-    /// Worker threads [default: all processors available]
+    /// Worker threads [default: all processors available, or those that the flags below choose]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
     /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32 [default: the best this machine has]
@@ -39,6 +41,19 @@ pub struct EngineArgs {
     /// Copy the weights to memory of the program's own, in huge pages, instead of mapping the file; all must fit
     #[arg(long, conflicts_with = "resident_memory")]
     pub no_mmap: bool,
+    /// Pin workers to the processors of a mask: hexadecimal, the lowest bit for processor 0 [default: workers are not pinned]
+    #[arg(short = 'C', long, value_name = "HEX", value_parser = Processors::mask)]
+    pub cpu_mask: Option<Processors>,
+    /// Pin workers to a range of processors; adds to --cpu-mask
+    #[arg(long, visible_alias = "Cr", value_name = "LO-HI", value_parser = Processors::range)]
+    pub cpu_range: Option<Processors>,
+    /// Pin each worker to one processor of its own (1), or to all of those chosen (0)
+    #[arg(long, value_name = "0|1", action = ArgAction::Set, value_parser = zero_or_one, default_value = "0")]
+    pub cpu_strict: bool,
+    /// Several memory nodes: distribute spreads workers and pages of weights over all (begin with a cold page cache), isolate
+    /// keeps workers on the node where the program starts, numactl leaves them where numactl put them
+    #[arg(long, value_name = "HOW", value_parser = numa, conflicts_with_all = ["cpu_mask", "cpu_range"])]
+    pub numa: Option<Numa>,
     /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
     pub override_kv: Vec<String>,
@@ -56,6 +71,37 @@ pub struct SessionArgs {
     /// How the cache stores values: f16, bf16, q8_0
     #[arg(long, visible_alias = "ctv", value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub cache_type_v: KvType,
+}
+
+/// Numbers of processors.
+#[derive(Clone)]
+pub struct Processors(Vec<usize>);
+
+impl Processors {
+    fn mask(text: &str) -> Result<Processors, String> {
+        parse_mask(text).map(Processors)
+    }
+
+    fn range(text: &str) -> Result<Processors, String> {
+        parse_range(text).map(Processors)
+    }
+}
+
+fn zero_or_one(s: &str) -> Result<bool, String> {
+    match s {
+        "0" => Ok(false),
+        "1" => Ok(true),
+        _ => Err("expected 0 or 1".into()),
+    }
+}
+
+fn numa(s: &str) -> Result<Numa, String> {
+    match s {
+        "distribute" => Ok(Numa::Distribute),
+        "isolate" => Ok(Numa::Isolate),
+        "numactl" => Ok(Numa::Numactl),
+        _ => Err("expected distribute, isolate or numactl".into()),
+    }
 }
 
 /// A cache type by its name.
@@ -90,7 +136,14 @@ pub fn kernels(isa: Option<&str>) -> anyhow::Result<&'static Kernels> {
 impl EngineArgs {
     /// How models are to be opened.
     pub fn options(&self) -> anyhow::Result<EngineOptions> {
-        let threads = self.threads.unwrap_or_else(default_threads);
+        let placement = self.placement();
+        let threads = match self.threads {
+            Some(n) => n,
+            None if placement.is_some() => {
+                Here::find().and_then(|here| placement.n_processors(&here)).context("processors")?
+            }
+            None => default_threads(),
+        };
         if !(1..=4096).contains(&threads) {
             bail!("--threads {threads}: expected 1 to 4096");
         }
@@ -100,9 +153,20 @@ impl EngineArgs {
             kernels,
             overrides: self.override_kv.clone(),
             resident: self.resident_memory,
+            placement,
             residence: Residence { copy: self.no_mmap, lock: self.mlock, prefault: self.prefault },
             ..EngineOptions::default()
         })
+    }
+
+    fn placement(&self) -> Placement {
+        let chosen: BTreeSet<usize> =
+            [&self.cpu_mask, &self.cpu_range].into_iter().flatten().flat_map(|p| &p.0).copied().collect();
+        Placement {
+            processors: (!chosen.is_empty()).then(|| chosen.into_iter().collect()),
+            strict: self.cpu_strict,
+            numa: self.numa,
+        }
     }
 
     /// Opens the model, with all its weights in memory if that is asked for.
