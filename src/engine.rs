@@ -185,7 +185,9 @@ fn lock(model: &Model) -> Result<(), Unlocked> {
     for (i, m) in matrices.iter().enumerate() {
         if let Err(e) = m.lock() {
             matrices[..i].iter().for_each(Bytes::unlock);
-            return Err((matrices.iter().map(|m| m.len() as u64).sum(), e));
+            // Whole pages are locked, at both ends of a matrix.
+            let page = rustix::param::page_size();
+            return Err((matrices.iter().map(|m| (m.len().next_multiple_of(page) + page) as u64).sum(), e));
         }
     }
     Ok(())
@@ -201,7 +203,7 @@ fn copy(
     let matrices = model.weights.matrices();
     let (places, len) = load::places(&matrices);
     let mut room = Room::new(len).map_err(system(format!("{len} bytes for weights")))?;
-    let locked = lock.then(|| room.lock().map_err(|e| (len as u64, e)));
+    let locked = lock.then(|| room.lock().map_err(|e| (len.next_multiple_of(rustix::param::page_size()) as u64, e)));
     load::fill(&mut room, &matrices, Some(team), watch)?;
     let whole = room.into_bytes().map_err(system("weights"))?;
     model.weights.replace(places.into_iter().map(|p| whole.slice(p)).collect());
