@@ -75,6 +75,11 @@ impl Tensor {
         self.bytes.get_or_init(|| self.span.view(self.at, self.size as usize))
     }
 
+    /// The file in which the data begins, of those that the model is made of.
+    pub fn file(&self) -> Option<&Path> {
+        self.span.file(self.at)
+    }
+
     /// Size of the data in bytes.
     pub fn n_bytes(&self) -> u64 {
         self.size

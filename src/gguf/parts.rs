@@ -169,6 +169,12 @@ impl Span {
         }
     }
 
+    /// The file in which the byte at `at` lies.
+    pub fn file(&self, at: u64) -> Option<&Path> {
+        let i = self.parts.partition_point(|p| p.0 <= at).checked_sub(1)?;
+        self.parts[i].1.path()
+    }
+
     /// A view of `len` bytes, which must be inside; a copy where they lie in more than one file.
     pub fn view(&self, at: u64, len: usize) -> Bytes {
         let i = self.parts.partition_point(|p| p.0 <= at).saturating_sub(1);

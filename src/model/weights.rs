@@ -93,8 +93,10 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
+    /// Names the part in which the tensor is, so that of thirty it is known which to fetch again.
     fn unfit(&self, name: &str, problem: String) -> ModelError {
-        ModelError::Unfit { file: self.gguf.path().to_path_buf(), field: format!("tensor {name}"), problem }
+        let file = self.gguf.tensor(name).and_then(Tensor::file).unwrap_or(self.gguf.path());
+        ModelError::Unfit { file: file.to_path_buf(), field: format!("tensor {name}"), problem }
     }
 
     fn tensor(&self, name: &str, dims: &[usize]) -> Result<(&Tensor, Format), ModelError> {
