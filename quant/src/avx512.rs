@@ -135,6 +135,7 @@ avx512! {
     fn columns<const G: usize, const MIN: bool, const PAIRED: bool>(
         x: Acts<'_>, slabs: usize, offset: i32, to: &mut [Column],
     ) {
+        let one = x.n() == 1;
         let lanes = sixteenth::<PAIRED>();
         for (s, to) in to.chunks_exact_mut(x.n()).take(slabs).enumerate() {
             for (to, x) in to.iter_mut().zip(x.q8(s)) {
@@ -142,7 +143,8 @@ avx512! {
                 for j in 0..4 {
                     q[j] = signed(&x.q.as_chunks().0[j]);
                 }
-                let q = turned(if PAIRED { slab::paired(q) } else { q });
+                let q = if PAIRED { slab::paired(q) } else { q };
+                let q = if one { q } else { turned(q) };
                 // SAFETY: both arrays are 32 bytes.
                 let (d, sums) = unsafe { (_mm256_loadu_ps(x.d.as_ptr()), _mm256_loadu_si256(x.sums.as_ptr().cast())) };
                 let sums = _mm512_cvtepi16_epi32(sums);
@@ -172,20 +174,39 @@ avx512! {
         }
     }
 
-    /// One row's slab times one column's, added to `acc`. The slab is `turned`, its scales are those of the lanes.
+    /// One row's slab times one column's, added to `acc`. The slab is `turned` (of one column, neither side is: the dots are),
+    /// its scales are those of the lanes.
     #[inline]
-    fn accumulate<const MIN: bool>(slab: &Slab, x: &Column, acc: __m512) -> __m512 {
+    fn accumulate<const MIN: bool, const ONE: bool>(slab: &Slab, x: &Column, acc: __m512) -> __m512 {
         // SAFETY: the fields are 64 bytes and aligned.
         let (start, d, sum) = unsafe {
             let start = _mm512_load_si512(x.start.as_ptr().cast());
             (start, _mm512_load_ps(x.d.as_ptr()), _mm512_load_ps(x.sum.as_ptr()))
         };
         let mut dot = if MIN { _mm512_setzero_si512() } else { start };
-        for j in 0..4 {
-            dot = _mm512_dpbusd_epi32(dot, slab.q[j], signed(&x.q[j]));
+        if ONE {
+            let mut dots = [_mm512_setzero_si512(); 4];
+            for j in 0..4 {
+                dots[j] = _mm512_dpbusd_epi32(dots[j], slab.q[j], signed(&x.q[j]));
+            }
+            let sums = parts(dots);
+            dot = if MIN { sums } else { _mm512_add_epi32(dot, sums) };
+        } else {
+            for j in 0..4 {
+                dot = _mm512_dpbusd_epi32(dot, slab.q[j], signed(&x.q[j]));
+            }
         }
         let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(slab.scale, d), acc);
         if MIN { _mm512_fnmadd_ps(slab.min, sum, acc) } else { acc }
+    }
+
+    /// The sums of the sixteen 16-byte parts of four vectors, where a dot of `turned` ones has them: lane `4 a + v` for part
+    /// `a` of vector `v`. Six shuffles, where turning takes eight.
+    #[inline]
+    fn parts(v: [__m512i; 4]) -> __m512i {
+        let fold = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (a, b) = (fold(v[0], v[1]), fold(v[2], v[3]));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
     }
 
     /// Four rows, see [`Rows`]. `ONE` column in registers, or several in `acc`,
@@ -201,22 +222,24 @@ avx512! {
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
             let min = if G == 32 { slab.scale } else { slab.min };
-            Slab { q: turned(slab.q), scale: _mm512_permutexvar_ps(lanes, slab.scale), min }
+            Slab { q: if ONE { slab.q } else { turned(slab.q) }, scale: _mm512_permutexvar_ps(lanes, slab.scale), min }
         };
         let mut sums = [_mm512_setzero_ps(); STREAMS];
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
             let block = |r: usize| rows.slab(w, r, s);
             if ONE {
-                for r in 0..STREAMS {
-                    sums[r] = accumulate::<MIN>(&turn(block(r)), &x[0], sums[r]);
-                }
+                // Not a loop: it would not be unrolled, and keep its sums in memory.
+                sums[0] = accumulate::<MIN, true>(&turn(block(0)), &x[0], sums[0]);
+                sums[1] = accumulate::<MIN, true>(&turn(block(1)), &x[0], sums[1]);
+                sums[2] = accumulate::<MIN, true>(&turn(block(2)), &x[0], sums[2]);
+                sums[3] = accumulate::<MIN, true>(&turn(block(3)), &x[0], sums[3]);
                 continue;
             }
             let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
             for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
                 for r in 0..STREAMS {
-                    let sum = accumulate::<MIN>(&slabs[r], x, floats(&acc[r]));
+                    let sum = accumulate::<MIN, false>(&slabs[r], x, floats(&acc[r]));
                     // SAFETY: 16 floats.
                     unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
                 }

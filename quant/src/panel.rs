@@ -182,6 +182,7 @@ pub(crate) fn padded<const BYTES: usize>(b: &[u8]) -> [u8; BYTES] {
 /// there that another stream has too; [`Rows::each`] leaves it out.
 pub(crate) struct Rows<const R: usize, const BYTES: usize> {
     rows: [usize; R],
+    starts: [usize; R], // in bytes
     new: [bool; R],
     ends: Option<[[u8; BYTES]; R]>,
 }
@@ -206,7 +207,7 @@ impl<const R: usize, const BYTES: usize> Rows<R, BYTES> {
         if rows[R - 1] * w.row_bytes + w.slabs() * BYTES > w.data.len() {
             ends = Some(rows.map(|r| padded(&w.row(r)[whole..])));
         }
-        Rows { rows, new, ends }
+        Rows { rows, starts: rows.map(|r| r * w.row_bytes), new, ends }
     }
 
     /// Slab `s` of the row of stream `r`, `BYTES` long, and what lies some 2 KB on in the stream asked for: the time that
@@ -217,12 +218,19 @@ impl<const R: usize, const BYTES: usize> Rows<R, BYTES> {
     /// with zero scales, which no finite weight can change.
     #[inline(always)]
     pub fn slab<'a>(&'a self, w: &Panel<'a>, r: usize, s: usize) -> &'a [u8; BYTES] {
-        let at = self.rows[r] * w.row_bytes + s * BYTES;
+        let at = self.starts[r] + s * BYTES;
         prefetch(w.data.as_ptr().wrapping_add(at + AHEAD), BYTES);
         match w.data[at..].first_chunk() {
             Some(b) => b,
-            None => &self.ends.as_ref().expect("made for rows this near the end")[r],
+            None => self.end(r),
         }
+    }
+
+    /// A call, and seldom: a choice between two addresses for each load of a slab would take longer than the loads.
+    #[cold]
+    #[inline(never)]
+    fn end(&self, r: usize) -> &[u8; BYTES] {
+        &self.ends.as_ref().expect("made for rows this near the end")[r]
     }
 
     /// The rows, each once, with the number of its stream.

@@ -59,12 +59,6 @@ avx512! {
         u32::from_le_bytes(*at(b, i))
     }
 
-    /// Two f16 next to each other, as lanes 0 and 1.
-    #[inline]
-    fn f16_pair(b: &[u8; 4]) -> __m128 {
-        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(*b)))
-    }
-
     /// An f16 in every lane.
     #[inline]
     fn f16_all(b: &[u8; 2]) -> __m512 {
@@ -85,25 +79,21 @@ avx512! {
         _mm512_insertf32x8::<1>(a, _mm512_castps512_ps256(b))
     }
 
-    /// The 6-bit scales and minimums of Q4_K and Q5_K: 8 and 8, as bytes. Three words in, two pairs of words out; the
-    /// bytes stay in general registers, since a store followed by a wider load would stall.
-    #[inline]
-    fn scales_6bit(b: &[u8; 12]) -> __m128i {
-        let (u0, u1, u2) = (word(b, 0), word(b, 4), word(b, 8));
-        let scale = [u0 & 0x3F3F_3F3F, u2 & 0x0F0F_0F0F | (u0 >> 6 & 0x0303_0303) << 4];
-        let min = [u1 & 0x3F3F_3F3F, u2 >> 4 & 0x0F0F_0F0F | (u1 >> 6 & 0x0303_0303) << 4];
-        let pair = |p: [u32; 2]| (p[0] as u64 | (p[1] as u64) << 32) as i64;
-        _mm_set_epi64x(pair(min), pair(scale))
-    }
-
-    /// `d * scale` in lanes 0 to 7 and `dmin * min` in lanes 8 to 15, of Q4_K and Q5_K.
+    /// `d * scale` in lanes 0 to 7 and `dmin * min` in lanes 8 to 15, of the first 16 bytes of Q4_K and Q5_K: two f16, and 8
+    /// and 8 numbers of 6 bits in three words. All in registers: a store followed by a wider load would stall.
     #[inline]
     fn scales_4k(b: &[u8]) -> __m512 {
+        let x = load128(at(b, 0));
+        // Words: scales 0-3, scales 4-7, minimums 0-3, minimums 4-7; four bits of the last word or six, and two from above.
+        let low = _mm_srlv_epi32(_mm_shuffle_epi32::<0b11_10_11_01>(x), _mm_setr_epi32(0, 0, 0, 4));
+        let high = _mm_srli_epi32::<2>(_mm_shuffle_epi32::<0b10_10_01_01>(x));
+        let low = _mm_and_si128(low, _mm_setr_epi32(0x3F3F_3F3F, 0x0F0F_0F0F, 0x3F3F_3F3F, 0x0F0F_0F0F));
+        let high = _mm_and_si128(high, _mm_setr_epi32(0, 0x3030_3030, 0, 0x3030_3030));
         let d = _mm512_permutexvar_ps(
             _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
-            _mm512_castps128_ps512(f16_pair(at(b, 0))),
+            _mm512_castps128_ps512(_mm_cvtph_ps(x)),
         );
-        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scales_6bit(at(b, 4)))), d)
+        _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_or_si128(low, high))), d)
     }
 
     /// 64 nibbles of 32 bytes: the low ones, then the high ones.
