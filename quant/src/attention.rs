@@ -24,8 +24,6 @@ use std::ops::Range;
 pub const BLOCK: usize = 16;
 /// Positions whose scores are computed before their values are read.
 pub(crate) const CHUNK: usize = 128;
-/// Query rows computed together.
-const ROWS: usize = 8;
 
 /// How the cache stores keys and values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -229,12 +227,12 @@ impl Attention {
 }
 
 fn scalar(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
-    attend_vectors::<crate::lanes::Scalar>(ops, q, c, r, o, s);
+    attend_vectors::<crate::lanes::Scalar, false>(ops, q, c, r, o, s);
 }
 #[cfg(target_arch = "x86_64")]
 crate::isa::avx2! {
     fn avx2(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
-        attend_vectors::<crate::lanes::Avx2>(ops, q, c, r, o, s);
+        attend_vectors::<crate::lanes::Avx2, false>(ops, q, c, r, o, s);
     }
 }
 #[cfg(target_arch = "x86_64")]
@@ -242,7 +240,7 @@ crate::isa::avx512! {
     pub(crate) fn avx512(
         ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch,
     ) {
-        attend_vectors::<crate::lanes::Avx512>(ops, q, c, r, o, s);
+        attend_vectors::<crate::lanes::Avx512, true>(ops, q, c, r, o, s);
     }
 }
 
@@ -321,17 +319,20 @@ pub(crate) fn attend(
     }
 }
 
-/// Products on vectors of f32.
-struct Vectors<'a, V> {
+/// Products on vectors of f32. `WIDE`: 32 registers, each a vector; otherwise 16, each a half.
+struct Vectors<'a, V, const WIDE: bool> {
     q: &'a Queries<'a>,
     rows: usize,
     hd: usize,
-    key: &'a mut [[f32; L]], // (head_dim): a K block in f32
+    keys: &'a mut [[f32; L]], // (KEYS, head_dim): K blocks in f32, where many rows meet them
     lanes: PhantomData<V>,
 }
 
+/// K blocks that are turned to f32 together.
+const KEYS: usize = 2;
+
 #[inline(always)]
-fn attend_vectors<V: Lanes>(
+fn attend_vectors<V: Lanes, const WIDE: bool>(
     ops: &Ops,
     q: &Queries<'_>,
     cache: &Cache<'_>,
@@ -341,72 +342,171 @@ fn attend_vectors<V: Lanes>(
 ) {
     let rows = q.limits.len();
     let hd = q.q.len() / rows.max(1);
-    let key = scratch.tile.take::<[f32; L]>(hd);
-    let products = Vectors::<V> { q, rows, hd, key, lanes: PhantomData };
+    let keys = scratch.tile.take::<[f32; L]>(KEYS * hd);
+    let products = Vectors::<V, WIDE> { q, rows, hd, keys, lanes: PhantomData };
     attend(ops, products, (q.limits, hd), cache, range, out, scratch.floats.take(rows));
 }
 
-impl<V: Lanes> Products for Vectors<'_, V> {
+impl<V: Lanes, const WIDE: bool> Products for Vectors<'_, V, WIDE> {
     #[inline(always)]
     fn scores(&mut self, cache: &Cache<'_>, p0: usize, blocks: usize, scores: &mut [[f32; CHUNK]]) {
-        let Vectors { q, rows, hd, key, .. } = self;
-        let (rows, hd) = (*rows, *hd);
-        for b in 0..blocks {
-            let block = cache.k_block(p0 / BLOCK + b, hd);
-            for (i, k) in key.iter_mut().enumerate() {
-                load_k::<V>(cache.k_type, block, hd, i).store(k);
-            }
-            for r0 in (0..rows).step_by(ROWS) {
-                let mut qs = [q.q; ROWS];
-                for (i, row) in qs.iter_mut().enumerate() {
-                    *row = &q.q[(r0 + i).min(rows - 1) * hd..][..hd];
-                }
-                let mut acc = [V::splat(0.0); ROWS];
-                for (d, k) in key.iter().enumerate() {
-                    let k = V::load(k);
-                    for i in 0..ROWS {
-                        acc[i] = k.fma(V::splat(qs[i][d]), acc[i]);
+        let first = p0 / BLOCK;
+        // Of few rows each key is used as it comes, in several blocks at once, so that no sum waits for itself.
+        match (self.rows, WIDE) {
+            (1, _) => self.direct::<1, 4>(cache, first, blocks, scores),
+            (2, true) => self.direct::<2, 4>(cache, first, blocks, scores),
+            (2, false) => self.direct::<2, 2>(cache, first, blocks, scores),
+            (3, true) => self.direct::<3, 4>(cache, first, blocks, scores),
+            (3, false) => self.direct::<3, 1>(cache, first, blocks, scores),
+            (4, true) => self.direct::<4, 4>(cache, first, blocks, scores),
+            (4, false) => self.direct::<4, 1>(cache, first, blocks, scores),
+            _ => {
+                for b in (0..blocks).step_by(KEYS) {
+                    let n = KEYS.min(blocks - b);
+                    for (i, keys) in self.keys.chunks_exact_mut(self.hd).take(n).enumerate() {
+                        let block = cache.k_block(first + b + i, self.hd);
+                        for (d, k) in keys.iter_mut().enumerate() {
+                            load_k::<V>(cache.k_type, block, self.hd, d).store(k);
+                        }
                     }
-                }
-                for (i, a) in acc.into_iter().enumerate().take(rows - r0) {
-                    let to = &mut scores[r0 + i].as_chunks_mut::<L>().0[b];
-                    a.mul(V::splat(q.scale)).store(to);
+                    let mut r = 0;
+                    while r < self.rows {
+                        let eight = WIDE && self.rows - r > 4;
+                        match (eight, n) {
+                            (true, KEYS) => self.turned::<8, KEYS>((r, 0, b), scores),
+                            (true, _) => self.turned::<8, 1>((r, 0, b), scores),
+                            (false, _) => (0..n).for_each(|i| self.turned::<4, 1>((r, i, b + i), scores)),
+                        }
+                        r += if eight { 8 } else { 4 };
+                    }
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn values(&mut self, cache: &Cache<'_>, positions: Range<usize>, scores: &[[f32; CHUNK]], out: &mut [f32]) {
-        let (rows, hd) = (self.rows, self.hd);
-        // Four rows by up to four vectors of dimensions stay in registers over the chunk's positions.
-        let row_bytes = cache.v_type.row_bytes(hd);
-        let values = &cache.v[positions.start * row_bytes..positions.end * row_bytes];
-        for r0 in (0..rows).step_by(4) {
-            let mut p = [&scores[r0]; 4];
-            for (i, p) in p.iter_mut().enumerate() {
-                *p = &scores[(r0 + i).min(rows - 1)];
+    fn values(&mut self, cache: &Cache<'_>, positions: Range<usize>, p: &[[f32; CHUNK]], o: &mut [f32]) {
+        for r in (0..self.rows).step_by(4) {
+            match self.rows - r {
+                1 => self.sums::<1>(r, cache, &positions, p, o),
+                2 => self.sums::<2>(r, cache, &positions, p, o),
+                3 => self.sums::<3>(r, cache, &positions, p, o),
+                _ => self.sums::<4>(r, cache, &positions, p, o),
             }
-            for d0 in (0..hd / L).step_by(4) {
-                let wide = (hd / L - d0).min(4);
-                let mut acc = [[V::splat(0.0); 4]; 4];
-                for (i, row) in values.chunks_exact(row_bytes).enumerate() {
-                    let mut v = [V::splat(0.0); 4];
-                    for (j, v) in v.iter_mut().enumerate() {
-                        *v = load_v(cache.v_type, row, hd, d0 + j.min(wide - 1));
-                    }
-                    for r in 0..4 {
-                        let w = V::splat(p[r][i]);
-                        for j in 0..4 {
-                            acc[r][j] = v[j].fma(w, acc[r][j]);
-                        }
+        }
+    }
+}
+
+impl<V: Lanes, const WIDE: bool> Vectors<'_, V, WIDE> {
+    /// The query of a row; the last one again past it.
+    #[inline(always)]
+    fn row(&self, r: usize) -> &[f32] {
+        &self.q.q[r.min(self.rows - 1) * self.hd..][..self.hd]
+    }
+
+    /// Scores of all `N` rows for all blocks from `first` on, `B` at once.
+    #[inline(always)]
+    fn direct<const N: usize, const B: usize>(
+        &self,
+        cache: &Cache<'_>,
+        first: usize,
+        blocks: usize,
+        scores: &mut [[f32; CHUNK]],
+    ) {
+        for b in (0..blocks).step_by(B) {
+            let mut block = [&[][..]; B];
+            for j in 0..B {
+                block[j] = cache.k_block(first + (b + j).min(blocks - 1), self.hd);
+            }
+            let mut acc = [[V::splat(0.0); B]; N];
+            for d in 0..self.hd {
+                let mut k = [V::splat(0.0); B];
+                for j in 0..B {
+                    k[j] = load_k(cache.k_type, block[j], self.hd, d);
+                }
+                for i in 0..N {
+                    let q = V::splat(self.q.q[i * self.hd + d]);
+                    for j in 0..B {
+                        acc[i][j] = k[j].fma(q, acc[i][j]);
                     }
                 }
-                for r in 0..4.min(rows - r0) {
-                    let o = out[(r0 + r) * hd..][..hd].as_chunks_mut::<L>().0;
-                    for j in 0..wide {
-                        V::load(&o[d0 + j]).add(acc[r][j]).store(&mut o[d0 + j]);
+            }
+            for i in 0..N {
+                for j in 0..B.min(blocks - b) {
+                    acc[i][j].mul(V::splat(self.q.scale)).store(&mut scores[i].as_chunks_mut::<L>().0[b + j]);
+                }
+            }
+        }
+    }
+
+    /// Scores of `N` rows from `r0` on for `B` blocks from `b` on, whose keys lie in f32 from `from` on.
+    #[inline(always)]
+    fn turned<const N: usize, const B: usize>(
+        &self,
+        (r0, from, b): (usize, usize, usize),
+        scores: &mut [[f32; CHUNK]],
+    ) {
+        let (hd, mut q) = (self.hd, [self.q.q; N]);
+        for (i, q) in q.iter_mut().enumerate() {
+            *q = self.row(r0 + i);
+        }
+        let mut keys = [&self.keys[..hd]; B];
+        for (j, keys) in keys.iter_mut().enumerate() {
+            *keys = &self.keys[(from + j) * hd..][..hd];
+        }
+        let mut acc = [[V::splat(0.0); B]; N];
+        for d in 0..hd {
+            let mut k = [V::splat(0.0); B];
+            for j in 0..B {
+                k[j] = V::load(&keys[j][d]);
+            }
+            for i in 0..N {
+                let q = V::splat(q[i][d]);
+                for j in 0..B {
+                    acc[i][j] = k[j].fma(q, acc[i][j]);
+                }
+            }
+        }
+        for (i, acc) in acc.into_iter().enumerate().take(self.rows - r0) {
+            for j in 0..B {
+                acc[j].mul(V::splat(self.q.scale)).store(&mut scores[r0 + i].as_chunks_mut::<L>().0[b + j]);
+            }
+        }
+    }
+
+    /// `o += p V` of `N` rows from `r0` on: with up to four vectors of dimensions they stay in registers over the positions.
+    #[inline(always)]
+    fn sums<const N: usize>(
+        &self,
+        r0: usize,
+        cache: &Cache<'_>,
+        positions: &Range<usize>,
+        p: &[[f32; CHUNK]],
+        o: &mut [f32],
+    ) {
+        let hd = self.hd;
+        let row_bytes = cache.v_type.row_bytes(hd);
+        let values = &cache.v[positions.start * row_bytes..positions.end * row_bytes];
+        let p: &[[f32; CHUNK]; N] = p[r0..].first_chunk().expect("rows from r0 on");
+        for d0 in (0..hd / L).step_by(4) {
+            let wide = (hd / L - d0).min(4);
+            let mut acc = [[V::splat(0.0); 4]; N];
+            for (i, row) in values.chunks_exact(row_bytes).enumerate() {
+                let mut v = [V::splat(0.0); 4];
+                for (j, v) in v.iter_mut().enumerate() {
+                    *v = load_v(cache.v_type, row, hd, d0 + j.min(wide - 1));
+                }
+                for r in 0..N {
+                    let w = V::splat(p[r][i]);
+                    for j in 0..4 {
+                        acc[r][j] = v[j].fma(w, acc[r][j]);
                     }
+                }
+            }
+            for r in 0..N {
+                let o = o[(r0 + r) * hd..][..hd].as_chunks_mut::<L>().0;
+                for j in 0..wide {
+                    V::load(&o[d0 + j]).add(acc[r][j]).store(&mut o[d0 + j]);
                 }
             }
         }
@@ -450,9 +550,17 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|i| i.is_supported()) {
             covered.push(isa.name());
             let (ops, attention) = (Ops::for_isa(isa), Attention::for_isa(isa));
-            for (hd, rows, n) in
-                [(64usize, 1usize, 1usize), (64, 3, 15), (128, 8, 16), (80, 9, 17), (128, 17, 300), (16, 32, 129)]
-            {
+            for (hd, rows, n) in [
+                (64usize, 1usize, 1usize),
+                (64, 3, 15),
+                (128, 2, 70),
+                (96, 4, 200),
+                (128, 8, 16),
+                (80, 9, 17),
+                (64, 12, 45),
+                (128, 17, 300),
+                (16, 32, 129),
+            ] {
                 for kind in KvType::ALL {
                     if kind == KvType::Q8_0 && hd % 32 != 0 {
                         continue;
