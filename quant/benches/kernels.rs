@@ -38,9 +38,12 @@ fn time(kernels: &Kernels, format: Format, rows: usize, k: usize, n: usize) -> f
     }
     let mut out = vec![0.0; n * rows];
     let mut scratch = Scratch::default();
+    // As many rows at a time as a forward pass gives.
+    let kernel = kernels.kernel(format);
+    let panel = if n <= kernel.gemv_cols { 128 } else { kernel.gemm_rows };
     seconds(|| {
-        for r in (0..rows).step_by(128) {
-            let height = 128.min(rows - r);
+        for r in (0..rows).step_by(panel) {
+            let height = panel.min(rows - r);
             // SAFETY: one thread.
             let x = unsafe { acts.view(k, n, n) };
             kernels.matmul(m.panel(r..r + height), x, &mut Out::new(&mut out, height, height, n), &mut scratch);
@@ -69,7 +72,8 @@ fn main() {
             let time = |rows, n| time(kernels, spec.format, rows, k, n);
             let bytes = |rows: usize| (rows * spec.format.row_bytes(k).expect("whole blocks")) as f64;
             let flops = |rows: usize, n: usize| 2.0 * (rows * k * n) as f64;
-            let (rows, cols) = if isa == Isa::Scalar { (256, 64) } else { (128, 512) };
+            let (rows, cols) =
+                if isa == Isa::Scalar { (256, 64) } else { (kernels.kernel(spec.format).gemm_rows, 512) };
             let gemv = bytes(many) / time(many, 1) / 1e9;
             let four = time(1024, 4) * 1e9 / (1024 * k) as f64;
             let sixteen = flops(1024, 16) / time(1024, 16) / 1e9;

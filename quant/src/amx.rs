@@ -404,11 +404,12 @@ amx! {
             *m = unsafe { _mm512_load_si512(c.as_ptr().cast()) };
         }
         crate::avx512::transpose(&mut m);
-        let mut column = [0.0f32; ROWS];
+        // A mask, not a copy of so many: that would be a call for every column.
+        let mask = (0xFFFF_u32 >> (ROWS - rows)) as u16;
         for (i, m) in m.into_iter().enumerate().take(out.cols - c0) {
-            // SAFETY: 16 floats.
-            unsafe { _mm512_storeu_si512(column.as_mut_ptr().cast(), m) };
-            out.column(c0 + i, r0, rows).copy_from_slice(&column[..rows]);
+            let to = out.column(c0 + i, r0, rows).as_mut_ptr();
+            // SAFETY: `rows` numbers from there on.
+            unsafe { _mm512_mask_storeu_epi32(to.cast(), mask, m) };
         }
     }
 }

@@ -179,11 +179,10 @@ pub fn padded_rows(rows: usize) -> usize {
     rows.next_multiple_of(32)
 }
 
-type Run = unsafe fn(&Ops, &Queries<'_>, &Cache<'_>, Range<usize>, &mut Partial<'_>, &mut Scratch);
+type Run = unsafe fn(&Queries<'_>, &Cache<'_>, Range<usize>, &mut Partial<'_>, &mut Scratch);
 
 /// The kernels of one instruction set. Holding one is the proof that the machine has it.
 pub struct Attention {
-    isa: Isa,
     run: Run,
     /// Query rows that are best computed by one call: what converting keys and values is shared by.
     pub rows: usize,
@@ -193,17 +192,17 @@ impl Attention {
     pub(crate) fn for_isa(isa: Isa) -> &'static Attention {
         assert!(isa.is_supported());
         match isa {
-            Isa::Scalar => &Attention { isa: Isa::Scalar, run: scalar, rows: 32 },
+            Isa::Scalar => &Attention { run: scalar, rows: 32 },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &Attention { isa: Isa::Avx2, run: avx2, rows: 32 },
+            Isa::Avx2 => &Attention { run: avx2, rows: 32 },
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => &Attention { isa: Isa::AvxVnni, run: avx2, rows: 32 },
+            Isa::AvxVnni => &Attention { run: avx2, rows: 32 },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => &Attention { isa: Isa::Avx512, run: avx512, rows: 32 },
+            Isa::Avx512 => &Attention { run: avx512, rows: 32 },
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => &Attention { isa: Isa::Amx, run: crate::amx::attention::run, rows: 128 },
+            Isa::Amx => &Attention { run: crate::amx::attention::run, rows: 128 },
             #[cfg(not(target_arch = "x86_64"))]
-            _ => &Attention { isa: Isa::Scalar, run: scalar, rows: 32 },
+            _ => &Attention { run: scalar, rows: 32 },
         }
     }
 
@@ -222,25 +221,26 @@ impl Attention {
         assert!(hd.is_multiple_of(L) && q.q.len() == rows * hd && out.o.len() == padded_rows(rows) * hd);
         assert!(out.m.len() == rows && out.s.len() == rows && range.start.is_multiple_of(BLOCK));
         // SAFETY: an `Attention` for a rung is handed out only where the rung is supported.
-        unsafe { (self.run)(Ops::for_isa(self.isa), q, cache, range, out, scratch) }
+        unsafe { (self.run)(q, cache, range, out, scratch) }
     }
 }
 
-fn scalar(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
-    attend_vectors::<crate::lanes::Scalar, false>(ops, q, c, r, o, s);
+fn scalar(q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
+    attend_vectors::<crate::lanes::Scalar, false>(q, c, r, o, s);
 }
 #[cfg(target_arch = "x86_64")]
 crate::isa::avx2! {
-    fn avx2(ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
-        attend_vectors::<crate::lanes::Avx2, false>(ops, q, c, r, o, s);
+    fn avx2(
+        q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch) {
+        attend_vectors::<crate::lanes::Avx2, false>(q, c, r, o, s);
     }
 }
 #[cfg(target_arch = "x86_64")]
 crate::isa::avx512! {
     pub(crate) fn avx512(
-        ops: &Ops, q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch,
+        q: &Queries<'_>, c: &Cache<'_>, r: Range<usize>, o: &mut Partial<'_>, s: &mut Scratch,
     ) {
-        attend_vectors::<crate::lanes::Avx512, true>(ops, q, c, r, o, s);
+        attend_vectors::<crate::lanes::Avx512, true>(q, c, r, o, s);
     }
 }
 
@@ -285,8 +285,7 @@ pub(crate) trait Products {
 
 /// The online softmax over chunks of positions.
 #[inline(always)]
-pub(crate) fn attend(
-    ops: &Ops,
+pub(crate) fn attend<V: Lanes>(
     mut products: impl Products,
     (limits, hd): (&[usize], usize),
     cache: &Cache<'_>,
@@ -303,17 +302,32 @@ pub(crate) fn attend(
         products.scores(cache, p0, (p1 - p0).div_ceil(BLOCK), scores);
         for (r, p) in scores.iter_mut().enumerate().take(limits.len()) {
             let n = limits[r].clamp(p0, p1) - p0;
-            p[n..].fill(0.0);
-            if n == 0 {
-                continue;
+            // What the row sees is weighed as if it were whole vectors.
+            let whole = n.next_multiple_of(L);
+            p[n..whole].fill(f32::NEG_INFINITY);
+            p[whole..].fill(0.0);
+            let p = p[..whole].as_chunks_mut::<L>().0;
+            let mut m = V::splat(f32::NEG_INFINITY);
+            for p in &*p {
+                m = V::load(p).max(m);
             }
-            let m = out.m[r].max(ops.max(&p[..n]));
-            let fade = if out.m[r] == m { 1.0 } else { (out.m[r] - m).exp() };
-            out.s[r] = out.s[r] * fade + ops.exp_sum(&mut p[..n], m);
+            let (before, m) = (out.m[r], out.m[r].max(m.peak()));
+            if before != m {
+                let fade = (before - m).exp();
+                out.s[r] *= fade;
+                let fade = V::splat(fade);
+                for o in out.o[r * hd..][..hd].as_chunks_mut::<L>().0 {
+                    V::load(o).mul(fade).store(o);
+                }
+            }
+            let (max, mut sum) = (V::splat(m), V::splat(0.0));
+            for p in p {
+                let e = V::load(p).sub(max).exp();
+                e.store(p);
+                sum = sum.add(e);
+            }
             out.m[r] = m;
-            if fade != 1.0 {
-                out.o[r * hd..][..hd].iter_mut().for_each(|o| *o *= fade);
-            }
+            out.s[r] += sum.sum();
         }
         products.values(cache, p0..p1, scores, out.o);
     }
@@ -333,7 +347,6 @@ const KEYS: usize = 2;
 
 #[inline(always)]
 fn attend_vectors<V: Lanes, const WIDE: bool>(
-    ops: &Ops,
     q: &Queries<'_>,
     cache: &Cache<'_>,
     range: Range<usize>,
@@ -344,7 +357,7 @@ fn attend_vectors<V: Lanes, const WIDE: bool>(
     let hd = q.q.len() / rows.max(1);
     let keys = scratch.tile.take::<[f32; L]>(KEYS * hd);
     let products = Vectors::<V, WIDE> { q, rows, hd, keys, lanes: PhantomData };
-    attend(ops, products, (q.limits, hd), cache, range, out, scratch.floats.take(rows));
+    attend::<V>(products, (q.limits, hd), cache, range, out, scratch.floats.take(rows));
 }
 
 impl<V: Lanes, const WIDE: bool> Products for Vectors<'_, V, WIDE> {

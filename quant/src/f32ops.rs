@@ -8,6 +8,7 @@
 use crate::act::Q8Block;
 use crate::format::SLAB;
 use crate::isa::Isa;
+use crate::lanes::{L, Lanes};
 
 /// The operations, compiled for one instruction set. Holding one is the proof that the machine has it.
 pub struct Ops {
@@ -146,7 +147,7 @@ impl Ops {
 }
 
 macro_rules! ops {
-    ($table:ident, $module:ident, $stamp:path, $peak:path) => {
+    ($table:ident, $module:ident, $stamp:path, $lanes:path, $peak:path) => {
         mod $module {
             use super::{Ops, Q8Block, SLAB, body};
             use $stamp as stamp;
@@ -154,12 +155,12 @@ macro_rules! ops {
                 fn rmsnorm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) { body::rmsnorm(x, weight, eps, out) }
                 fn encode_q8(x: &[f32], block: &mut Q8Block) { body::encode_q8(x, block) }
                 fn encode_bf16(x: &[f32], pairs: &mut [u32; SLAB / 2]) { body::encode_bf16(x, pairs) }
-                fn silu_mul(gate: &mut [f32], up: &[f32]) { body::silu_mul(gate, up) }
+                fn silu_mul(gate: &mut [f32], up: &[f32]) { body::silu_mul::<$lanes>(gate, up) }
                 fn add(x: &mut [f32], y: &[f32]) { body::add(x, y) }
                 fn axpy(x: &mut [f32], a: f32, y: &[f32]) { body::axpy(x, a, y) }
                 fn dot(x: &[f32], y: &[f32]) -> f32 { body::dot(x, y) }
-                fn exp_sum(x: &mut [f32], max: f32) -> f32 { body::exp_sum(x, max) }
-                fn max(x: &[f32]) -> f32 { body::max(x) }
+                fn exp_sum(x: &mut [f32], max: f32) -> f32 { body::exp_sum::<$lanes>(x, max) }
+                fn max(x: &[f32]) -> f32 { body::max::<$lanes>(x) }
                 fn read(bytes: &[u8]) -> u64 { body::read(bytes) }
                 fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_halves(x, cos, sin) }
                 fn rope_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]) { body::rope_pairs(x, cos, sin) }
@@ -189,39 +190,15 @@ macro_rules! plain {
 }
 use plain;
 
-ops!(SCALAR, scalar, super::plain, crate::scalar::peak);
+ops!(SCALAR, scalar, super::plain, crate::lanes::Scalar, crate::scalar::peak);
 #[cfg(target_arch = "x86_64")]
-ops!(AVX2, avx2, crate::isa::avx2, crate::avx2::peak);
+ops!(AVX2, avx2, crate::isa::avx2, crate::lanes::Avx2, crate::avx2::peak);
 #[cfg(target_arch = "x86_64")]
-ops!(AVXVNNI, avxvnni, crate::isa::avxvnni, crate::avx2::peak_vnni);
+ops!(AVXVNNI, avxvnni, crate::isa::avxvnni, crate::lanes::Avx2, crate::avx2::peak_vnni);
 #[cfg(target_arch = "x86_64")]
-ops!(AVX512, avx512, crate::isa::avx512, crate::avx512::peak);
+ops!(AVX512, avx512, crate::isa::avx512, crate::lanes::Avx512, crate::avx512::peak);
 #[cfg(target_arch = "x86_64")]
 static AMX: Ops = Ops { peak: crate::amx::peak, ..AVX512 };
-
-/// exp for one lane. Range reduction `x = n ln 2 + r`, `|r| <= ln 2 / 2`, with ln 2 in two parts (Cody and Waite), then a
-/// polynomial of degree 6 (the Taylor terms; their remainder is below half an ulp on that interval) and a shift of the
-/// exponent. Below -87 the result is 0.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const LN2_HI: f32 = 0.693_359_4; // 355/512: n * LN2_HI is exact
-    const LN2_LO: f32 = -2.121_944_4e-4;
-    let y = x.clamp(-87.5, 88.0);
-    let n = (y * std::f32::consts::LOG2_E).round_ties_even();
-    let r = (y - n * LN2_HI) - n * LN2_LO;
-    let mut p = 1.0 / 720.0;
-    p = p * r + 1.0 / 120.0;
-    p = p * r + 1.0 / 24.0;
-    p = p * r + 1.0 / 6.0;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    // SAFETY: the clamp keeps n within -127..=127; NaN converts to 0 with the saturating cast, which is slower, so the
-    // unchecked one is guarded by the select below.
-    let e = if y.is_nan() { 0 } else { unsafe { n.to_int_unchecked::<i32>() } };
-    let v = p * f32::from_bits(((e + 127) as u32) << 23);
-    if x < -87.0 { 0.0 } else { v }
-}
 
 mod body {
     use super::*;
@@ -300,9 +277,23 @@ mod body {
     }
 
     #[inline(always)]
-    pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
-        for (g, &u) in gate.iter_mut().zip(up) {
-            *g = *g / (1.0 + exp(-*g)) * u;
+    pub fn silu_mul<V: Lanes>(gate: &mut [f32], up: &[f32]) {
+        let ((gates, gate_rest), (ups, up_rest)) = (gate.as_chunks_mut::<L>(), up.as_chunks::<L>());
+        let product = |g: &mut [f32; L], u: &[f32; L]| {
+            let (x, one) = (V::load(g), V::splat(1.0));
+            // Beyond 88 the quotient is nearer to zero than any number that would be told from it.
+            let e = V::splat(0.0).sub(x).min(V::splat(88.0)).exp();
+            x.div(one.add(e)).mul(V::load(u)).store(g);
+        };
+        for (g, u) in gates.iter_mut().zip(ups) {
+            product(g, u);
+        }
+        if !gate_rest.is_empty() {
+            let (mut g, mut u) = ([0.0; L], [0.0; L]);
+            g[..gate_rest.len()].copy_from_slice(gate_rest);
+            u[..up_rest.len()].copy_from_slice(up_rest);
+            product(&mut g, &u);
+            gate_rest.copy_from_slice(&g[..gate_rest.len()]);
         }
     }
 
@@ -333,23 +324,34 @@ mod body {
     }
 
     #[inline(always)]
-    pub fn exp_sum(x: &mut [f32], max: f32) -> f32 {
-        for v in x.iter_mut() {
-            *v = exp(*v - max);
+    pub fn exp_sum<V: Lanes>(x: &mut [f32], max: f32) -> f32 {
+        let (max, mut sum) = (V::splat(max), V::splat(0.0));
+        let (blocks, rest) = x.as_chunks_mut::<L>();
+        for b in blocks {
+            let e = V::load(b).sub(max).exp();
+            e.store(b);
+            sum = sum.add(e);
         }
-        lanes_sum(x, |v| v)
+        if !rest.is_empty() {
+            let mut last = [f32::NEG_INFINITY; L];
+            last[..rest.len()].copy_from_slice(rest);
+            let e = V::load(&last).sub(max).exp();
+            e.store(&mut last);
+            sum = sum.add(e);
+            rest.copy_from_slice(&last[..rest.len()]);
+        }
+        sum.sum()
     }
 
     #[inline(always)]
-    pub fn max(x: &[f32]) -> f32 {
-        let mut acc = [f32::NEG_INFINITY; 16];
-        let (blocks, rest) = x.as_chunks::<16>();
+    pub fn max<V: Lanes>(x: &[f32]) -> f32 {
+        let mut m = V::splat(f32::NEG_INFINITY);
+        let (blocks, rest) = x.as_chunks::<L>();
+        // Of a NaN, the second operand is what the machine's max gives: NaN never wins.
         for b in blocks {
-            for i in 0..16 {
-                acc[i] = if b[i] > acc[i] { b[i] } else { acc[i] };
-            }
+            m = V::load(b).max(m);
         }
-        rest.iter().chain(&acc).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+        rest.iter().fold(m.peak(), |m, &v| if v > m { v } else { m })
     }
 
     #[inline(always)]

@@ -12,6 +12,9 @@ use half::f16;
 /// Lanes in a vector.
 pub(crate) const L: usize = 16;
 
+/// What rounds a number of up to 22 bits to a whole one when it is added: the whole number is then in the lowest bits.
+const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+
 /// Sixteen f32 values.
 pub(crate) trait Lanes: Copy {
     fn splat(x: f32) -> Self;
@@ -39,6 +42,44 @@ pub(crate) trait Lanes: Copy {
     fn sqrt(self) -> Self;
     /// Where `self < b`, `yes`, else (also for NaN) `no`.
     fn below(self, b: Self, yes: Self, no: Self) -> Self;
+    /// `self * 2^n` of a whole number n that comes as `n + ROUND`, where the result is a normal number.
+    fn times_power(self, n: Self) -> Self;
+
+    /// e to the power of each lane, within 3 ulp down to -87, 0 below; NaN stays. Not for more than 88.
+    ///
+    /// Range reduction `x = n ln 2 + r`, `|r| <= ln 2 / 2`, with ln 2 in two parts (Cody and Waite), then a polynomial of
+    /// degree 6: the Taylor terms, whose remainder is below half an ulp on that interval.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        const LN2_HI: f32 = 0.693_359_4; // 355/512: n * LN2_HI is exact
+        const LN2_LO: f32 = -2.121_944_4e-4;
+        // Of a NaN, the second operand is what the machine's max gives.
+        let x = Self::splat(-87.5).max(self);
+        let shifted = x.fma(Self::splat(std::f32::consts::LOG2_E), Self::splat(ROUND));
+        let n = shifted.sub(Self::splat(ROUND));
+        let r = n.fma(Self::splat(-LN2_LO), n.fma(Self::splat(-LN2_HI), x));
+        let mut p = Self::splat(1.0 / 720.0);
+        p = p.fma(r, Self::splat(1.0 / 120.0));
+        p = p.fma(r, Self::splat(1.0 / 24.0));
+        p = p.fma(r, Self::splat(1.0 / 6.0));
+        p = p.fma(r, Self::splat(0.5));
+        p = p.fma(r, Self::splat(1.0));
+        p = p.fma(r, Self::splat(1.0));
+        self.below(Self::splat(-87.0), Self::splat(0.0), p.times_power(shifted))
+    }
+
+    /// The largest lane; not for NaN.
+    #[inline(always)]
+    fn peak(self) -> f32 {
+        let mut a = [0.0; L];
+        self.store(&mut a);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                a[i] = if a[i + half] > a[i] { a[i + half] } else { a[i] };
+            }
+        }
+        a[0]
+    }
 
     /// The sum of the lanes, in a fixed order.
     #[inline(always)]
@@ -138,6 +179,10 @@ impl Lanes for Scalar {
     #[inline(never)]
     fn mul(self, b: Self) -> Self {
         Scalar::each(|i| self.0[i] * b.0[i])
+    }
+    #[inline(never)]
+    fn times_power(self, n: Self) -> Self {
+        Scalar::each(|i| f32::from_bits(self.0[i].to_bits().wrapping_add(n.0[i].to_bits() << 23)))
     }
 }
 
@@ -241,6 +286,14 @@ mod x86 {
         fn mul(self, b: Self) -> Self {
             // SAFETY: as above.
             Avx512(unsafe { _mm512_mul_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn times_power(self, n: Self) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe {
+                let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n.0));
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), n))
+            })
         }
     }
 
@@ -356,6 +409,15 @@ mod x86 {
         fn mul(self, b: Self) -> Self {
             // SAFETY: as above.
             unsafe { Avx2(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn times_power(self, n: Self) -> Self {
+            // SAFETY: as above.
+            let half = |x, n| unsafe {
+                let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
+            };
+            Avx2(half(self.0, n.0), half(self.1, n.1))
         }
     }
 }

@@ -15,7 +15,6 @@
 
 use super::{ROWS, Tiles};
 use crate::attention::{BLOCK, CHUNK, Cache, Partial, Products, Queries, attend, load_k, load_v};
-use crate::f32ops::Ops;
 use crate::isa::amx;
 use crate::lanes::Avx512;
 use crate::panel::Scratch;
@@ -43,12 +42,12 @@ struct OnTiles<'a> {
 amx! {
     /// [`crate::attention::Attention::run`] on tiles.
     pub(crate) fn run(
-        ops: &Ops, q: &Queries<'_>, cache: &Cache<'_>, range: Range<usize>, out: &mut Partial<'_>, scratch: &mut Scratch,
+        q: &Queries<'_>, cache: &Cache<'_>, range: Range<usize>, out: &mut Partial<'_>, scratch: &mut Scratch,
     ) {
         let rows = q.limits.len();
         let hd = q.q.len() / rows.max(1);
         if rows < LEAST || !hd.is_multiple_of(32) {
-            return crate::attention::avx512(ops, q, cache, range, out, scratch);
+            return crate::attention::avx512(q, cache, range, out, scratch);
         }
         let (steps, padded) = (hd / 32, crate::attention::padded_rows(rows));
         let sizes = [padded / ROWS * steps, 2 * steps, CHUNK / 32 * 2 * steps, 2 * CHUNK / 32];
@@ -67,7 +66,7 @@ amx! {
         let products = OnTiles { steps, q: tiles, k, v, p };
         // SAFETY: this rung's, so there are tiles.
         let tiles = unsafe { Tiles::take() };
-        attend(ops, products, (q.limits, hd), cache, range, out, scratch.floats.take(padded));
+        attend::<Avx512>(products, (q.limits, hd), cache, range, out, scratch.floats.take(padded));
         drop(tiles);
     }
 
@@ -119,13 +118,27 @@ amx! {
     /// The values of up to 32 positions as tiles, (head_dim / 16); zeros for those that are not there.
     fn value_tiles(cache: &Cache<'_>, rows: &[u8], row_bytes: usize, to: &mut [Tile]) {
         let hd = 16 * to.len();
-        let zero = Avx512(_mm512_setzero_ps());
+        let mut rows = rows.chunks_exact(row_bytes);
         for pair in 0..ROWS {
-            let mut two = rows.chunks_exact(row_bytes).skip(2 * pair);
-            let two = [two.next(), two.next()];
-            for (i, tile) in to.iter_mut().enumerate() {
-                let value = |row: Option<&[u8]>| row.map_or(zero, |row| load_v::<Avx512>(cache.v_type, row, hd, i));
-                put(interleaved(value(two[0]), value(two[1])), &mut tile.0[pair]);
+            // Written out: a closure called by code without the instructions would be called for every vector.
+            match (rows.next(), rows.next()) {
+                (Some(even), Some(odd)) => {
+                    for (i, tile) in to.iter_mut().enumerate() {
+                        let (even, odd) = (load_v(cache.v_type, even, hd, i), load_v(cache.v_type, odd, hd, i));
+                        put(interleaved(even, odd), &mut tile.0[pair]);
+                    }
+                }
+                (Some(even), None) => {
+                    for (i, tile) in to.iter_mut().enumerate() {
+                        let even = load_v(cache.v_type, even, hd, i);
+                        put(interleaved(even, Avx512(_mm512_setzero_ps())), &mut tile.0[pair]);
+                    }
+                }
+                (None, _) => {
+                    for tile in to.iter_mut() {
+                        tile.0[pair].fill(0);
+                    }
+                }
             }
         }
     }
