@@ -55,7 +55,7 @@ pub(crate) fn overlay(table: &mut [Kernel], vnni: bool) {
                 kernel.gemm = Slot { isa, act: Act::F32, run: float_gemm };
                 if spec.codes.is_none() {
                     kernel.gemv = Slot { isa, act: Act::F32, run: float_gemv };
-                    kernel.gemv_cols = 1;
+                    kernel.gemv_cols = float_matrix::GEMV_COLS;
                 }
             }
         }
@@ -110,11 +110,11 @@ struct Tile {
 
 avx2! {
     fn float_gemm(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-        float_matrix::gemm::<Avx2>(w, x, out, scratch);
+        float_matrix::gemm::<Avx2, 1, 6>(w, x, out, scratch);
     }
 
-    fn float_gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, _: &mut Scratch) {
-        float_matrix::gemv::<Avx2>(w, x, out);
+    fn float_gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+        float_matrix::gemv::<Avx2, 2, 3>(w, x, out, scratch);
     }
 
     /// `vpmaddubsw`, `vpmaddwd` and an addition on registers, see [`crate::f32ops::Ops::peak`].

@@ -55,7 +55,7 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
                 kernel.gemm = Slot { isa: Isa::Avx512, act: Act::F32, run: float_gemm };
                 if spec.codes.is_none() {
                     kernel.gemv = Slot { isa: Isa::Avx512, act: Act::F32, run: float_gemv };
-                    kernel.gemv_cols = 1;
+                    kernel.gemv_cols = float_matrix::GEMV_COLS;
                 }
             }
         }
@@ -83,11 +83,11 @@ struct Column {
 
 avx512! {
     fn float_gemm(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-        float_matrix::gemm::<Avx512>(w, x, out, scratch);
+        float_matrix::gemm::<Avx512, 2, 12>(w, x, out, scratch);
     }
 
-    fn float_gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, _: &mut Scratch) {
-        float_matrix::gemv::<Avx512>(w, x, out);
+    fn float_gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+        float_matrix::gemv::<Avx512, 4, 4>(w, x, out, scratch);
     }
 
     /// `vpdpbusd` on registers, see [`crate::f32ops::Ops::peak`].

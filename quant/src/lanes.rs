@@ -81,7 +81,7 @@ pub(crate) trait Lanes: Copy {
         a[0]
     }
 
-    /// The sum of the lanes, in a fixed order.
+    /// The sum of the lanes: halves, then their halves, and so on.
     #[inline(always)]
     fn sum(self) -> f32 {
         let mut a = [0.0; L];
@@ -197,6 +197,16 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Avx512(pub __m512);
 
+    /// The upper lanes combined with the lower ones, halving until one is left.
+    macro_rules! fold {
+        ($v:expr, $narrow:ident) => {{
+            let v = $v;
+            let v = $narrow(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = $narrow(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32($narrow(v, _mm_movehdup_ps(v)))
+        }};
+    }
+
     // SAFETY (all blocks below): the loads and stores are of whole arrays, unaligned forms; the instructions exist because
     // the methods are inlined only into functions compiled for the rung, which the dispatch calls only where it is detected.
     impl Lanes for Avx512 {
@@ -294,6 +304,22 @@ mod x86 {
                 let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(n.0));
                 _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), n))
             })
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let high = _mm512_extractf32x8_ps::<1>(self.0);
+                fold!(_mm256_add_ps(_mm512_castps512_ps256(self.0), high), _mm_add_ps)
+            }
+        }
+        #[inline(always)]
+        fn peak(self) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let high = _mm512_extractf32x8_ps::<1>(self.0);
+                fold!(_mm256_max_ps(_mm512_castps512_ps256(self.0), high), _mm_max_ps)
+            }
         }
     }
 
@@ -418,6 +444,16 @@ mod x86 {
                 _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
             };
             Avx2(half(self.0, n.0), half(self.1, n.1))
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            // SAFETY: as above.
+            unsafe { fold!(_mm256_add_ps(self.0, self.1), _mm_add_ps) }
+        }
+        #[inline(always)]
+        fn peak(self) -> f32 {
+            // SAFETY: as above.
+            unsafe { fold!(_mm256_max_ps(self.0, self.1), _mm_max_ps) }
         }
     }
 }

@@ -35,7 +35,7 @@ fn no_codes(_: &[u8], _: &mut Codes) {
 }
 
 fn float_gemm(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-    float_matrix::gemm::<Scalar>(w, x, out, scratch);
+    float_matrix::gemm::<Scalar, 1, 8>(w, x, out, scratch);
 }
 
 /// A slab of weights times a block of activations:
