@@ -244,13 +244,25 @@ crate::isa::avx512! {
     }
 }
 
-/// Vector `i` of a K block: dimension `i` of its 16 positions.
+/// Dimensions of a key, or of a value, that share a scale where there are scales.
+const GROUP: usize = 32;
+
+/// What the dimensions of group `g` of a K block are multiplied by, if anything.
 #[inline(always)]
-pub(crate) fn load_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, i: usize) -> V {
+pub(crate) fn scale_k<V: Lanes>(kind: KvType, block: &[u8], hd: usize, g: usize) -> V {
+    match kind {
+        KvType::F16 | KvType::Bf16 => V::splat(1.0),
+        KvType::Q8_0 => V::load_f16(bytes(&block[hd * BLOCK..], g)),
+    }
+}
+
+/// Vector `i` of a K block: dimension `i` of its 16 positions, given its group's scale.
+#[inline(always)]
+pub(crate) fn load_k<V: Lanes>(kind: KvType, block: &[u8], i: usize, scale: V) -> V {
     match kind {
         KvType::F16 => V::load_f16(bytes(block, i)),
         KvType::Bf16 => V::load_bf16(bytes(block, i)),
-        KvType::Q8_0 => V::load_i8(bytes(block, i)).mul(V::load_f16(bytes(&block[hd * BLOCK..], i / 32))),
+        KvType::Q8_0 => V::load_i8(bytes(block, i)).mul(scale),
     }
 }
 
@@ -262,7 +274,7 @@ pub(crate) fn load_v<V: Lanes>(kind: KvType, row: &[u8], hd: usize, i: usize) ->
         KvType::Bf16 => V::load_bf16(bytes(row, i)),
         KvType::Q8_0 => {
             let at = hd + i / 2 * 2;
-            V::load_i8(bytes(row, i)).mul(V::splat(f16::from_le_bytes([row[at], row[at + 1]]).to_f32_const()))
+            V::load_i8(bytes(row, i)).mul(V::splat_f16([row[at], row[at + 1]]))
         }
     }
 }
@@ -378,8 +390,11 @@ impl<V: Lanes, const WIDE: bool> Products for Vectors<'_, V, WIDE> {
                     let n = KEYS.min(blocks - b);
                     for (i, keys) in self.keys.chunks_exact_mut(self.hd).take(n).enumerate() {
                         let block = cache.k_block(first + b + i, self.hd);
-                        for (d, k) in keys.iter_mut().enumerate() {
-                            load_k::<V>(cache.k_type, block, self.hd, d).store(k);
+                        for (g, keys) in keys.chunks_mut(GROUP).enumerate() {
+                            let scale = scale_k::<V>(cache.k_type, block, self.hd, g);
+                            for (d, k) in keys.iter_mut().enumerate() {
+                                load_k(cache.k_type, block, g * GROUP + d, scale).store(k);
+                            }
                         }
                     }
                     let mut r = 0;
@@ -432,15 +447,21 @@ impl<V: Lanes, const WIDE: bool> Vectors<'_, V, WIDE> {
                 block[j] = cache.k_block(first + (b + j).min(blocks - 1), self.hd);
             }
             let mut acc = [[V::splat(0.0); B]; N];
-            for d in 0..self.hd {
-                let mut k = [V::splat(0.0); B];
+            for g in 0..self.hd.div_ceil(GROUP) {
+                let mut scale = [V::splat(0.0); B];
                 for j in 0..B {
-                    k[j] = load_k(cache.k_type, block[j], self.hd, d);
+                    scale[j] = scale_k(cache.k_type, block[j], self.hd, g);
                 }
-                for i in 0..N {
-                    let q = V::splat(self.q.q[i * self.hd + d]);
+                for d in g * GROUP..self.hd.min((g + 1) * GROUP) {
+                    let mut k = [V::splat(0.0); B];
                     for j in 0..B {
-                        acc[i][j] = k[j].fma(q, acc[i][j]);
+                        k[j] = load_k(cache.k_type, block[j], d, scale[j]);
+                    }
+                    for i in 0..N {
+                        let q = V::splat(self.q.q[i * self.hd + d]);
+                        for j in 0..B {
+                            acc[i][j] = k[j].fma(q, acc[i][j]);
+                        }
                     }
                 }
             }

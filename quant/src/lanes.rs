@@ -21,6 +21,8 @@ pub(crate) trait Lanes: Copy {
     fn load(x: &[f32; L]) -> Self;
     /// From IEEE half precision, little-endian.
     fn load_f16(x: &[u8; 2 * L]) -> Self;
+    /// One IEEE half, little-endian, in every lane.
+    fn splat_f16(x: [u8; 2]) -> Self;
     /// From the upper halves of f32 (bfloat16), little-endian.
     fn load_bf16(x: &[u8; 2 * L]) -> Self;
     /// From signed bytes.
@@ -124,6 +126,10 @@ impl Lanes for Scalar {
         Scalar::each(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32_const())
     }
     #[inline(always)]
+    fn splat_f16(x: [u8; 2]) -> Self {
+        Scalar([f16::from_le_bytes(x).to_f32_const(); L])
+    }
+    #[inline(always)]
     fn load_bf16(x: &[u8; 2 * L]) -> Self {
         Scalar::each(|i| f32::from_bits((x[2 * i] as u32) << 16 | (x[2 * i + 1] as u32) << 24))
     }
@@ -224,6 +230,11 @@ mod x86 {
         fn load_f16(x: &[u8; 2 * L]) -> Self {
             // SAFETY: as above.
             Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) })
+        }
+        #[inline(always)]
+        fn splat_f16(x: [u8; 2]) -> Self {
+            // SAFETY: as above.
+            Avx512(unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(i16::from_le_bytes(x))) })
         }
         #[inline(always)]
         fn load_bf16(x: &[u8; 2 * L]) -> Self {
@@ -346,6 +357,12 @@ mod x86 {
                 let p = x.as_ptr();
                 Avx2(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast())))
             }
+        }
+        #[inline(always)]
+        fn splat_f16(x: [u8; 2]) -> Self {
+            // SAFETY: as above.
+            let v = unsafe { _mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(x))) };
+            Avx2(v, v)
         }
         #[inline(always)]
         fn load_bf16(x: &[u8; 2 * L]) -> Self {

@@ -14,7 +14,7 @@
 //! rows, and so many rows share it. Fewer, and heads that are no multiple of 32, stay with AVX-512.
 
 use super::{ROWS, Tiles};
-use crate::attention::{BLOCK, CHUNK, Cache, Partial, Products, Queries, attend, load_k, load_v};
+use crate::attention::{BLOCK, CHUNK, Cache, Partial, Products, Queries, attend, load_k, load_v, scale_k};
 use crate::isa::amx;
 use crate::lanes::Avx512;
 use crate::panel::Scratch;
@@ -107,9 +107,11 @@ amx! {
     fn key_tiles(cache: &Cache<'_>, block: &[u8], to: &mut [Tile]) {
         let hd = 32 * to.len();
         for (step, tile) in to.iter_mut().enumerate() {
+            // A group of dimensions that share a scale is as long as a tile's row.
+            let scale = scale_k(cache.k_type, block, hd, step);
             for (pair, to) in tile.0.iter_mut().enumerate() {
                 let i = 32 * step + 2 * pair;
-                let key = |i: usize| load_k::<Avx512>(cache.k_type, block, hd, i);
+                let key = |i: usize| load_k::<Avx512>(cache.k_type, block, i, scale);
                 put(interleaved(key(i), key(i + 1)), to);
             }
         }
