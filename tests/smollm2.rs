@@ -155,6 +155,68 @@ fn greedy_text_is_llama_cpp_s() {
     }
 }
 
+/// Sentences that say nothing twice.
+fn filler(sentences: usize) -> Vec<String> {
+    const WHO: [&str; 8] = ["baker", "pilot", "teacher", "farmer", "sailor", "painter", "doctor", "smith"];
+    const DOES: [&str; 8] = ["carried", "sold", "counted", "painted", "found", "repaired", "weighed", "cleaned"];
+    const WHAT: [&str; 8] = ["baskets", "lamps", "wheels", "letters", "boats", "tools", "bricks", "coats"];
+    const WHERE: [&str; 8] = [
+        "by the river",
+        "in the square",
+        "near the mill",
+        "at noon",
+        "in the rain",
+        "behind the barn",
+        "on the hill",
+        "at home",
+    ];
+    let mut state = 1u32;
+    let mut pick = |of: [&'static str; 8]| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        of[(state >> 29) as usize]
+    };
+    (0..sentences)
+        .map(|i| format!("The {} {} {} {} {}. ", pick(WHO), pick(DOES), i + 12, pick(WHAT), pick(WHERE)))
+        .collect()
+}
+
+/// Needles in a haystack that fills most of the context that the model was trained for: told once, each is told again to its
+/// end when its beginning comes up. (At three quarters the model errs, with llama.cpp in the very same way.)
+#[test]
+fn what_was_said_far_back_is_found_again() {
+    const SENTENCES: usize = 560;
+    const NEEDLES: [(&str, &str); 3] = [
+        ("The password of the north gate is", " velvet otter 4817."),
+        ("The name of the captain's horse was", " Bramble Quickstep."),
+        ("The treasure map was hidden inside the", " broken church organ."),
+    ];
+    let e = engine(2, Kernels::best());
+    let mut hay = filler(SENTENCES);
+    for (i, (begin, end)) in NEEDLES.iter().enumerate().rev() {
+        hay.insert(i * SENTENCES / 4, format!("{begin}{end} "));
+    }
+    let mut tokens = e.tokenizer.encode(hay.concat().as_bytes(), true, false).unwrap();
+    assert!((6000..8100).contains(&tokens.len()), "{}", tokens.len());
+    let told = tokens.len();
+    let greedy = SampleParams { temp: 0.0, ..SampleParams::default() };
+    let o = SessionOptions { context: 8192, k_type: KvType::Q8_0, ..SessionOptions::default() };
+    let mut s = e.session(&o).unwrap();
+    for (begin, end) in NEEDLES {
+        tokens.truncate(told);
+        tokens.extend(e.tokenizer.encode(begin.as_bytes(), false, false).unwrap());
+        let length = e.tokenizer.encode(end.as_bytes(), false, false).unwrap().len();
+        let mut text = String::new();
+        generate(&mut s, &mut Sampler::new(greedy.clone()), &tokens, Some(length), |event| {
+            if let oxcart::generate::Event::Text(t) = event {
+                text.push_str(t);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(text, end, "{begin}");
+    }
+}
+
 #[test]
 fn perplexity_is_near_llama_cpp_s() {
     let e = engine(2, Kernels::best());

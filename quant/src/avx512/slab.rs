@@ -154,10 +154,13 @@ avx512! {
     #[inline]
     pub(super) fn q2_k(b: &[u8; 84]) -> Slab {
         let q = [crumbs(at(b, 16), 0), crumbs(at(b, 16), 1), crumbs(at(b, 48), 0), crumbs(at(b, 48), 1)];
-        let s = load128(at(b, 0));
-        let low = |x| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(x, _mm_set1_epi8(15))));
-        let scale = _mm512_mul_ps(low(s), f16_all(at(b, 80)));
-        Slab { q, scale, min: _mm512_mul_ps(low(_mm_srli_epi16::<4>(s)), f16_all(at(b, 82))) }
+        let s = _mm512_cvtepu8_epi32(load128(at(b, 0)));
+        let (scale, min) = (_mm512_and_si512(s, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(s));
+        // Two f16.
+        let d = _mm_cvtph_ps(_mm_cvtsi32_si128(word(b, 80) as i32));
+        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(scale), _mm512_broadcastss_ps(d));
+        let min = _mm512_mul_ps(_mm512_cvtepi32_ps(min), _mm512_broadcastss_ps(_mm_movehdup_ps(d)));
+        Slab { q, scale, min }
     }
 
     #[inline]
