@@ -187,7 +187,7 @@ fn markdown(models: &[Contender]) -> String {
         } else {
             let (kld, same) = (m.divergence.kld(), m.divergence.same_top());
             (
-                format!("{:.6} ± {:.6}", kld.value, kld.error),
+                format!("{} ± {:.6}", millionths(kld.value), kld.error),
                 format!("{:.5}", m.divergence.klds().at(0.99)),
                 format!("{:.2} ± {:.2}", 100.0 * same.value, 100.0 * same.error),
             )
@@ -201,6 +201,11 @@ fn markdown(models: &[Contender]) -> String {
         );
     }
     out
+}
+
+/// A figure with six digits. Of a model against itself rounding may leave a little less than nothing: no sign for that.
+fn millionths(x: f64) -> String {
+    format!("{:.6}", (x * 1e6).round() / 1e6 + 0.0)
 }
 
 /// The same without errors and percentiles, in so many columns; of names that are longer, the end.
@@ -217,7 +222,7 @@ fn narrow(models: &[Contender], columns: usize) -> String {
             ("reference".into(), String::new())
         } else {
             let (kld, same) = (m.divergence.kld().value, m.divergence.same_top().value);
-            (format!("{kld:.6}"), format!("{:.2} %", 100.0 * same))
+            (millionths(kld), format!("{:.2} %", 100.0 * same))
         };
         out += &format!(
             "{name:wide$}  {:9.3} {:5.2} {:9.4} {kld:>9} {same:>9} {:8.1}\n",
