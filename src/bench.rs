@@ -124,7 +124,7 @@ impl Bench {
 /// Measures the machine's limits: some tenths of a second each.
 pub fn limits(e: &Engine) -> std::io::Result<Limits> {
     if e.stream().is_some() {
-        let Probe { read, tops } = Probe::run(e.kernels, e.threads())?;
+        let Probe { read, tops, .. } = Probe::run(e.kernels, e.threads())?;
         return Ok(Limits { read, tops });
     }
     const PART: usize = 1 << 20;

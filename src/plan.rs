@@ -8,7 +8,7 @@
 //!
 //! Decoding reads every weight in use once a token, and the cache: `t/s = read / (weights in use + cache)`. Prefill
 //! multiplies: `t/s = products / (2 * parameters in use)`. What the kernels reach of either limit is measured
-//! ([`DECODE_SHARE`], [`PREFILL_SHARE`]).
+//! ([`DECODE_SHARE`], [`prefill_share`]).
 
 pub mod needs;
 
@@ -17,15 +17,17 @@ pub use needs::{Geometry, Needs};
 
 use crate::catalog;
 use crate::gguf::Gguf;
-use oxcart_quant::{Kernels, Shared, Team};
+use oxcart_quant::{Isa, Kernels, Shared, Team};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Of the streaming read, measured on four layers of Qwen1.5-110B in Q4_K_M.
 const DECODE_SHARE: f64 = 0.9;
-/// Of the byte products on registers, likewise.
-const PREFILL_SHARE: f64 = 0.45;
+/// Of the products on registers, likewise: tiles wait for the second cache more than vectors do.
+fn prefill_share(isa: Isa) -> f64 {
+    if isa == Isa::Amx { 0.25 } else { 0.45 }
+}
 
 /// What a token goes through.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -145,6 +147,9 @@ pub struct Probe {
     pub read: f64,
     /// Byte products, 10^12 multiplications and additions (each counted) a second.
     pub tops: f64,
+    /// What prefill reaches of them.
+    #[serde(skip)]
+    prefill: f64,
 }
 
 impl Probe {
@@ -170,13 +175,13 @@ impl Probe {
             });
             2.0 * products.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e12
         });
-        Ok(Probe { read, tops })
+        Ok(Probe { read, tops, prefill: prefill_share(k.isa) })
     }
 
     /// Tokens a second: decoding at the end of a context, and prefill.
     pub fn speed(&self, active: Active, n: &Needs) -> (f64, f64) {
         let decode = self.read * 1e9 * DECODE_SHARE / (active.bytes + n.kv_cache as f64);
-        (decode, self.tops * 1e12 * PREFILL_SHARE / (2.0 * active.parameters))
+        (decode, self.tops * 1e12 * self.prefill / (2.0 * active.parameters))
     }
 }
 
