@@ -4,20 +4,11 @@
 //! runs over `positions` (4096) of one KV head, which stay in the caches. One row is the decode of a model whose every head
 //! has its own keys, 8 that of Qwen1.5-110B; many are a prompt. Every call has at most the rows that the rung asks for.
 
+mod timing;
+
 use oxcart_quant::attention::{BLOCK, Cache, KvType, Partial, Queries, padded_rows};
 use oxcart_quant::{Isa, Kernels, Scratch, Shared};
-use std::time::Instant;
-
-/// The best of nine: what other programs on the machine take away is not the kernel's.
-fn seconds(mut f: impl FnMut()) -> f64 {
-    f();
-    let once = |_| {
-        let start = Instant::now();
-        f();
-        start.elapsed().as_secs_f64()
-    };
-    (0..9).map(once).fold(f64::INFINITY, f64::min)
-}
+use timing::{flag, seconds};
 
 /// Seconds in which `rows` queries attend to all positions of a cache.
 fn time(kernels: &Kernels, kind: KvType, rows: usize, hd: usize, positions: usize) -> f64 {
@@ -44,10 +35,6 @@ fn time(kernels: &Kernels, kind: KvType, rows: usize, hd: usize, positions: usiz
 }
 
 fn main() {
-    let flag = |name: &str| {
-        let value = std::env::args().find_map(|a| Some(a.strip_prefix(name)?.to_string()));
-        value.map(|v| v.parse::<usize>().unwrap_or_else(|e| panic!("{name}{v}: {e}")))
-    };
     let (positions, hd) = (flag("--positions=").unwrap_or(4096), flag("--head-dim=").unwrap_or(128));
     let wanted = flag("--rows=");
     println!("{:6} {:>5} {:8} {:>8} {:>8}", "cache", "rows", "isa", "GB/s", "GFLOPS");

@@ -4,21 +4,12 @@
 //! last rung's line is the dispatcher's pick; a `!` marks a pick that a lower rung beats by more than 5 %. `rows` (8192) of
 //! the matrix with one column, and `k` (8192) columns of all: few rows stay in the caches and show what unpacking costs.
 
+mod timing;
+
 use oxcart_quant::act::Wants;
 use oxcart_quant::format::FORMATS;
 use oxcart_quant::{ActBuf, Format, Isa, Kernels, Matrix, Out, Scratch, Shared};
-use std::time::Instant;
-
-/// The best of nine: what other programs on the machine take away is not the kernel's.
-fn seconds(mut f: impl FnMut()) -> f64 {
-    f();
-    let once = |_| {
-        let start = Instant::now();
-        f();
-        start.elapsed().as_secs_f64()
-    };
-    (0..9).map(once).fold(f64::INFINITY, f64::min)
-}
+use timing::{flag, seconds};
 
 /// Seconds of one product of `rows` rows with `n` columns.
 fn time(kernels: &Kernels, format: Format, rows: usize, k: usize, n: usize) -> f64 {
@@ -52,11 +43,7 @@ fn time(kernels: &Kernels, format: Format, rows: usize, k: usize, n: usize) -> f
 }
 
 fn main() {
-    let flag = |name: &str, otherwise: usize| {
-        let value = std::env::args().find_map(|a| Some(a.strip_prefix(name)?.to_string()));
-        value.map_or(otherwise, |v| v.parse().unwrap_or_else(|e| panic!("{name}{v}: {e}")))
-    };
-    let (many, k) = (flag("--rows=", 8192), flag("--k=", 8192));
+    let (many, k) = (flag("--rows=").unwrap_or(8192), flag("--k=").unwrap_or(8192));
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     println!(
         "{:8} {:8} {:>12} {:>12} {:>12} {:>12}",

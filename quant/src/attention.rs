@@ -12,7 +12,7 @@
 //! exp(score - m) and o = sum of exp(score - m) * v. Partial results of fixed ranges are merged in order of position
 //! ([`merge`]): the outcome does not depend on who computed what.
 
-use crate::f32ops::Ops;
+use crate::f32ops::{Ops, body};
 use crate::isa::Isa;
 use crate::lanes::{L, Lanes};
 use crate::panel::Scratch;
@@ -314,16 +314,9 @@ pub(crate) fn attend<V: Lanes>(
         products.scores(cache, p0, (p1 - p0).div_ceil(BLOCK), scores);
         for (r, p) in scores.iter_mut().enumerate().take(limits.len()) {
             let n = limits[r].clamp(p0, p1) - p0;
-            // What the row sees is weighed as if it were whole vectors.
-            let whole = n.next_multiple_of(L);
-            p[n..whole].fill(f32::NEG_INFINITY);
-            p[whole..].fill(0.0);
-            let p = p[..whole].as_chunks_mut::<L>().0;
-            let mut m = V::splat(f32::NEG_INFINITY);
-            for p in &*p {
-                m = V::load(p).max(m);
-            }
-            let (before, m) = (out.m[r], out.m[r].max(m.peak()));
+            let (p, unseen) = p.split_at_mut(n);
+            unseen.fill(0.0);
+            let (before, m) = (out.m[r], out.m[r].max(body::max::<V>(p)));
             if before != m {
                 let fade = (before - m).exp();
                 out.s[r] *= fade;
@@ -332,14 +325,8 @@ pub(crate) fn attend<V: Lanes>(
                     V::load(o).mul(fade).store(o);
                 }
             }
-            let (max, mut sum) = (V::splat(m), V::splat(0.0));
-            for p in p {
-                let e = V::load(p).sub(max).exp();
-                e.store(p);
-                sum = sum.add(e);
-            }
             out.m[r] = m;
-            out.s[r] += sum.sum();
+            out.s[r] += body::exp_sum::<V>(p, m);
         }
         products.values(cache, p0..p1, scores, out.o);
     }

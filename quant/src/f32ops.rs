@@ -200,7 +200,8 @@ ops!(AVX512, avx512, crate::isa::avx512, crate::lanes::Avx512, crate::avx512::pe
 #[cfg(target_arch = "x86_64")]
 static AMX: Ops = Ops { peak: crate::amx::peak, ..AVX512 };
 
-mod body {
+/// The functions, to be compiled once for each instruction set: inside of code that is.
+pub(crate) mod body {
     use super::*;
 
     /// Sums `f(i)` over 16 partial sums.

@@ -201,9 +201,10 @@ fn several<V: Lanes, F: Float<BYTES>, const BYTES: usize, const R: usize, const 
         let rows = Rows::<STREAMS, BYTES>::at(&w, step);
         acc.fill([[0.0; L]; STREAMS]);
         for s in 0..w.slabs() {
+            let vectors = vectors(&w, s);
             for (r, weights) in weights.iter_mut().enumerate() {
                 let b = rows.slab(&w, r, s);
-                for i in 0..vectors(&w, s) {
+                for i in 0..vectors {
                     F::load::<V>(b, i).store(&mut weights[i]);
                 }
             }
@@ -212,10 +213,10 @@ fn several<V: Lanes, F: Float<BYTES>, const BYTES: usize, const R: usize, const 
                 for r in (0..STREAMS).step_by(R) {
                     let weights = weights[r..].first_chunk().expect("R divides the streams");
                     match x.len() {
-                        1 => dots::<V, R, 1>(weights, vectors(&w, s), x, r, acc),
-                        2 => dots::<V, R, 2>(weights, vectors(&w, s), x, r, acc),
-                        3 => dots::<V, R, 3>(weights, vectors(&w, s), x, r, acc),
-                        _ => dots::<V, R, C>(weights, vectors(&w, s), x, r, acc),
+                        1 => dots::<V, R, 1>(weights, vectors, x, r, acc),
+                        2 => dots::<V, R, 2>(weights, vectors, x, r, acc),
+                        3 => dots::<V, R, 3>(weights, vectors, x, r, acc),
+                        _ => dots::<V, R, C>(weights, vectors, x, r, acc),
                     }
                 }
             }
