@@ -22,12 +22,14 @@
 //! their contents from one block of assembly to the next.
 
 use crate::act::{Act, Acts, COLUMNS};
-use crate::format::{CodeSpec, Codes, Format, SLAB};
+use crate::avx512::slab::{self, Slab};
+use crate::format::{Format, SLAB};
 use crate::isa::{Isa, amx};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::panel::{Out, Panel, Scratch, padded, prefetch};
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::hint::black_box;
 use std::sync::OnceLock;
 
 pub(crate) mod attention;
@@ -51,30 +53,81 @@ struct A([[[[u16; 32]; ROWS]; STEPS]; 2]);
 #[repr(C, align(64))]
 struct C([[f32; COLUMNS]; ROWS]);
 
+/// Indices that give every fourth byte of a vector, or every second, the next byte of another. The compiler must not see what
+/// they are: it would make two shuffles of each.
+#[repr(C, align(64))]
+struct Spread {
+    dwords: [[u8; 64]; 4],
+    words: [[u8; 64]; 2],
+}
+
+impl Spread {
+    const INDICES: Spread = {
+        let (mut dwords, mut words) = ([[0; 64]; 4], [[0; 64]; 2]);
+        let mut i = 0;
+        while i < 256 {
+            dwords[i / 64][i % 64] = (i / 4) as u8;
+            words[i / 128][i / 2 % 64] = (i / 4) as u8;
+            i += 1;
+        }
+        Spread { dwords, words }
+    };
+}
+
+/// A vector in memory.
+#[repr(C, align(64))]
+struct Vector([f32; 16]);
+
 /// Installs the kernels of this file, over those of AVX-512.
 pub(crate) fn overlay(table: &mut [Kernel]) {
     for (kernel, spec) in table.iter_mut().zip(crate::format::FORMATS) {
-        let run: Run = match (&spec.codes, spec.format) {
-            (Some(codes), _) => gemm_of(codes),
-            (None, Format::F16) => gemm_f16,
-            (None, Format::BF16) => gemm_bf16,
-            // Of f32 somebody wants all its bits.
-            (None, _) => continue,
-        };
+        let Some(run) = gemm_of(spec.format) else { continue };
         kernel.gemm = Slot { isa: Isa::Amx, act: Act::Bf16, run };
         kernel.gemv_cols = kernel.gemv_cols.max(COLUMNS);
         kernel.gemm_rows = PANEL_ROWS;
     }
 }
 
-fn gemm_of(codes: &CodeSpec) -> Run {
-    match (codes.group, codes.has_min) {
-        (32, false) => gemm_codes::<32, false>,
-        (32, true) => gemm_codes::<32, true>,
-        (_, false) => gemm_codes::<16, false>,
-        (_, true) => gemm_codes::<16, true>,
-    }
+/// Slab `s` of up to 32 rows of a panel, from row `r0` on, in bf16.
+type Fill = unsafe fn(w: &Panel<'_>, r0: usize, s: usize, a: &mut A);
+
+/// The matrix-matrix kernel of each format with codes.
+macro_rules! gemms {
+    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $paired:literal;)*) => {
+        mod gemms {
+            use super::*;
+            amx! {$(
+                pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+                    amx! {
+                        fn fill(w: &Panel<'_>, r0: usize, s: usize, a: &mut A) {
+                            const OFFSET: f32 = match Format::$format.spec().codes {
+                                Some(ref c) => c.offset as f32,
+                                None => 0.0,
+                            };
+                            const SMALL: bool = matches!(Format::$format, Format::Q4_0 | Format::Q4_1 | Format::Q4_K);
+                            fill_with::<$bytes>(w, r0, s, a, |b, spread| {
+                                weights::<$group, $min, $paired, SMALL>(slab::$unpack(b), OFFSET, spread)
+                            });
+                        }
+                    }
+                    gemm(w, x, out, scratch, fill);
+                }
+            )*}
+        }
+
+        fn gemm_of(format: Format) -> Option<Run> {
+            match format {
+                $(Format::$format => Some(gemms::$unpack),)*
+                Format::F16 => Some(gemm_f16),
+                Format::BF16 => Some(gemm_bf16),
+                // Of f32 somebody wants all its bits.
+                Format::F32 => None,
+            }
+        }
+    };
 }
+
+slab::slabs!(gemms);
 
 // ---- whether there are tiles ---------------------------------------------------------------------------------------------
 
@@ -288,70 +341,109 @@ amx! {
         unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
     }
 
-    /// The 32 weights of step `step`, of a slab's codes.
+    /// A slab's codes to weights; those of `SMALL` codes, below 16 and in groups of 32, from tables. Scales and what is added to
+    /// each product lie in memory, from which they come to all lanes at no cost; the compiler would shuffle them out of
+    /// registers.
     #[inline]
-    fn weights<const G: usize, const MIN: bool>(c: &Codes, offset: f32, step: usize) -> __m512i {
-        let half = |h: usize| {
-            let i = 32 * step + 16 * h;
-            let q: &[u8; 16] = c.q[i..].first_chunk().expect("inside the slab");
-            // SAFETY: 16 bytes.
-            let q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(q.as_ptr().cast()) }));
-            let scale = c.scale[i / G];
-            let add = if MIN { -c.min[i / G] } else { -offset * scale };
-            _mm512_fmadd_ps(q, _mm512_set1_ps(scale), _mm512_set1_ps(add))
+    fn weights<const G: usize, const MIN: bool, const PAIRED: bool, const SMALL: bool>(
+        slab: Slab, offset: f32, spread: &Spread,
+    ) -> [__m512i; STEPS] {
+        let q = if PAIRED { slab::unpaired(slab.q) } else { slab.q };
+        let (mut scale, mut add) = (Vector([0.0; 16]), Vector([0.0; 16]));
+        let minus = match (MIN, G) {
+            (false, _) => _mm512_mul_ps(slab.scale, _mm512_set1_ps(-offset)),
+            // The minimums are the upper eight.
+            (true, 32) => _mm512_shuffle_f32x4::<0b11_10_11_10>(slab.scale, slab.scale),
+            (true, _) => slab.min,
         };
-        bf16(half(0), half(1))
-    }
-
-    fn gemm_codes<const G: usize, const MIN: bool>(
-        k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
-    ) {
-        let offset = w.format.spec().codes.as_ref().expect("installed for formats with codes").offset as f32;
-        gemm(w, x, out, scratch, |b, to| {
-            let mut codes = Codes::ZERO;
-            // SAFETY: of a rung below this one, as the table's construction guarantees.
-            unsafe { (k.unpack)(b, &mut codes) }
-            for (step, to) in to.iter_mut().enumerate() {
-                *to = weights::<G, MIN>(&codes, offset, step);
+        let minus = if MIN { _mm512_xor_ps(minus, _mm512_set1_ps(-0.0)) } else { minus };
+        // SAFETY: 16 floats each.
+        unsafe {
+            _mm512_store_ps(scale.0.as_mut_ptr(), slab.scale);
+            _mm512_store_ps(add.0.as_mut_ptr(), minus);
+        }
+        let (Vector(scale), Vector(add)) = (black_box(&scale), black_box(&add));
+        let group = |q: __m512, g: usize| _mm512_fmadd_ps(q, _mm512_set1_ps(scale[g]), _mm512_set1_ps(add[g]));
+        let numbers = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
+        let mut to = [_mm512_setzero_si512(); STEPS];
+        for (j, q) in q.into_iter().enumerate() {
+            if SMALL {
+                // A table of what the codes mean in two groups, of which the second follows the first.
+                let table = bf16(group(numbers, 2 * j), group(numbers, 2 * j + 1));
+                let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16));
+                let q = _mm512_or_si512(q, second);
+                for h in 0..2 {
+                    // Of an index counts the low byte.
+                    let index = _mm512_permutexvar_epi8(slab::load512(&spread.words[h]), q);
+                    to[2 * j + h] = _mm512_permutexvar_epi16(index, table);
+                }
+            } else {
+                let part = |i: usize| {
+                    let q = _mm512_maskz_permutexvar_epi8(0x1111_1111_1111_1111, slab::load512(&spread.dwords[i]), q);
+                    group(_mm512_cvtepi32_ps(q), (64 * j + 16 * i) / G)
+                };
+                to[2 * j] = bf16(part(0), part(1));
+                to[2 * j + 1] = bf16(part(2), part(3));
             }
-        });
+        }
+        to
     }
 
     fn gemm_f16(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-        gemm(w, x, out, scratch, |b, to| {
-            let whole = padded::<{ 2 * SLAB }>(b);
-            for (b, to) in whole.as_chunks::<64>().0.iter().zip(to) {
-                // SAFETY: twice 32 bytes.
-                let (low, high) = unsafe {
-                    (_mm256_loadu_si256(b.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().add(32).cast()))
-                };
-                *to = bf16(_mm512_cvtph_ps(low), _mm512_cvtph_ps(high));
+        amx! {
+            fn fill(w: &Panel<'_>, r0: usize, s: usize, a: &mut A) {
+                fill_with::<{ 2 * SLAB }>(w, r0, s, a, |b, _| {
+                    let mut to = [_mm512_setzero_si512(); STEPS];
+                    for (b, to) in b.as_chunks::<64>().0.iter().zip(&mut to) {
+                        // SAFETY: twice 32 bytes.
+                        let (low, high) = unsafe {
+                            (_mm256_loadu_si256(b.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().add(32).cast()))
+                        };
+                        *to = bf16(_mm512_cvtph_ps(low), _mm512_cvtph_ps(high));
+                    }
+                    to
+                });
             }
-        });
+        }
+        gemm(w, x, out, scratch, fill);
     }
 
     fn gemm_bf16(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-        gemm(w, x, out, scratch, |b, to| {
-            let whole = padded::<{ 2 * SLAB }>(b);
-            for (b, to) in whole.as_chunks::<64>().0.iter().zip(to) {
-                // SAFETY: 64 bytes.
-                *to = unsafe { _mm512_loadu_si512(b.as_ptr().cast()) };
+        amx! {
+            fn fill(w: &Panel<'_>, r0: usize, s: usize, a: &mut A) {
+                fill_with::<{ 2 * SLAB }>(w, r0, s, a, |b, _| {
+                    let mut to = [_mm512_setzero_si512(); STEPS];
+                    for (b, to) in b.as_chunks::<64>().0.iter().zip(&mut to) {
+                        *to = slab::load512(b);
+                    }
+                    to
+                });
             }
-        });
+        }
+        gemm(w, x, out, scratch, fill);
     }
 
     // ---- matrix times many columns -----------------------------------------------------------------------------------
 
     /// Slab `s` of up to 32 rows from `r0` on. Rows past the panel's end keep what they had: nobody reads their sums.
     #[inline]
-    fn fill(w: &Panel<'_>, r0: usize, s: usize, a: &mut A, unpack: impl Fn(&[u8], &mut [__m512i; STEPS])) {
+    fn fill_with<const BYTES: usize>(
+        w: &Panel<'_>, r0: usize, s: usize, a: &mut A, weights: impl Fn(&[u8; BYTES], &Spread) -> [__m512i; STEPS],
+    ) {
+        let spread = black_box(&Spread::INDICES);
         for r in 0..(w.rows - r0).min(2 * ROWS) {
             let b = w.slab(r0 + r, s);
             // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
             prefetch(b.as_ptr_range().end, b.len());
-            let mut steps = [_mm512_setzero_si512(); STEPS];
-            unpack(b, &mut steps);
-            for (step, v) in steps.into_iter().enumerate() {
+            let end;
+            let whole = match b.try_into() {
+                Ok(whole) => whole,
+                Err(_) => {
+                    end = padded::<BYTES>(b);
+                    &end
+                }
+            };
+            for (step, v) in weights(whole, spread).into_iter().enumerate() {
                 let to = &mut a.0[r / ROWS][step][r % ROWS];
                 // SAFETY: 64 aligned bytes.
                 unsafe { _mm512_store_si512(to.as_mut_ptr().cast(), v) };
@@ -359,10 +451,7 @@ amx! {
         }
     }
 
-    #[inline]
-    fn gemm(
-        w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch, unpack: impl Fn(&[u8], &mut [__m512i; STEPS]),
-    ) {
+    fn gemm(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch, fill: Fill) {
         let blocks = x.n().div_ceil(COLUMNS);
         let heights = w.rows.div_ceil(2 * ROWS);
         let c = scratch.floats.take::<C>(heights * blocks * 2);
@@ -373,7 +462,8 @@ amx! {
         for s in 0..w.slabs() {
             let (twos, last) = x.bf16(s).as_chunks::<2>();
             for h in 0..heights {
-                fill(&w, h * 2 * ROWS, s, a, &unpack);
+                // SAFETY: this rung's.
+                unsafe { fill(&w, h * 2 * ROWS, s, a) };
                 let (c_twos, c_last) = c[h * blocks * 2..(h + 1) * blocks * 2].as_chunks_mut::<4>();
                 for (b, c) in twos.iter().zip(c_twos) {
                     // SAFETY: the tiles are taken.

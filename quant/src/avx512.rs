@@ -20,7 +20,7 @@
 //! Offsets of codes (a q4_0 code is 0..15 for a weight -8..7) cost next to nothing: the integer accumulators start from
 //! `-offset * sum(x)` instead of zero.
 
-mod slab;
+pub(crate) mod slab;
 
 use crate::act::{Act, Acts, Q8Block};
 use crate::float_matrix;
@@ -478,15 +478,21 @@ struct Tile {
 }
 
 /// The matrix-vector kernel of each format, and its unpacker to memory: of a whole slab, or of the blocks that end a row.
-macro_rules! slabs {
-    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $paired:literal $gemv:ident $store:ident;)*) => {
-        avx512! {
-            $(
-                fn $gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+macro_rules! kernels {
+    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $paired:literal;)*) => {
+        mod gemvs {
+            use super::*;
+            avx512! {$(
+                pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
                     gemv::<$group, $min, $paired, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
                 }
+            )*}
+        }
 
-                fn $store(b: &[u8], codes: &mut Codes) {
+        mod stores {
+            use super::*;
+            avx512! {$(
+                pub fn $unpack(b: &[u8], codes: &mut Codes) {
                     let end;
                     let whole = match b.try_into() {
                         Ok(whole) => whole,
@@ -497,19 +503,19 @@ macro_rules! slabs {
                     };
                     store::<$group, $paired>(slab::$unpack(whole), codes);
                 }
-            )*
+            )*}
         }
 
         fn gemv_of(format: Format) -> Run {
             match format {
-                $(Format::$format => $gemv,)*
+                $(Format::$format => gemvs::$unpack,)*
                 _ => unreachable!("a format without codes"),
             }
         }
 
         fn unpack_of(format: Format) -> unsafe fn(&[u8], &mut Codes) {
             match format {
-                $(Format::$format => $store,)*
+                $(Format::$format => stores::$unpack,)*
                 _ => unreachable!("a format without codes"),
             }
         }
@@ -528,32 +534,7 @@ macro_rules! slabs {
     };
 }
 
-slabs! {
-    // format unpacker bytes group has_min paired
-    Q4_0 q4_0 144 32 false true gemv_q4_0 store_q4_0;
-    Q4_1 q4_1 160 32 true true gemv_q4_1 store_q4_1;
-    Q5_0 q5_0 176 32 false false gemv_q5_0 store_q5_0;
-    Q5_1 q5_1 192 32 true false gemv_q5_1 store_q5_1;
-    Q8_0 q8_0 272 32 false false gemv_q8_0 store_q8_0;
-    Q2_K q2_k 84 16 true false gemv_q2_k store_q2_k;
-    Q3_K q3_k 110 16 false false gemv_q3_k store_q3_k;
-    Q4_K q4_k 144 32 true false gemv_q4_k store_q4_k;
-    Q5_K q5_k 176 32 true false gemv_q5_k store_q5_k;
-    Q6_K q6_k 210 16 false false gemv_q6_k store_q6_k;
-    Q8_K q8_k 292 32 false false gemv_q8_k store_q8_k;
-    IQ1_S iq1_s 50 32 false false gemv_iq1_s store_iq1_s;
-    IQ1_M iq1_m 56 16 false false gemv_iq1_m store_iq1_m;
-    IQ2_XXS iq2_xxs 66 32 false false gemv_iq2_xxs store_iq2_xxs;
-    IQ2_XS iq2_xs 74 16 false false gemv_iq2_xs store_iq2_xs;
-    IQ2_S iq2_s 82 16 false false gemv_iq2_s store_iq2_s;
-    IQ3_XXS iq3_xxs 98 32 false false gemv_iq3_xxs store_iq3_xxs;
-    IQ3_S iq3_s 110 32 false false gemv_iq3_s store_iq3_s;
-    IQ4_NL iq4_nl 144 32 false true gemv_iq4_nl store_iq4_nl;
-    IQ4_XS iq4_xs 136 32 false true gemv_iq4_xs store_iq4_xs;
-    TQ1_0 tq1_0 54 32 false false gemv_tq1_0 store_tq1_0;
-    TQ2_0 tq2_0 66 32 false false gemv_tq2_0 store_tq2_0;
-    MXFP4 mxfp4 136 32 false true gemv_mxfp4 store_mxfp4;
-}
+slab::slabs!(kernels);
 
 avx512! {
     /// A slab to memory.

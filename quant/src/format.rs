@@ -143,7 +143,7 @@ impl Format {
     pub const COUNT: usize = FORMATS.len();
 
     /// The line of [`FORMATS`] that describes this format.
-    pub fn spec(self) -> &'static Spec {
+    pub const fn spec(self) -> &'static Spec {
         &FORMATS[self as usize]
     }
 

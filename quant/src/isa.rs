@@ -17,7 +17,7 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI: Intel since Cascade Lake, AMD since Zen 4.
     Avx512,
-    /// AVX-512 with BF16, and AMX tiles with BF16: Intel's Xeons since Sapphire Rapids.
+    /// AVX-512 with VBMI and BF16, and AMX tiles with BF16: Intel's Xeons since Sapphire Rapids.
     Amx,
 }
 
@@ -42,7 +42,7 @@ rung!($ avxvnni avxvnni_detected "avx2" "fma" "f16c" "bmi2" "avxvnni");
 #[cfg(target_arch = "x86_64")]
 rung!($ avx512 avx512_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni");
 #[cfg(target_arch = "x86_64")]
-rung!($ amx avx512bf16_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni" "avx512bf16");
+rung!($ amx below_tiles_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni" "avx512vbmi" "avx512bf16");
 
 impl Isa {
     /// Every rung, lowest first.
@@ -59,7 +59,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512_detected(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => avx512bf16_detected() && crate::amx::tiles(),
+            Isa::Amx => below_tiles_detected() && crate::amx::tiles(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

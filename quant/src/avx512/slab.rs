@@ -10,29 +10,62 @@ use std::arch::x86_64::*;
 ///
 /// Codes lie in the order of the weights, or *paired*: where a byte's nibbles belong to weights 16 apart, the low nibbles of
 /// four blocks, then their high ones, so that neither has to move. Two vectors of codes then meet the same scales.
-pub(super) struct Slab {
+pub(crate) struct Slab {
     pub q: [__m512i; 4],
     pub scale: __m512,
     pub min: __m512,
 }
 
+/// Hands the table of slabs to the macro `then`.
+macro_rules! slabs {
+    ($then:ident) => {
+        $then! {
+            // format unpacker bytes group has_min paired
+            Q4_0 q4_0 144 32 false true;
+            Q4_1 q4_1 160 32 true true;
+            Q5_0 q5_0 176 32 false false;
+            Q5_1 q5_1 192 32 true false;
+            Q8_0 q8_0 272 32 false false;
+            Q2_K q2_k 84 16 true false;
+            Q3_K q3_k 110 16 false false;
+            Q4_K q4_k 144 32 true false;
+            Q5_K q5_k 176 32 true false;
+            Q6_K q6_k 210 16 false false;
+            Q8_K q8_k 292 32 false false;
+            IQ1_S iq1_s 50 32 false false;
+            IQ1_M iq1_m 56 16 false false;
+            IQ2_XXS iq2_xxs 66 32 false false;
+            IQ2_XS iq2_xs 74 16 false false;
+            IQ2_S iq2_s 82 16 false false;
+            IQ3_XXS iq3_xxs 98 32 false false;
+            IQ3_S iq3_s 110 32 false false;
+            IQ4_NL iq4_nl 144 32 false true;
+            IQ4_XS iq4_xs 136 32 false true;
+            TQ1_0 tq1_0 54 32 false false;
+            TQ2_0 tq2_0 66 32 false false;
+            MXFP4 mxfp4 136 32 false true;
+        }
+    };
+}
+pub(crate) use slabs;
+
 avx512! {
     // ---- loads -------------------------------------------------------------------------------------------------------
 
     #[inline]
-    pub(super) fn load512(b: &[u8; 64]) -> __m512i {
+    pub(crate) fn load512(b: &[u8; 64]) -> __m512i {
         // SAFETY: 64 readable bytes.
         unsafe { _mm512_loadu_si512(b.as_ptr().cast()) }
     }
 
     #[inline]
-    pub(super) fn signed(b: &[i8; 64]) -> __m512i {
+    pub(crate) fn signed(b: &[i8; 64]) -> __m512i {
         // SAFETY: 64 readable bytes.
         unsafe { _mm512_loadu_si512(b.as_ptr().cast()) }
     }
 
     #[inline]
-    pub(super) fn load256(b: &[u8; 32]) -> __m256i {
+    pub(crate) fn load256(b: &[u8; 32]) -> __m256i {
         // SAFETY: 32 readable bytes.
         unsafe { _mm256_loadu_si256(b.as_ptr().cast()) }
     }
@@ -44,7 +77,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn floats(x: &[f32; 16]) -> __m512 {
+    pub(crate) fn floats(x: &[f32; 16]) -> __m512 {
         // SAFETY: 64 readable bytes.
         unsafe { _mm512_loadu_ps(x.as_ptr()) }
     }
@@ -104,7 +137,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q4_k(b: &[u8; 144]) -> Slab {
+    pub(crate) fn q4_k(b: &[u8; 144]) -> Slab {
         let q = [nibbles(at(b, 16)), nibbles(at(b, 48)), nibbles(at(b, 80)), nibbles(at(b, 112))];
         Slab { q, scale: scales_4k(b), min: _mm512_setzero_ps() }
     }
@@ -117,7 +150,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q5_k(b: &[u8; 176]) -> Slab {
+    pub(crate) fn q5_k(b: &[u8; 176]) -> Slab {
         let high = twice(at(b, 16));
         let part = |j: u32| {
             let low = nibbles(at(b, 48 + 32 * j as usize));
@@ -127,7 +160,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q6_k(b: &[u8; 210]) -> Slab {
+    pub(crate) fn q6_k(b: &[u8; 210]) -> Slab {
         let mask = _mm512_set1_epi8(0x30);
         let half = |n: usize| {
             let low = load512(at(b, 64 * n));
@@ -152,7 +185,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q2_k(b: &[u8; 84]) -> Slab {
+    pub(crate) fn q2_k(b: &[u8; 84]) -> Slab {
         let q = [crumbs(at(b, 16), 0), crumbs(at(b, 16), 1), crumbs(at(b, 48), 0), crumbs(at(b, 48), 1)];
         let s = _mm512_cvtepu8_epi32(load128(at(b, 0)));
         let (scale, min) = (_mm512_and_si512(s, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(s));
@@ -164,7 +197,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q3_k(b: &[u8; 110]) -> Slab {
+    pub(crate) fn q3_k(b: &[u8; 110]) -> Slab {
         let high = twice(at(b, 0));
         let part = |j: u32| {
             let low = crumbs(at(b, 32 + 32 * (j as usize / 2)), (j % 2) as i16);
@@ -230,7 +263,7 @@ avx512! {
 
     /// Paired codes in the order of the weights.
     #[inline]
-    pub(super) fn unpaired(q: [__m512i; 4]) -> [__m512i; 4] {
+    pub(crate) fn unpaired(q: [__m512i; 4]) -> [__m512i; 4] {
         let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
         let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
         [
@@ -243,7 +276,7 @@ avx512! {
 
     /// What stands in the order of the weights, paired.
     #[inline]
-    pub(super) fn paired(x: [__m512i; 4]) -> [__m512i; 4] {
+    pub(crate) fn paired(x: [__m512i; 4]) -> [__m512i; 4] {
         let low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
         let high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
         [
@@ -277,12 +310,12 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q4_0(b: &[u8; 144]) -> Slab {
+    pub(crate) fn q4_0(b: &[u8; 144]) -> Slab {
         Slab { q: pairs(b, 18, 2), scale: scales_18(b), min: _mm512_setzero_ps() }
     }
 
     #[inline]
-    pub(super) fn q4_1(b: &[u8; 160]) -> Slab {
+    pub(crate) fn q4_1(b: &[u8; 160]) -> Slab {
         let i = _mm256_setr_epi16(0, 10, 20, 30, 32, 42, 52, 62, 1, 11, 21, 31, 33, 43, 53, 63);
         // The old formats store minimums with the other sign.
         let minus = _mm512_maskz_set1_epi32(0xFF00, i32::MIN);
@@ -299,13 +332,13 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q5_0(b: &[u8; 176]) -> Slab {
+    pub(crate) fn q5_0(b: &[u8; 176]) -> Slab {
         let q = |j: usize| five_bits(&b[44 * j..], 22, 2);
         Slab { q: [q(0), q(1), q(2), q(3)], scale: scales(eight_f16(b, 22, 0)), min: _mm512_setzero_ps() }
     }
 
     #[inline]
-    pub(super) fn q5_1(b: &[u8; 192]) -> Slab {
+    pub(crate) fn q5_1(b: &[u8; 192]) -> Slab {
         let q = |j: usize| five_bits(&b[48 * j..], 24, 4);
         let scale = min_scales(eight_f16(b, 24, 0), eight_f16(b, 24, 2));
         Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
@@ -322,12 +355,12 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq4_nl(b: &[u8; 144]) -> Slab {
+    pub(crate) fn iq4_nl(b: &[u8; 144]) -> Slab {
         Slab { q: looked_up(&iq4::CODES, pairs(b, 18, 2)), scale: scales_18(b), min: _mm512_setzero_ps() }
     }
 
     #[inline]
-    pub(super) fn iq4_xs(b: &[u8; 136]) -> Slab {
+    pub(crate) fn iq4_xs(b: &[u8; 136]) -> Slab {
         let low = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 4) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
         let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 2)) as i32);
         let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
@@ -340,7 +373,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q8_0(b: &[u8; 272]) -> Slab {
+    pub(crate) fn q8_0(b: &[u8; 272]) -> Slab {
         let q = |j: usize| {
             let (x, y) = (load256(at(b, 68 * j + 2)), load256(at(b, 68 * j + 36)));
             _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(x), y), _mm512_set1_epi8(-128))
@@ -350,7 +383,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn q8_k(b: &[u8; 292]) -> Slab {
+    pub(crate) fn q8_k(b: &[u8; 292]) -> Slab {
         let q = |j: usize| _mm512_xor_si512(load512(at(b, 4 + 64 * j)), _mm512_set1_epi8(-128));
         let scale = _mm512_maskz_mov_ps(0xFF, _mm512_set1_ps(f32::from_bits(word(b, 0))));
         Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
@@ -358,7 +391,7 @@ avx512! {
 
     /// Four-bit floats: their codes from a table, powers of two as the exponent fields that they are.
     #[inline]
-    pub(super) fn mxfp4(b: &[u8; 136]) -> Slab {
+    pub(crate) fn mxfp4(b: &[u8; 136]) -> Slab {
         let e = u64::from_le_bytes([b[0], b[17], b[34], b[51], b[68], b[85], b[102], b[119]]);
         let e = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(e as i64));
         let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
@@ -370,7 +403,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn tq2_0(b: &[u8; 66]) -> Slab {
+    pub(crate) fn tq2_0(b: &[u8; 66]) -> Slab {
         let q = [crumbs(at(b, 0), 0), crumbs(at(b, 0), 1), crumbs(at(b, 32), 0), crumbs(at(b, 32), 1)];
         Slab { q, scale: _mm512_maskz_mov_ps(0xFF, f16_all(at(b, 64))), min: _mm512_setzero_ps() }
     }
@@ -391,7 +424,7 @@ avx512! {
 
     /// 32 bytes give five digits each, 16 bytes five, 4 bytes four.
     #[inline]
-    pub(super) fn tq1_0(b: &[u8; 54]) -> Slab {
+    pub(crate) fn tq1_0(b: &[u8; 54]) -> Slab {
         let nine = |x| thrice(thrice(x));
         // The digits' places side by side: x * [1, 3], then [9, 27], [81, 243].
         let places = |x: __m512i, half: __mmask64| _mm512_mask_blend_epi8(half, x, thrice(x));
@@ -466,7 +499,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq2_xxs(b: &[u8; 66]) -> Slab {
+    pub(crate) fn iq2_xxs(b: &[u8; 66]) -> Slab {
         // Eight pairs of words: four indices; signs and scale.
         let high = _mm512_permutexvar_epi32(
             _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -491,7 +524,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq2_xs(b: &[u8; 74]) -> Slab {
+    pub(crate) fn iq2_xs(b: &[u8; 74]) -> Slab {
         let q = |j: usize| {
             let words = load128(at(b, 2 + 16 * j));
             let seven = _mm_cvtsi128_si64(_mm_cvtepi16_epi8(_mm_srli_epi16::<9>(words))) as u64;
@@ -502,7 +535,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq2_s(b: &[u8; 82]) -> Slab {
+    pub(crate) fn iq2_s(b: &[u8; 82]) -> Slab {
         let q = |j: usize| {
             let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 66 + 2 * j)) as i32);
             let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
@@ -515,7 +548,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq3_xxs(b: &[u8; 98]) -> Slab {
+    pub(crate) fn iq3_xxs(b: &[u8; 98]) -> Slab {
         let scale = _mm512_mul_ps(scales_top(f16_all(at(b, 0)), load256(at(b, 66))), _mm512_set1_ps(0.5));
         let q = |j: usize| {
             let index = _mm512_cvtepu8_epi32(load128(at(b, 2 + 16 * j)));
@@ -525,7 +558,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq3_s(b: &[u8; 110]) -> Slab {
+    pub(crate) fn iq3_s(b: &[u8; 110]) -> Slab {
         let s = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 106) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
         let s = _mm256_and_si256(s, _mm256_set1_epi32(15));
         let s = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(s, s), _mm256_set1_epi32(1)));
@@ -549,7 +582,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq1_s(b: &[u8; 50]) -> Slab {
+    pub(crate) fn iq1_s(b: &[u8; 50]) -> Slab {
         let s = _mm256_cvtepu16_epi32(load128(at(b, 34)));
         let s = _mm256_and_si256(_mm256_srli_epi32::<11>(s), _mm256_set1_epi32(14)); // twice the three bits from 12 on
         let s = _mm256_cvtepi32_ps(_mm256_add_epi32(s, _mm256_set1_epi32(1)));
@@ -565,7 +598,7 @@ avx512! {
     }
 
     #[inline]
-    pub(super) fn iq1_m(b: &[u8; 56]) -> Slab {
+    pub(crate) fn iq1_m(b: &[u8; 56]) -> Slab {
         let words = u64::from_le_bytes(*at(b, 48));
         let d = f16_all(&(_pext_u64(words, 0xF000_F000_F000_F000) as u16).to_le_bytes());
         let s = _mm512_castsi256_si512(_mm256_cvtepu16_epi32(_mm_cvtsi64_si128(words as i64)));
