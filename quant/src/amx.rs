@@ -22,7 +22,7 @@
 //! their contents from one block of assembly to the next.
 
 use crate::act::{Act, Acts, COLUMNS};
-use crate::avx512::slab::{self, Slab};
+use crate::avx512::slab::{self, Order, Slab};
 use crate::format::{Format, SLAB};
 use crate::isa::{Isa, amx};
 use crate::kernels::{Kernel, Run, Slot};
@@ -93,7 +93,7 @@ type Fill = unsafe fn(w: &Panel<'_>, r0: usize, s: usize, a: &mut A);
 
 /// The matrix-matrix kernel of each format with codes.
 macro_rules! gemms {
-    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $paired:literal;)*) => {
+    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $order:ident;)*) => {
         mod gemms {
             use super::*;
             amx! {$(
@@ -106,7 +106,7 @@ macro_rules! gemms {
                             };
                             const SMALL: bool = matches!(Format::$format, Format::Q4_0 | Format::Q4_1 | Format::Q4_K);
                             fill_with::<$bytes>(w, r0, s, a, |b, spread| {
-                                weights::<$group, $min, $paired, SMALL>(slab::$unpack(b), OFFSET, spread)
+                                weights::<$group, $min, { Order::$order }, SMALL>(slab::$unpack(b), OFFSET, spread)
                             });
                         }
                     }
@@ -345,10 +345,10 @@ amx! {
     /// each product lie in memory, from which they come to all lanes at no cost; the compiler would shuffle them out of
     /// registers.
     #[inline]
-    fn weights<const G: usize, const MIN: bool, const PAIRED: bool, const SMALL: bool>(
+    fn weights<const G: usize, const MIN: bool, const ORDER: u8, const SMALL: bool>(
         slab: Slab, offset: f32, spread: &Spread,
     ) -> [__m512i; STEPS] {
-        let q = if PAIRED { slab::unpaired(slab.q) } else { slab.q };
+        let q = slab::in_order::<ORDER>(slab.q);
         let (mut scale, mut add) = (Vector([0.0; 16]), Vector([0.0; 16]));
         let minus = match (MIN, G) {
             (false, _) => _mm512_mul_ps(slab.scale, _mm512_set1_ps(-offset)),

@@ -29,7 +29,7 @@ use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
 use crate::panel::{Out, Panel, Rows, Scratch, padded};
-use slab::{Slab, floats, load512, signed};
+use slab::{Order, Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
 /// Columns up to which unpacking a slab for a few dots beats interleaving it for many.
@@ -123,32 +123,37 @@ avx512! {
 
     /// Which 16 weights a lane of `turned` vectors belongs to.
     #[inline]
-    fn sixteenth<const PAIRED: bool>() -> __m512i {
-        if PAIRED {
-            _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)
-        } else {
-            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+    fn sixteenth<const ORDER: u8>() -> __m512i {
+        match ORDER {
+            Order::PAIRED => _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15),
+            Order::HALVES | Order::NIBBLES => _mm512_setr_epi32(0, 2, 8, 10, 1, 3, 9, 11, 4, 6, 12, 14, 5, 7, 13, 15),
+            Order::QUARTERS | Order::THIRDS => _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15),
+            _ => _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
         }
     }
 
     /// Prepares the columns of all slabs, (slabs, n).
-    fn columns<const G: usize, const MIN: bool, const PAIRED: bool>(
+    fn columns<const G: usize, const MIN: bool, const ORDER: u8>(
         x: Acts<'_>, slabs: usize, offset: i32, to: &mut [Column],
     ) {
         let one = x.n() == 1;
-        let lanes = sixteenth::<PAIRED>();
+        let lanes = sixteenth::<ORDER>();
+        // Codes that are shifted up meet smaller scales. A lane's are those of vector `lane % 4`.
+        let [a, b, c, d] = Order::shifts(ORDER).map(|s| s as i32);
+        let shifts = _mm512_setr_epi32(a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d);
         for (s, to) in to.chunks_exact_mut(x.n()).take(slabs).enumerate() {
             for (to, x) in to.iter_mut().zip(x.q8(s)) {
                 let mut q = [_mm512_setzero_si512(); 4];
                 for j in 0..4 {
                     q[j] = signed(&x.q.as_chunks().0[j]);
                 }
-                let q = if PAIRED { slab::paired(q) } else { q };
+                let q = slab::arranged::<ORDER>(q);
                 let q = if one { q } else { turned(q) };
                 // SAFETY: both arrays are 32 bytes.
                 let (d, sums) = unsafe { (_mm256_loadu_ps(x.d.as_ptr()), _mm256_loadu_si256(x.sums.as_ptr().cast())) };
                 let sums = _mm512_cvtepi16_epi32(sums);
                 let d16 = _mm512_permutexvar_ps(_mm512_srli_epi32::<1>(lanes), _mm512_castps256_ps512(d));
+                let d16 = _mm512_scalef_ps(d16, _mm512_sub_ps(_mm512_setzero_ps(), _mm512_cvtepi32_ps(shifts)));
                 // Each side of a minimum's product lies as `Slab::min` does.
                 let sum = if G == 32 {
                     let pairs = _mm512_add_epi32(sums, _mm512_shuffle_epi32::<0b10_11_00_01>(sums));
@@ -161,6 +166,7 @@ avx512! {
                 };
                 // What the offset adds to each lane, exactly, is taken off beforehand.
                 let start = _mm512_mullo_epi32(_mm512_permutexvar_epi32(lanes, sums), _mm512_set1_epi32(-offset));
+                let start = _mm512_sllv_epi32(start, shifts);
                 // SAFETY: every field is as long as the vectors stored to it.
                 unsafe {
                     for j in 0..4 {
@@ -212,11 +218,11 @@ avx512! {
     /// Four rows, see [`Rows`]. `ONE` column in registers, or several in `acc`,
     /// (n, rows).
     #[inline]
-    fn gemv_rows<const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize, const ONE: bool>(
+    fn gemv_rows<const G: usize, const MIN: bool, const ORDER: u8, const BYTES: usize, const ONE: bool>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Column],
         acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
-        let lanes = sixteenth::<PAIRED>();
+        let lanes = sixteenth::<ORDER>();
         let lanes = if G == 32 { _mm512_srli_epi32::<1>(lanes) } else { lanes };
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
         let turn = |b: &[u8; BYTES]| {
@@ -274,20 +280,20 @@ avx512! {
     }
 
     #[inline]
-    fn gemv<const G: usize, const MIN: bool, const PAIRED: bool, const BYTES: usize>(
+    fn gemv<const G: usize, const MIN: bool, const ORDER: u8, const BYTES: usize>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
         let (n, offset) = (x.n(), w.format.spec().codes.as_ref().expect("installed for formats with codes").offset);
         let cols = scratch.sums.take::<Column>(w.slabs() * n);
-        columns::<G, MIN, PAIRED>(x, w.slabs(), offset, cols);
+        columns::<G, MIN, ORDER>(x, w.slabs(), offset, cols);
         if n == 1 {
             (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
-                gemv_rows::<G, MIN, PAIRED, BYTES, true>(unpack, &w, i, n, cols, &mut [], out)
+                gemv_rows::<G, MIN, ORDER, BYTES, true>(unpack, &w, i, n, cols, &mut [], out)
             });
         } else {
             let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
             (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
-                gemv_rows::<G, MIN, PAIRED, BYTES, false>(unpack, &w, i, n, cols, acc, out)
+                gemv_rows::<G, MIN, ORDER, BYTES, false>(unpack, &w, i, n, cols, acc, out)
             });
         }
     }
@@ -479,12 +485,12 @@ struct Tile {
 
 /// The matrix-vector kernel of each format, and its unpacker to memory: of a whole slab, or of the blocks that end a row.
 macro_rules! kernels {
-    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $paired:literal;)*) => {
+    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $order:ident;)*) => {
         mod gemvs {
             use super::*;
             avx512! {$(
                 pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-                    gemv::<$group, $min, $paired, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
+                    gemv::<$group, $min, { Order::$order }, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
                 }
             )*}
         }
@@ -501,7 +507,7 @@ macro_rules! kernels {
                             &end
                         }
                     };
-                    store::<$group, $paired>(slab::$unpack(whole), codes);
+                    store::<$group, { Order::$order }>(slab::$unpack(whole), codes);
                 }
             )*}
         }
@@ -538,8 +544,8 @@ slab::slabs!(kernels);
 
 avx512! {
     /// A slab to memory.
-    fn store<const G: usize, const PAIRED: bool>(slab: Slab, codes: &mut Codes) {
-        let q = if PAIRED { slab::unpaired(slab.q) } else { slab.q };
+    fn store<const G: usize, const ORDER: u8>(slab: Slab, codes: &mut Codes) {
+        let q = slab::in_order::<ORDER>(slab.q);
         // SAFETY: 256 bytes and 16 floats are what the arrays hold.
         unsafe {
             for (j, q) in q.into_iter().enumerate() {

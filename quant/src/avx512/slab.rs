@@ -8,42 +8,69 @@ use std::arch::x86_64::*;
 /// A slab in registers. In formats with groups of 32, `scale` holds 8 scales and then the 8 minimums, if any (else zeros);
 /// `min` is for the 16 minimums of formats with groups of 16.
 ///
-/// Codes lie in the order of the weights, or *paired*: where a byte's nibbles belong to weights 16 apart, the low nibbles of
-/// four blocks, then their high ones, so that neither has to move. Two vectors of codes then meet the same scales.
+/// How the codes lie is the format's [`Order`]: as near to the order of the weights as costs nothing.
 pub(crate) struct Slab {
     pub q: [__m512i; 4],
     pub scale: __m512,
     pub min: __m512,
 }
 
+/// How codes lie in the four vectors of a [`Slab`], a parameter of its readers.
+pub(crate) struct Order;
+
+impl Order {
+    /// As the weights.
+    pub const PLAIN: u8 = 0;
+    /// Where a byte's nibbles belong to weights 16 apart: the low nibbles of four blocks, then their high ones.
+    pub const PAIRED: u8 = 1;
+    /// Where they belong to weights 32 apart: the low nibbles of 64 bytes, then their high ones.
+    pub const HALVES: u8 = 2;
+    /// The same, the high ones left where they are.
+    pub const NIBBLES: u8 = 3;
+    /// Where a byte has two bits of weights 32 apart: the lowest of 64 bytes, the next ones, left where they are, and so on.
+    pub const QUARTERS: u8 = 4;
+    /// The same, but the highest are moved down: a third bit has room above each.
+    pub const THIRDS: u8 = 5;
+
+    /// Bits by which the codes of each vector are shifted up.
+    pub const fn shifts(order: u8) -> [u32; 4] {
+        match order {
+            Order::NIBBLES => [0, 4, 0, 4],
+            Order::QUARTERS => [0, 2, 4, 6],
+            Order::THIRDS => [0, 2, 4, 0],
+            _ => [0; 4],
+        }
+    }
+}
+
 /// Hands the table of slabs to the macro `then`.
 macro_rules! slabs {
     ($then:ident) => {
         $then! {
-            // format unpacker bytes group has_min paired
-            Q4_0 q4_0 144 32 false true;
-            Q4_1 q4_1 160 32 true true;
-            Q5_0 q5_0 176 32 false false;
-            Q5_1 q5_1 192 32 true false;
-            Q8_0 q8_0 272 32 false false;
-            Q2_K q2_k 84 16 true false;
-            Q3_K q3_k 110 16 false false;
-            Q4_K q4_k 144 32 true false;
-            Q5_K q5_k 176 32 true false;
-            Q6_K q6_k 210 16 false false;
-            Q8_K q8_k 292 32 false false;
-            IQ1_S iq1_s 50 32 false false;
-            IQ1_M iq1_m 56 16 false false;
-            IQ2_XXS iq2_xxs 66 32 false false;
-            IQ2_XS iq2_xs 74 16 false false;
-            IQ2_S iq2_s 82 16 false false;
-            IQ3_XXS iq3_xxs 98 32 false false;
-            IQ3_S iq3_s 110 32 false false;
-            IQ4_NL iq4_nl 144 32 false true;
-            IQ4_XS iq4_xs 136 32 false true;
-            TQ1_0 tq1_0 54 32 false false;
-            TQ2_0 tq2_0 66 32 false false;
-            MXFP4 mxfp4 136 32 false true;
+            // format unpacker bytes group has_min order
+            Q4_0 q4_0 144 32 false PAIRED;
+            Q4_1 q4_1 160 32 true PAIRED;
+            Q5_0 q5_0 176 32 false PLAIN;
+            Q5_1 q5_1 192 32 true PLAIN;
+            Q8_0 q8_0 272 32 false PLAIN;
+            Q2_K q2_k 84 16 true QUARTERS;
+            Q3_K q3_k 110 16 false THIRDS;
+            Q4_K q4_k 144 32 true NIBBLES;
+            Q5_K q5_k 176 32 true HALVES;
+            Q6_K q6_k 210 16 false PLAIN;
+            Q8_K q8_k 292 32 false PLAIN;
+            IQ1_S iq1_s 50 32 false PLAIN;
+            IQ1_M iq1_m 56 16 false PLAIN;
+            IQ2_XXS iq2_xxs 66 32 false PLAIN;
+            IQ2_XS iq2_xs 74 16 false PLAIN;
+            IQ2_S iq2_s 82 16 false PLAIN;
+            IQ3_XXS iq3_xxs 98 32 false PLAIN;
+            IQ3_S iq3_s 110 32 false PLAIN;
+            IQ4_NL iq4_nl 144 32 false PAIRED;
+            IQ4_XS iq4_xs 136 32 false PAIRED;
+            TQ1_0 tq1_0 54 32 false PLAIN;
+            TQ2_0 tq2_0 66 32 false QUARTERS;
+            MXFP4 mxfp4 136 32 false PAIRED;
         }
     };
 }
@@ -129,34 +156,38 @@ avx512! {
         _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_or_si128(low, high))), d)
     }
 
-    /// 64 nibbles of 32 bytes: the low ones, then the high ones.
-    #[inline]
-    fn nibbles(b: &[u8; 32]) -> __m512i {
-        let shift = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(4));
-        _mm512_and_si512(_mm512_srlv_epi16(twice(b), shift), _mm512_set1_epi8(15))
-    }
-
     #[inline]
     pub(crate) fn q4_k(b: &[u8; 144]) -> Slab {
-        let q = [nibbles(at(b, 16)), nibbles(at(b, 48)), nibbles(at(b, 80)), nibbles(at(b, 112))];
+        let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0xF0u8 as i8));
+        let (x, y) = (load512(at(b, 16)), load512(at(b, 80)));
+        let q = [(x, low), (x, high), (y, low), (y, high)].map(|(x, bits)| _mm512_and_si512(x, bits));
         Slab { q, scale: scales_4k(b), min: _mm512_setzero_ps() }
     }
 
-    /// Bit `2 j` of 32 bytes for the first 32 lanes, bit `2 j + 1` for the others.
+    /// What `shift` moves right in the upper half of 32 bytes and the same 32 bytes again.
     #[inline]
-    fn bit_pair(high: __m512i, j: u32) -> __mmask64 {
-        let bits = _mm512_inserti64x4::<1>(_mm512_set1_epi8((1u8 << (2 * j)) as i8), _mm256_set1_epi8((2u8 << (2 * j)) as i8));
-        _mm512_test_epi8_mask(high, bits)
+    fn upper_shifted(b: &[u8; 32], shift: i16) -> __m512i {
+        _mm512_srlv_epi16(twice(b), _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(shift)))
+    }
+
+    /// `q`, and of `high` the bits of `mask`.
+    #[inline]
+    fn with_bits(q: __m512i, high: __m512i, mask: u8) -> __m512i {
+        _mm512_ternarylogic_epi32::<0xF8>(q, high, _mm512_set1_epi8(mask as i8))
     }
 
     #[inline]
     pub(crate) fn q5_k(b: &[u8; 176]) -> Slab {
-        let high = twice(at(b, 16));
-        let part = |j: u32| {
-            let low = nibbles(at(b, 48 + 32 * j as usize));
-            _mm512_mask_add_epi8(low, bit_pair(high, j), low, _mm512_set1_epi8(16))
-        };
-        Slab { q: [part(0), part(1), part(2), part(3)], scale: scales_4k(b), min: _mm512_setzero_ps() }
+        let ([q0, q1], [q2, q3]) = (pair(load512(at(b, 48))), pair(load512(at(b, 112))));
+        // The fifth bits: of the lower half, and two higher of the upper, those of bits 0, 1, 4 and 5.
+        let high = upper_shifted(at(b, 16), 2);
+        let q = [
+            with_bits(q0, _mm512_slli_epi16::<4>(high), 16),
+            with_bits(q1, _mm512_slli_epi16::<3>(high), 16),
+            with_bits(q2, high, 16),
+            with_bits(q3, _mm512_srli_epi16::<1>(high), 16),
+        ];
+        Slab { q, scale: scales_4k(b), min: _mm512_setzero_ps() }
     }
 
     #[inline]
@@ -177,16 +208,15 @@ avx512! {
         Slab { q: [q0, q1, q2, q3], scale, min: _mm512_setzero_ps() }
     }
 
-    /// 2-bit fields `2 j` and `2 j + 1` (of four in a byte) of 32 bytes.
+    /// The four 2-bit fields of 64 bytes, where they are.
     #[inline]
-    fn crumbs(b: &[u8; 32], j: i16) -> __m512i {
-        let shift = _mm512_inserti64x4::<1>(_mm512_set1_epi16(4 * j), _mm256_set1_epi16(4 * j + 2));
-        _mm512_and_si512(_mm512_srlv_epi16(twice(b), shift), _mm512_set1_epi8(3))
+    fn quarters(b: &[u8; 64]) -> [__m512i; 4] {
+        [3, 0x0C, 0x30, 0xC0u8 as i8].map(|bits| _mm512_and_si512(load512(b), _mm512_set1_epi8(bits)))
     }
 
     #[inline]
     pub(crate) fn q2_k(b: &[u8; 84]) -> Slab {
-        let q = [crumbs(at(b, 16), 0), crumbs(at(b, 16), 1), crumbs(at(b, 48), 0), crumbs(at(b, 48), 1)];
+        let q = quarters(at(b, 16));
         let s = _mm512_cvtepu8_epi32(load128(at(b, 0)));
         let (scale, min) = (_mm512_and_si512(s, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(s));
         // Two f16.
@@ -198,22 +228,26 @@ avx512! {
 
     #[inline]
     pub(crate) fn q3_k(b: &[u8; 110]) -> Slab {
-        let high = twice(at(b, 0));
-        let part = |j: u32| {
-            let low = crumbs(at(b, 32 + 32 * (j as usize / 2)), (j % 2) as i16);
-            _mm512_mask_add_epi8(low, bit_pair(high, j), low, _mm512_set1_epi8(4))
-        };
-        let (a0, a1, t) = (word(b, 96), word(b, 100), word(b, 104));
-        let (nib, two) = (0x0F0F_0F0F, 0x0303_0303);
-        let s = _mm_setr_epi32(
-            (a0 & nib | (t & two) << 4) as i32,
-            (a1 & nib | (t >> 2 & two) << 4) as i32,
-            (a0 >> 4 & nib | (t >> 4 & two) << 4) as i32,
-            (a1 >> 4 & nib | (t >> 6 & two) << 4) as i32,
-        );
+        let [q0, q1, q2, _] = quarters(at(b, 32));
+        let q3 = _mm512_and_si512(_mm512_srli_epi16::<6>(load512(at(b, 32))), _mm512_set1_epi8(3));
+        // The third bits: of the lower half, and four higher of the upper, bits 0 to 3.
+        let high = upper_shifted(at(b, 0), 4);
+        let q = [
+            with_bits(q0, _mm512_slli_epi16::<2>(high), 4),
+            with_bits(q1, _mm512_slli_epi16::<3>(high), 16),
+            with_bits(q2, _mm512_slli_epi16::<4>(high), 64),
+            with_bits(q3, _mm512_srli_epi16::<1>(high), 4),
+        ];
+        // Three words before the f16: four bits of scales 0-3 and, above them, 8-11; of 4-7 and 12-15; two more of each.
+        let x = load128(at(b, 94));
+        let low = _mm_shuffle_epi8(x, _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
+        let high = _mm_shuffle_epi8(x, _mm_set1_epi32(0x0D0C_0B0A));
+        let low = _mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 4, 4)), _mm_set1_epi8(15));
+        let high = _mm_and_si128(_mm_srlv_epi32(high, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
+        let s = _mm_or_si128(low, _mm_slli_epi16::<4>(high));
         let s = _mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(32));
         let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(s), f16_all(at(b, 108)));
-        Slab { q: [part(0), part(1), part(2), part(3)], scale, min: _mm512_setzero_ps() }
+        Slab { q, scale, min: _mm512_setzero_ps() }
     }
 
     /// The f16 at `stride * g + at` for the eight blocks of a slab.
@@ -261,30 +295,60 @@ avx512! {
         [q0, q1, q2, q3]
     }
 
-    /// Paired codes in the order of the weights.
+    /// Codes as they are and where they belong.
     #[inline]
-    pub(crate) fn unpaired(q: [__m512i; 4]) -> [__m512i; 4] {
-        let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-        let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-        [
-            _mm512_permutex2var_epi64(q[0], first, q[1]),
-            _mm512_permutex2var_epi64(q[0], second, q[1]),
-            _mm512_permutex2var_epi64(q[2], first, q[3]),
-            _mm512_permutex2var_epi64(q[2], second, q[3]),
-        ]
+    pub(crate) fn in_order<const ORDER: u8>(mut q: [__m512i; 4]) -> [__m512i; 4] {
+        for (q, shift) in q.iter_mut().zip(Order::shifts(ORDER)) {
+            // No bits come from a byte's neighbour: those that would are not the code's.
+            *q = if shift > 0 { _mm512_srl_epi16(*q, _mm_cvtsi32_si128(shift as i32)) } else { *q };
+        }
+        match ORDER {
+            Order::PAIRED => {
+                let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+                let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+                [
+                    _mm512_permutex2var_epi64(q[0], first, q[1]),
+                    _mm512_permutex2var_epi64(q[0], second, q[1]),
+                    _mm512_permutex2var_epi64(q[2], first, q[3]),
+                    _mm512_permutex2var_epi64(q[2], second, q[3]),
+                ]
+            }
+            Order::HALVES | Order::NIBBLES => [low(q[0], q[1]), high(q[0], q[1]), low(q[2], q[3]), high(q[2], q[3])],
+            Order::QUARTERS | Order::THIRDS => [low(q[0], q[1]), low(q[2], q[3]), high(q[0], q[1]), high(q[2], q[3])],
+            _ => q,
+        }
     }
 
-    /// What stands in the order of the weights, paired.
+    /// What stands in the order of the weights, in another.
     #[inline]
-    pub(crate) fn paired(x: [__m512i; 4]) -> [__m512i; 4] {
-        let low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
-        let high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-        [
-            _mm512_permutex2var_epi64(x[0], low, x[1]),
-            _mm512_permutex2var_epi64(x[0], high, x[1]),
-            _mm512_permutex2var_epi64(x[2], low, x[3]),
-            _mm512_permutex2var_epi64(x[2], high, x[3]),
-        ]
+    pub(crate) fn arranged<const ORDER: u8>(x: [__m512i; 4]) -> [__m512i; 4] {
+        match ORDER {
+            Order::PAIRED => {
+                let low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
+                let high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+                [
+                    _mm512_permutex2var_epi64(x[0], low, x[1]),
+                    _mm512_permutex2var_epi64(x[0], high, x[1]),
+                    _mm512_permutex2var_epi64(x[2], low, x[3]),
+                    _mm512_permutex2var_epi64(x[2], high, x[3]),
+                ]
+            }
+            Order::HALVES | Order::NIBBLES => [low(x[0], x[1]), high(x[0], x[1]), low(x[2], x[3]), high(x[2], x[3])],
+            Order::QUARTERS | Order::THIRDS => [low(x[0], x[2]), high(x[0], x[2]), low(x[1], x[3]), high(x[1], x[3])],
+            _ => x,
+        }
+    }
+
+    /// The lower halves of two vectors.
+    #[inline]
+    fn low(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_shuffle_i64x2::<0b01_00_01_00>(a, b)
+    }
+
+    /// The upper halves.
+    #[inline]
+    fn high(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_shuffle_i64x2::<0b11_10_11_10>(a, b)
     }
 
     /// The nibbles of two blocks of 16 bytes: low ones and high ones of the first, then of the second.
@@ -404,7 +468,7 @@ avx512! {
 
     #[inline]
     pub(crate) fn tq2_0(b: &[u8; 66]) -> Slab {
-        let q = [crumbs(at(b, 0), 0), crumbs(at(b, 0), 1), crumbs(at(b, 32), 0), crumbs(at(b, 32), 1)];
+        let q = quarters(at(b, 0));
         Slab { q, scale: _mm512_maskz_mov_ps(0xFF, f16_all(at(b, 64))), min: _mm512_setzero_ps() }
     }
 
