@@ -38,8 +38,6 @@ const GEMV_COLS: usize = 16;
 const STREAMS: usize = 4;
 /// Rows of a gemm tile: two vectors.
 const TILE: usize = 32;
-/// Columns of the gemm's innermost body: 12 integer and 12 float accumulators.
-const COLS: usize = 6;
 
 /// Installs the kernels of this file.
 pub(crate) fn overlay(table: &mut [Kernel]) {
@@ -64,10 +62,11 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
 
 fn gemm_of(codes: &CodeSpec) -> Run {
     match (codes.group, codes.has_min) {
-        (32, false) => gemm::<32, false>,
-        (32, true) => gemm::<32, true>,
-        (_, false) => gemm::<16, false>,
-        (_, true) => gemm::<16, true>,
+        // Columns of the innermost body: each has two integer and two float accumulators; with groups of 16, two more.
+        (32, false) => gemm::<32, false, 6>,
+        (32, true) => gemm::<32, true, 6>,
+        (_, false) => gemm::<16, false, 4>,
+        (_, true) => gemm::<16, true, 4>,
     }
 }
 
@@ -383,7 +382,7 @@ avx512! {
             for i in 0..NC {
                 c[i] = [_mm512_loadu_ps(acc[i].as_ptr()), _mm512_loadu_ps(acc[i].as_ptr().add(16))];
             }
-            for g in 0..groups {
+            let dots = |g: usize| {
                 let mut a = [[_mm512_setzero_si512(); 2]; NC];
                 if !MIN {
                     for i in 0..NC {
@@ -400,14 +399,45 @@ avx512! {
                         a[i][1] = _mm512_dpbusd_epi32(a[i][1], w1, v);
                     }
                 }
-                let (scale, min) = (tile.scale.get_unchecked(g).as_ptr(), tile.min.get_unchecked(g).as_ptr());
-                for h in 0..2 {
-                    let (s, m) = (_mm512_loadu_ps(scale.add(16 * h)), _mm512_loadu_ps(min.add(16 * h)));
+                a
+            };
+            let rows = |of: &[[f32; TILE]; 16], g: usize, h: usize| _mm512_loadu_ps(of.get_unchecked(g).as_ptr().add(16 * h));
+            if G == 32 {
+                for g in 0..groups {
+                    let a = dots(g);
+                    for h in 0..2 {
+                        let (s, m) = (rows(&tile.scale, g, h), rows(&tile.min, g, h));
+                        for i in 0..NC {
+                            let d = _mm512_set1_ps(x[i].d[g]);
+                            c[i][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i][h]), _mm512_mul_ps(s, d), c[i][h]);
+                            if MIN {
+                                c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
+                            }
+                        }
+                    }
+                }
+            } else {
+                // Two groups share an activation's scale.
+                for p in 0..groups / 2 {
+                    let mut t = [[_mm512_setzero_ps(); 2]; NC];
+                    for odd in 0..2 {
+                        let g = 2 * p + odd;
+                        let a = dots(g);
+                        for h in 0..2 {
+                            let (s, m) = (rows(&tile.scale, g, h), rows(&tile.min, g, h));
+                            for i in 0..NC {
+                                let a = _mm512_cvtepi32_ps(a[i][h]);
+                                t[i][h] = if odd == 0 { _mm512_mul_ps(a, s) } else { _mm512_fmadd_ps(a, s, t[i][h]) };
+                                if MIN {
+                                    c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
+                                }
+                            }
+                        }
+                    }
                     for i in 0..NC {
-                        let d = _mm512_set1_ps(x[i].d[g * G / 32]);
-                        c[i][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i][h]), _mm512_mul_ps(s, d), c[i][h]);
-                        if MIN {
-                            c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
+                        let d = _mm512_set1_ps(x[i].d[p]);
+                        for h in 0..2 {
+                            c[i][h] = _mm512_fmadd_ps(t[i][h], d, c[i][h]);
                         }
                     }
                 }
@@ -430,7 +460,7 @@ avx512! {
         }
     }
 
-    fn gemm<const G: usize, const MIN: bool>(
+    fn gemm<const G: usize, const MIN: bool, const COLS: usize>(
         k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
         let n = x.n();
