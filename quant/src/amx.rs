@@ -26,7 +26,7 @@ use crate::avx512::slab::{self, Order, Slab};
 use crate::format::{Format, SLAB};
 use crate::isa::{Isa, amx};
 use crate::kernels::{Kernel, Run, Slot};
-use crate::panel::{Out, Panel, Scratch, padded, prefetch};
+use crate::panel::{Out, Panel, Scratch, align_stack, padded, prefetch};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -430,6 +430,7 @@ amx! {
     fn fill_with<const BYTES: usize>(
         w: &Panel<'_>, r0: usize, s: usize, a: &mut A, weights: impl Fn(&[u8; BYTES], &Spread) -> [__m512i; STEPS],
     ) {
+        align_stack!();
         let spread = black_box(&Spread::INDICES);
         for r in 0..(w.rows - r0).min(2 * ROWS) {
             let b = w.slab(r0 + r, s);

@@ -26,7 +26,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx2;
-use crate::panel::{Out, Panel, Rows, Scratch, padded};
+use crate::panel::{Out, Panel, Rows, Scratch, align_stack, padded};
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
@@ -285,6 +285,7 @@ avx2! {
     fn gemv<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
+        align_stack!();
         let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
         let cols = scratch.sums.take::<Column>(w.slabs() * x.n());
         columns::<G>(x, w.slabs(), codes.offset, cols);
@@ -395,6 +396,7 @@ avx2! {
     fn gemm<const G: usize, const MIN: bool, const P: usize, const VNNI: bool>(
         k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
+        align_stack!();
         let n = x.n();
         let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
         let tiles = w.rows.div_ceil(TILE);

@@ -28,7 +28,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
-use crate::panel::{Out, Panel, Rows, Scratch, padded};
+use crate::panel::{Out, Panel, Rows, Scratch, align_stack, padded};
 use slab::{Order, Slab, floats, load512, signed};
 use std::arch::x86_64::*;
 
@@ -282,6 +282,7 @@ avx512! {
     fn gemv<const G: usize, const MIN: bool, const ORDER: u8, const BYTES: usize>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
+        align_stack!();
         let (n, offset) = (x.n(), w.format.spec().codes.as_ref().expect("installed for formats with codes").offset);
         let cols = scratch.sums.take::<Column>(w.slabs() * n);
         columns::<G, MIN, ORDER>(x, w.slabs(), offset, cols);
@@ -463,6 +464,7 @@ avx512! {
     fn gemm<const G: usize, const MIN: bool, const COLS: usize>(
         k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
+        align_stack!();
         let n = x.n();
         let tiles = w.rows.div_ceil(TILE);
         let acc = scratch.floats.take::<[f32; TILE]>(tiles * n);

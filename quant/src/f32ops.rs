@@ -326,6 +326,7 @@ pub(crate) mod body {
 
     #[inline(always)]
     pub fn exp_sum<V: Lanes>(x: &mut [f32], max: f32) -> f32 {
+        crate::panel::align_stack!();
         let (max, mut sum) = (V::splat(max), V::splat(0.0));
         let (blocks, rest) = x.as_chunks_mut::<L>();
         for b in blocks {

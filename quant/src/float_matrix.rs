@@ -13,7 +13,7 @@
 use crate::act::{Acts, F32Block};
 use crate::format::{Format, SLAB};
 use crate::lanes::{L, Lanes};
-use crate::panel::{Out, Panel, Rows, Scratch};
+use crate::panel::{Out, Panel, Rows, Scratch, align_stack};
 
 /// Columns up to which weights are used as they lie: turned for so few, they would cost more than their products.
 pub(crate) const GEMV_COLS: usize = 16;
@@ -33,6 +33,7 @@ pub(crate) fn gemm<V: Lanes, const R: usize, const C: usize>(
     out: &mut Out<'_>,
     scratch: &mut Scratch,
 ) {
+    align_stack!();
     let n = x.n();
     let tiles = w.rows.div_ceil(R * L);
     let tile = scratch.tile.take::<[f32; L]>(R * SLAB).as_chunks_mut::<R>().0;
@@ -150,6 +151,7 @@ pub(crate) fn gemv<V: Lanes, const R: usize, const C: usize>(
     out: &mut Out<'_>,
     scratch: &mut Scratch,
 ) {
+    align_stack!();
     match (w.format, x.n()) {
         (Format::F16, 1) => one::<V, F16, { 2 * SLAB }>(w, x, out),
         (Format::F16, _) => several::<V, F16, { 2 * SLAB }, R, C>(w, x, out, scratch),
