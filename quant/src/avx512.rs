@@ -12,10 +12,13 @@
 //!
 //! gemm   32 rows at once, for each slab:
 //!            unpack 32 rows, transposed: tile[k / 4][row][4]   a vector = 16 rows x 4 positions
-//!            for each 6 columns, for each group of 32 (or 16) positions:
+//!            for each 6 columns, for each group of 32 positions (or each 4 columns, two groups of 16):
 //!                acc[row, column] = sum of vpdpbusd(tile, broadcast of 4 activations)
 //!                c[row, column] += acc * (scale[row] * d[column]) - min[row] * (d * sum)[column]
 //! ```
+//!
+//! Codes stay where their bytes have them ([`slab::Order`]): those of a high nibble are 16 times too large for the gemv, and
+//! its columns' scales 16 times smaller.
 //!
 //! Offsets of codes (a q4_0 code is 0..15 for a weight -8..7) cost next to nothing: the integer accumulators start from
 //! `-offset * sum(x)` instead of zero.

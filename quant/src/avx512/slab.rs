@@ -164,7 +164,7 @@ avx512! {
         Slab { q, scale: scales_4k(b), min: _mm512_setzero_ps() }
     }
 
-    /// What `shift` moves right in the upper half of 32 bytes and the same 32 bytes again.
+    /// 32 bytes twice, in the upper half moved down by `shift` bits.
     #[inline]
     fn upper_shifted(b: &[u8; 32], shift: i16) -> __m512i {
         _mm512_srlv_epi16(twice(b), _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(shift)))
@@ -179,7 +179,7 @@ avx512! {
     #[inline]
     pub(crate) fn q5_k(b: &[u8; 176]) -> Slab {
         let ([q0, q1], [q2, q3]) = (pair(load512(at(b, 48))), pair(load512(at(b, 112))));
-        // The fifth bits: of the lower half, and two higher of the upper, those of bits 0, 1, 4 and 5.
+        // The fifth bits: 0, 1, 4 and 5 for the lower half of each vector, two higher for the upper one.
         let high = upper_shifted(at(b, 16), 2);
         let q = [
             with_bits(q0, _mm512_slli_epi16::<4>(high), 16),
@@ -230,7 +230,7 @@ avx512! {
     pub(crate) fn q3_k(b: &[u8; 110]) -> Slab {
         let [q0, q1, q2, _] = quarters(at(b, 32));
         let q3 = _mm512_and_si512(_mm512_srli_epi16::<6>(load512(at(b, 32))), _mm512_set1_epi8(3));
-        // The third bits: of the lower half, and four higher of the upper, bits 0 to 3.
+        // The third bits: 0 to 3 for the lower half of each vector, four higher for the upper one.
         let high = upper_shifted(at(b, 0), 4);
         let q = [
             with_bits(q0, _mm512_slli_epi16::<2>(high), 4),
@@ -295,7 +295,7 @@ avx512! {
         [q0, q1, q2, q3]
     }
 
-    /// Codes as they are and where they belong.
+    /// Codes moved down, in the order of the weights.
     #[inline]
     pub(crate) fn in_order<const ORDER: u8>(mut q: [__m512i; 4]) -> [__m512i; 4] {
         for (q, shift) in q.iter_mut().zip(Order::shifts(ORDER)) {
@@ -319,7 +319,7 @@ avx512! {
         }
     }
 
-    /// What stands in the order of the weights, in another.
+    /// What stands in the order of the weights (activations), in the codes'.
     #[inline]
     pub(crate) fn arranged<const ORDER: u8>(x: [__m512i; 4]) -> [__m512i; 4] {
         match ORDER {
