@@ -1,18 +1,8 @@
 //! AMX: many columns at once, in bf16 tiles.
 //!
-//! ```text
-//! for each slab of 256 weights:
-//!     for each 32 rows of the panel:
-//!         A = their weights in bf16: two halves of eight tiles, 16 rows x 32 weights     16 KiB, from L1
-//!         for each 32 columns:
-//!             C += A B                                                                   32 x tdpbf16ps
-//! out = C, turned
-//! ```
-//!
-//! B is what `ActBuf` encoded: tiles of 16 pairs of weights x 16 columns, so that weights need no turning. C is 16 rows x 16
-//! columns of f32 a tile and stays in L2 between slabs. A group's scale is multiplied into the weight before it is rounded:
-//! the relative error of a product is at most 2^-8, without the noise of activations in bytes (0.5 to 1 %), and every format
-//! costs the same.
+//! This file says whether there are tiles, and brings weights into them; [`gemm`] multiplies. A group's scale is multiplied
+//! into the weight before it is rounded: the relative error of a product is at most 2^-8, without the noise of activations in
+//! bytes (0.5 to 1 %), and every format costs the same.
 //!
 //! `tdpbf16ps` sums even and odd k apart and rounds after every step, to nearest even, denormals as zero, whatever the
 //! control registers say (Intel SDM). It takes 16 cycles however few columns there are: few columns stay with the gemv of
@@ -35,23 +25,17 @@ use std::sync::OnceLock;
 pub(crate) mod attention;
 #[cfg(any(test, feature = "emulate-amx"))]
 mod emulate;
+mod gemm;
 
 /// Rows of a tile.
 const ROWS: usize = 16;
 /// Tiles along a slab: 32 weights in each.
 const STEPS: usize = SLAB / 32;
-/// Rows of a panel in which the gemm works best: C for 512 columns is 1 MiB, half of L2.
-const PANEL_ROWS: usize = 512;
 
-/// Weights of 32 rows.
+/// A slab of 32 rows of weights: two halves of eight tiles.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
 struct A([[[[u16; 32]; ROWS]; STEPS]; 2]);
-
-/// Sums of 16 rows x 16 columns.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct C([[f32; COLUMNS]; ROWS]);
 
 /// Indices that give every fourth byte of a vector, or every second, the next byte of another. The compiler must not see what
 /// they are: it would make two shuffles of each.
@@ -84,12 +68,12 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
         let Some(run) = gemm_of(spec.format) else { continue };
         kernel.gemm = Slot { isa: Isa::Amx, act: Act::Bf16, run };
         kernel.gemv_cols = kernel.gemv_cols.max(COLUMNS);
-        kernel.gemm_rows = PANEL_ROWS;
+        kernel.gemm_rows = gemm::PANEL_ROWS;
     }
 }
 
-/// Slab `s` of up to 32 rows of a panel, from row `r0` on, in bf16.
-type Fill = unsafe fn(w: &Panel<'_>, r0: usize, s: usize, a: &mut A);
+/// Slab `s` of up to 32 rows of a panel, from row `r0` on, in bf16. The rows' next slab is asked for `ahead` slabs on.
+type Fill = unsafe fn(w: &Panel<'_>, r0: usize, s: usize, ahead: usize, a: &mut A);
 
 /// The matrix-matrix kernel of each format with codes.
 macro_rules! gemms {
@@ -99,18 +83,18 @@ macro_rules! gemms {
             amx! {$(
                 pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
                     amx! {
-                        fn fill(w: &Panel<'_>, r0: usize, s: usize, a: &mut A) {
+                        fn fill(w: &Panel<'_>, r0: usize, s: usize, ahead: usize, a: &mut A) {
                             const OFFSET: f32 = match Format::$format.spec().codes {
                                 Some(ref c) => c.offset as f32,
                                 None => 0.0,
                             };
                             const SMALL: bool = matches!(Format::$format, Format::Q4_0 | Format::Q4_1 | Format::Q4_K);
-                            fill_with::<$bytes>(w, r0, s, a, |b, spread| {
+                            fill_with::<$bytes>(w, r0, s, ahead, a, |b, spread| {
                                 weights::<$group, $min, { Order::$order }, SMALL>(slab::$unpack(b), OFFSET, spread)
                             });
                         }
                     }
-                    gemm(w, x, out, scratch, fill);
+                    gemm::gemm(w, x, out, scratch, fill);
                 }
             )*}
         }
@@ -219,93 +203,7 @@ impl Drop for Tiles {
     }
 }
 
-/// 32 weights: with two blocks of columns (tiles 0 to 3), with one (tiles 0 and 1).
-macro_rules! step {
-    (two $k:literal) => {
-        concat!(
-            "tileloadd tmm4, [{a} + {row} + 1024*",
-            $k,
-            "]\n",
-            "tileloadd tmm6, [{b} + {row} + 1024*",
-            $k,
-            "]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tileloadd tmm5, [{a} + {row} + 8192 + 1024*",
-            $k,
-            "]\n",
-            "tdpbf16ps tmm1, tmm5, tmm6\n",
-            "tileloadd tmm7, [{b} + {row} + 8192 + 1024*",
-            $k,
-            "]\n",
-            "tdpbf16ps tmm2, tmm4, tmm7\n",
-            "tdpbf16ps tmm3, tmm5, tmm7\n",
-        )
-    };
-    (one $k:literal) => {
-        concat!(
-            "tileloadd tmm4, [{a} + {row} + 1024*",
-            $k,
-            "]\n",
-            "tileloadd tmm6, [{b} + {row} + 1024*",
-            $k,
-            "]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tileloadd tmm5, [{a} + {row} + 8192 + 1024*",
-            $k,
-            "]\n",
-            "tdpbf16ps tmm1, tmm5, tmm6\n",
-        )
-    };
-}
-
 amx! {
-    /// `c += a b`: 32 rows, 32 columns, a slab. The four tiles of `c` lie column block by column block.
-    ///
-    /// # Safety
-    /// The tiles are taken.
-    unsafe fn two_blocks(a: &A, b: &[[u32; 16 * SLAB / 2]; 2], c: &mut [C; 4]) {
-        // SAFETY: two halves of 8 KiB, two blocks of 8 KiB and four tiles of 1 KiB are what the references hold.
-        unsafe {
-            asm!(
-                "tileloadd tmm0, [{c} + {row}]",
-                "tileloadd tmm1, [{c} + {row} + 1024]",
-                "tileloadd tmm2, [{c} + {row} + 2048]",
-                "tileloadd tmm3, [{c} + {row} + 3072]",
-                step!(two 0), step!(two 1), step!(two 2), step!(two 3),
-                step!(two 4), step!(two 5), step!(two 6), step!(two 7),
-                "tilestored [{c} + {row}], tmm0",
-                "tilestored [{c} + {row} + 1024], tmm1",
-                "tilestored [{c} + {row} + 2048], tmm2",
-                "tilestored [{c} + {row} + 3072], tmm3",
-                a = in(reg) a, b = in(reg) b, c = in(reg) c, row = in(reg) 64u64,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, preserves_flags),
-            )
-        }
-    }
-
-    /// The same with 16 columns.
-    ///
-    /// # Safety
-    /// The tiles are taken.
-    unsafe fn one_block(a: &A, b: &[u32; 16 * SLAB / 2], c: &mut [C; 2]) {
-        // SAFETY: two halves of 8 KiB, a block of 8 KiB and two tiles of 1 KiB are what the references hold.
-        unsafe {
-            asm!(
-                "tileloadd tmm0, [{c} + {row}]",
-                "tileloadd tmm1, [{c} + {row} + 1024]",
-                step!(one 0), step!(one 1), step!(one 2), step!(one 3),
-                step!(one 4), step!(one 5), step!(one 6), step!(one 7),
-                "tilestored [{c} + {row}], tmm0",
-                "tilestored [{c} + {row} + 1024], tmm1",
-                a = in(reg) a, b = in(reg) b, c = in(reg) c, row = in(reg) 64u64,
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                options(nostack, preserves_flags),
-            )
-        }
-    }
-
     /// `tdpbf16ps` on registers, see [`crate::f32ops::Ops::peak`].
     pub(crate) fn peak(rounds: u64) -> u64 {
         // A round of the other sets is some 12 instructions of one cycle.
@@ -348,7 +246,6 @@ amx! {
     fn weights<const G: usize, const MIN: bool, const ORDER: u8, const SMALL: bool>(
         slab: Slab, offset: f32, spread: &Spread,
     ) -> [__m512i; STEPS] {
-        let q = slab::in_order::<ORDER>(slab.q);
         let (mut scale, mut add) = (Vector([0.0; 16]), Vector([0.0; 16]));
         let minus = match (MIN, G) {
             (false, _) => _mm512_mul_ps(slab.scale, _mm512_set1_ps(-offset)),
@@ -366,16 +263,30 @@ amx! {
         let group = |q: __m512, g: usize| _mm512_fmadd_ps(q, _mm512_set1_ps(scale[g]), _mm512_set1_ps(add[g]));
         let numbers = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
         let mut to = [_mm512_setzero_si512(); STEPS];
-        for (j, q) in q.into_iter().enumerate() {
+        // A table of what the codes mean in two groups, and where its bytes lie: those of the second group follow.
+        let table = |g: usize| bf16(group(numbers, g), group(numbers, g + 1));
+        let first = _mm512_set1_epi16(0x0100);
+        if SMALL && ORDER == Order::NIBBLES {
+            let (second, doubled) = (_mm512_or_si512(first, _mm512_set1_epi8(32)), _mm512_set1_epi8(2 * 15));
+            for i in 0..4 {
+                let bytes = _mm512_or_si512(slab.q[i / 2 * 2], slab.q[i / 2 * 2 + 1]);
+                let bytes = _mm512_permutexvar_epi8(slab::load512(&spread.words[i % 2]), bytes);
+                let low = _mm512_ternarylogic_epi32::<0xF8>(first, _mm512_slli_epi16::<1>(bytes), doubled);
+                let high = _mm512_ternarylogic_epi32::<0xF8>(second, _mm512_srli_epi16::<3>(bytes), doubled);
+                let table = table(2 * i);
+                to[2 * i] = _mm512_permutexvar_epi8(low, table);
+                to[2 * i + 1] = _mm512_permutexvar_epi8(high, table);
+            }
+            return to;
+        }
+        for (j, q) in slab::in_order::<ORDER>(slab.q).into_iter().enumerate() {
             if SMALL {
-                // A table of what the codes mean in two groups, of which the second follows the first.
-                let table = bf16(group(numbers, 2 * j), group(numbers, 2 * j + 1));
-                let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16));
-                let q = _mm512_or_si512(q, second);
+                let table = table(2 * j);
+                let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(32));
+                let doubled = _mm512_or_si512(_mm512_add_epi8(q, q), second);
                 for h in 0..2 {
-                    // Of an index counts the low byte.
-                    let index = _mm512_permutexvar_epi8(slab::load512(&spread.words[h]), q);
-                    to[2 * j + h] = _mm512_permutexvar_epi16(index, table);
+                    let index = _mm512_permutexvar_epi8(slab::load512(&spread.words[h]), doubled);
+                    to[2 * j + h] = _mm512_permutexvar_epi8(_mm512_or_si512(index, first), table);
                 }
             } else {
                 let part = |i: usize| {
@@ -391,8 +302,8 @@ amx! {
 
     fn gemm_f16(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
         amx! {
-            fn fill(w: &Panel<'_>, r0: usize, s: usize, a: &mut A) {
-                fill_with::<{ 2 * SLAB }>(w, r0, s, a, |b, _| {
+            fn fill(w: &Panel<'_>, r0: usize, s: usize, ahead: usize, a: &mut A) {
+                fill_with::<{ 2 * SLAB }>(w, r0, s, ahead, a, |b, _| {
                     let mut to = [_mm512_setzero_si512(); STEPS];
                     for (b, to) in b.as_chunks::<64>().0.iter().zip(&mut to) {
                         // SAFETY: twice 32 bytes.
@@ -405,13 +316,13 @@ amx! {
                 });
             }
         }
-        gemm(w, x, out, scratch, fill);
+        gemm::gemm(w, x, out, scratch, fill);
     }
 
     fn gemm_bf16(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
         amx! {
-            fn fill(w: &Panel<'_>, r0: usize, s: usize, a: &mut A) {
-                fill_with::<{ 2 * SLAB }>(w, r0, s, a, |b, _| {
+            fn fill(w: &Panel<'_>, r0: usize, s: usize, ahead: usize, a: &mut A) {
+                fill_with::<{ 2 * SLAB }>(w, r0, s, ahead, a, |b, _| {
                     let mut to = [_mm512_setzero_si512(); STEPS];
                     for (b, to) in b.as_chunks::<64>().0.iter().zip(&mut to) {
                         *to = slab::load512(b);
@@ -420,7 +331,7 @@ amx! {
                 });
             }
         }
-        gemm(w, x, out, scratch, fill);
+        gemm::gemm(w, x, out, scratch, fill);
     }
 
     // ---- matrix times many columns -----------------------------------------------------------------------------------
@@ -428,18 +339,19 @@ amx! {
     /// Slab `s` of up to 32 rows from `r0` on. Rows past the panel's end keep what they had: nobody reads their sums.
     #[inline]
     fn fill_with<const BYTES: usize>(
-        w: &Panel<'_>, r0: usize, s: usize, a: &mut A, weights: impl Fn(&[u8; BYTES], &Spread) -> [__m512i; STEPS],
+        w: &Panel<'_>, r0: usize, s: usize, ahead: usize, a: &mut A,
+        weights: impl Fn(&[u8; BYTES], &Spread) -> [__m512i; STEPS],
     ) {
         align_stack!();
         let spread = black_box(&Spread::INDICES);
-        for r in 0..(w.rows - r0).min(2 * ROWS) {
-            let b = w.slab(r0 + r, s);
+        for (r, row) in w.data[r0 * w.row_bytes..].chunks(w.row_bytes).take(2 * ROWS).enumerate() {
+            let b = &row[s * BYTES..];
             // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
-            prefetch(b.as_ptr_range().end, b.len());
+            prefetch(b.as_ptr().wrapping_add(ahead * BYTES), BYTES);
             let end;
-            let whole = match b.try_into() {
-                Ok(whole) => whole,
-                Err(_) => {
+            let whole = match b.first_chunk() {
+                Some(whole) => whole,
+                None => {
                     end = padded::<BYTES>(b);
                     &end
                 }
@@ -449,58 +361,6 @@ amx! {
                 // SAFETY: 64 aligned bytes.
                 unsafe { _mm512_store_si512(to.as_mut_ptr().cast(), v) };
             }
-        }
-    }
-
-    fn gemm(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch, fill: Fill) {
-        let blocks = x.n().div_ceil(COLUMNS);
-        let heights = w.rows.div_ceil(2 * ROWS);
-        let c = scratch.floats.take::<C>(heights * blocks * 2);
-        let a = &mut scratch.tile.take::<A>(1)[0];
-        c.fill(bytemuck::Zeroable::zeroed());
-        // SAFETY: this rung's, so there are tiles.
-        let tiles = unsafe { Tiles::take() };
-        for s in 0..w.slabs() {
-            let (twos, last) = x.bf16(s).as_chunks::<2>();
-            for h in 0..heights {
-                // SAFETY: this rung's.
-                unsafe { fill(&w, h * 2 * ROWS, s, a) };
-                let (c_twos, c_last) = c[h * blocks * 2..(h + 1) * blocks * 2].as_chunks_mut::<4>();
-                for (b, c) in twos.iter().zip(c_twos) {
-                    // SAFETY: the tiles are taken.
-                    unsafe { two_blocks(a, b, c) }
-                }
-                if let (Some(b), Ok(c)) = (last.first(), c_last.try_into()) {
-                    // SAFETY: the tiles are taken.
-                    unsafe { one_block(a, b, c) }
-                }
-            }
-        }
-        drop(tiles);
-        for h in 0..heights {
-            for (block, c) in c[h * blocks * 2..(h + 1) * blocks * 2].as_chunks::<2>().0.iter().enumerate() {
-                for (half, c) in c.iter().enumerate() {
-                    let r0 = (2 * h + half) * ROWS;
-                    store(c, out, r0, ROWS.min(w.rows.saturating_sub(r0)), block * COLUMNS);
-                }
-            }
-        }
-    }
-
-    /// A tile's rows to the columns of `out` from `c0` on.
-    fn store(c: &C, out: &mut Out<'_>, r0: usize, rows: usize, c0: usize) {
-        let mut m = [_mm512_setzero_si512(); 16];
-        for (m, c) in m.iter_mut().zip(&c.0) {
-            // SAFETY: 64 aligned bytes.
-            *m = unsafe { _mm512_load_si512(c.as_ptr().cast()) };
-        }
-        crate::avx512::transpose(&mut m);
-        // A mask, not a copy of so many: that would be a call for every column.
-        let mask = (0xFFFF_u32 >> (ROWS - rows)) as u16;
-        for (i, m) in m.into_iter().enumerate().take(out.cols - c0) {
-            let to = out.column(c0 + i, r0, rows).as_mut_ptr();
-            // SAFETY: `rows` numbers from there on.
-            unsafe { _mm512_mask_storeu_epi32(to.cast(), mask, m) };
         }
     }
 }

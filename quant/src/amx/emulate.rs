@@ -75,7 +75,7 @@ unsafe fn execute(code: *const u8, registers: &[i64; 23]) -> Option<i64> {
             unsafe { multiply(tiles.get_mut(reg)?, &left, &right) };
         }
         // Those with an operand in memory.
-        (0, 0x49, 0..=2) | (2 | 3, 0x4B, 0..=2) => {
+        (0, 0x49, 0..=2) | (1..=3, 0x4B, 0..=2) => {
             let register = |i: u8| registers[register_index(i)];
             let (mut at, mut length) = (5, 5);
             let (base, index) = if rm == 4 {
@@ -111,7 +111,7 @@ unsafe fn execute(code: *const u8, registers: &[i64; 23]) -> Option<i64> {
             for i in 0..16 {
                 match (prefix, opcode) {
                     // SAFETY: the interrupted code says that its operand is there.
-                    (3, 0x4B) => tiles.get_mut(reg)?[i] = unsafe { row(i).read_unaligned() },
+                    (1 | 3, 0x4B) => tiles.get_mut(reg)?[i] = unsafe { row(i).read_unaligned() },
                     // SAFETY: as above.
                     (2, 0x4B) => unsafe { row(i).write_unaligned(tiles.get(reg)?[i]) },
                     // ldtilecfg: all tiles become zero, and are of one shape here.

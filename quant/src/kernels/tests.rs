@@ -116,6 +116,8 @@ fn every_kernel_computes_the_product() {
                 (64, 512, &[8, 17, 33]),
                 (5, 64, &[1, 2, 3, 9]),
                 (35, 576, &[1, 3, 7]),
+                (40, 768, &[180]),
+                (7, 256, &[530]),
             ];
             for &(rows, cols, ns) in cases {
                 if spec.format.row_bytes(cols).is_none() {
