@@ -460,7 +460,7 @@ fn identity(session: &Session) -> [u8; 32] {
         hash.update(what);
     };
     let (k, v) = session.cache_types();
-    add(&format!("{:?} {} {} {}", e.model.config, k.name(), v.name(), e.kernels.exact));
+    add(&format!("{:?} {} {} {:?}", e.model.config, k.name(), v.name(), e.kernels.arithmetic));
     for t in e.gguf.tensors() {
         add(&format!("{} {} {:?}", t.name, t.kind.id(), t.dims));
     }

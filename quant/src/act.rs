@@ -9,6 +9,7 @@
 //! values in a number.
 
 use crate::format::SLAB;
+use crate::ggml::Rounding;
 use crate::kernels::Kernels;
 use crate::panel::Shared;
 
@@ -21,6 +22,8 @@ pub enum Act {
     F32,
     /// Blocks of [`COLUMNS`] columns in bf16.
     Bf16,
+    /// [`F32Block`]s, of values that ggml's encodings leave.
+    Ggml(Rounding),
 }
 
 /// Columns that lie interleaved in bf16: who encodes them shares cache lines.
@@ -52,6 +55,7 @@ pub struct Acts<'a> {
     q8: &'a [Q8Block],
     f32: &'a [F32Block],
     bf16: &'a [u32],
+    ggml: [&'a [F32Block]; Rounding::ALL.len()],
     stride: usize, // columns of the whole buffer
     at: usize,     // first column of the view
     n: usize,
@@ -82,6 +86,14 @@ impl<'a> Acts<'a> {
         &blocks[..self.n.div_ceil(COLUMNS)]
     }
 
+    /// The same columns, of which what `act` encodes is read: where that is floats, in place of the values themselves.
+    pub(crate) fn read_as(&self, act: Act) -> Acts<'a> {
+        match act {
+            Act::Ggml(r) => Acts { f32: self.ggml[r as usize], ..*self },
+            _ => *self,
+        }
+    }
+
     /// The columns' blocks of slab `s`: the values themselves, where the encoding was wanted.
     pub fn f32(&self, s: usize) -> &'a [F32Block] {
         &self.f32[s * self.stride + self.at..][..self.n]
@@ -97,6 +109,8 @@ pub struct Wants {
     pub f32: bool,
     /// Some matrix eats [`Act::Bf16`].
     pub bf16: bool,
+    /// Some matrix eats [`Act::Ggml`].
+    pub ggml: [bool; Rounding::ALL.len()],
 }
 
 impl Wants {
@@ -108,6 +122,7 @@ impl Wants {
                 Act::Q8 => w.q8 = true,
                 Act::F32 => w.f32 = true,
                 Act::Bf16 => w.bf16 = true,
+                Act::Ggml(r) => w.ggml[r as usize] = true,
             }
         }
         w
@@ -124,6 +139,7 @@ pub struct ActBuf {
     q8: Shared<Q8Block>,
     f32: Shared<F32Block>,
     bf16: Shared<u32>,
+    ggml: [Shared<F32Block>; Rounding::ALL.len()],
     slabs: usize,
 }
 
@@ -136,6 +152,7 @@ impl ActBuf {
             q8: Shared::new(slabs * cols)?,
             f32: Shared::new(slabs * cols)?,
             bf16: Shared::new(slabs * cols.div_ceil(COLUMNS) * size_of::<Bf16Block>() / 4)?,
+            ggml: [Shared::new(slabs * cols)?, Shared::new(slabs * cols)?, Shared::new(slabs * cols)?],
             slabs,
         })
     }
@@ -183,6 +200,13 @@ impl ActBuf {
             b.0[..x.len()].copy_from_slice(x);
             b.0[x.len()..].fill(0.0);
         }
+        for r in Rounding::ALL.into_iter().filter(|&r| wants.ggml[r as usize]) {
+            // SAFETY: the caller's promise.
+            let b = &mut unsafe { self.ggml[r as usize].write(at..at + 1) }[0];
+            b.0[..x.len()].copy_from_slice(x);
+            b.0[x.len()..].fill(0.0);
+            r.round(&mut b.0[..x.len()]);
+        }
         if wants.bf16 {
             let mut pairs = [0; SLAB / 2];
             kernels.ops.encode_bf16(x, &mut pairs);
@@ -215,6 +239,12 @@ impl ActBuf {
                 // SAFETY: the caller's promise.
                 unsafe { self.f32.write(to..to + 1)[0] = other.f32.read(from..from + 1)[0] };
             }
+            for r in Rounding::ALL.into_iter().filter(|&r| wants.ggml[r as usize]) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    self.ggml[r as usize].write(to..to + 1)[0] = other.ggml[r as usize].read(from..from + 1)[0];
+                }
+            }
             if wants.bf16 {
                 let (to, from) = (bf16_at(stride, col, s), bf16_at(from_stride, from_col, s));
                 let mut pairs = [0; SLAB / 2];
@@ -237,7 +267,9 @@ impl ActBuf {
         let (blocks, pairs) = (slabs * stride, bf16_at(stride, 0, slabs));
         // SAFETY: the caller's promise.
         let (q8, f32, bf16) = unsafe { (self.q8.read(0..blocks), self.f32.read(0..blocks), self.bf16.read(0..pairs)) };
-        Acts { q8, f32, bf16, stride, at: 0, n }
+        // SAFETY: the caller's promise.
+        let ggml = std::array::from_fn(|r| unsafe { self.ggml[r].read(0..blocks) });
+        Acts { q8, f32, bf16, ggml, stride, at: 0, n }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::act::{Act, Acts};
 use crate::attention::Attention;
 use crate::f32ops::Ops;
 use crate::format::{Codes, FORMATS, Format};
+use crate::ggml::Rounding;
 use crate::isa::Isa;
 use crate::panel::{Out, Panel, Scratch};
 use std::ops::Range;
@@ -48,13 +49,24 @@ impl Kernel {
     }
 }
 
+/// What is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arithmetic {
+    /// What the instruction set does best.
+    Native,
+    /// Weights dequantized, activations in f32, nothing rounded to bytes: slow, and nearest to the weights' meaning.
+    Exact,
+    /// The same with activations rounded as ggml rounds them: to get llama.cpp's own figures.
+    Ggml,
+}
+
 /// A kernel for every format, and the operations between them, for one instruction set. Holding one is the proof that the
 /// machine has it.
 pub struct Kernels {
     /// The instruction set.
     pub isa: Isa,
-    /// Whether every format is dequantized to f32 and meets f32 activations: slow, and nearest to the weights' meaning.
-    pub exact: bool,
+    /// What is computed.
+    pub arithmetic: Arithmetic,
     table: Vec<Kernel>,
     /// Norms, rotations, encodings.
     pub ops: &'static Ops,
@@ -66,7 +78,7 @@ impl Kernels {
     /// The kernels of an instruction set, `None` where the machine lacks it.
     pub fn for_isa(isa: Isa) -> Option<&'static Kernels> {
         static TABLES: [OnceLock<Kernels>; Isa::ALL.len()] = [const { OnceLock::new() }; Isa::ALL.len()];
-        isa.is_supported().then(|| TABLES[isa as usize].get_or_init(|| Kernels::build(isa, false)))
+        isa.is_supported().then(|| TABLES[isa as usize].get_or_init(|| Kernels::build(isa, Arithmetic::Native)))
     }
 
     /// The kernels of this machine's best instruction set.
@@ -74,16 +86,32 @@ impl Kernels {
         Kernels::for_isa(Isa::best()).expect("the best supported set is supported")
     }
 
-    /// The reference: weights dequantized, activations in f32, nothing rounded to bytes. Built from the best instruction set.
+    /// The reference, [`Arithmetic::Exact`]. Built from the best instruction set.
     pub fn exact() -> &'static Kernels {
         static TABLE: OnceLock<Kernels> = OnceLock::new();
-        TABLE.get_or_init(|| Kernels::build(Isa::best(), true))
+        TABLE.get_or_init(|| Kernels::build(Isa::best(), Arithmetic::Exact))
     }
 
-    fn build(isa: Isa, exact: bool) -> Kernels {
+    /// [`Arithmetic::Ggml`]. Built from the best instruction set.
+    pub fn ggml() -> &'static Kernels {
+        static TABLE: OnceLock<Kernels> = OnceLock::new();
+        TABLE.get_or_init(|| Kernels::build(Isa::best(), Arithmetic::Ggml))
+    }
+
+    /// By what name `--isa` chooses them.
+    pub fn label(&self) -> &'static str {
+        match self.arithmetic {
+            Arithmetic::Native => self.isa.name(),
+            Arithmetic::Exact => "exact",
+            Arithmetic::Ggml => "ggml",
+        }
+    }
+
+    fn build(isa: Isa, arithmetic: Arithmetic) -> Kernels {
+        let floats = arithmetic != Arithmetic::Native;
         let mut table: Vec<Kernel> = FORMATS
             .iter()
-            .map(|s| if exact { crate::scalar::float_kernel(s) } else { crate::scalar::kernel(s) })
+            .map(|s| if floats { crate::scalar::float_kernel(s) } else { crate::scalar::kernel(s) })
             .collect();
         #[cfg(target_arch = "x86_64")]
         {
@@ -93,13 +121,20 @@ impl Kernels {
             if isa >= Isa::Avx512 {
                 crate::avx512::overlay(&mut table);
             }
-            if isa >= Isa::Amx && !exact {
+            if isa >= Isa::Amx && !floats {
                 crate::amx::overlay(&mut table);
             }
         }
+        if arithmetic == Arithmetic::Ggml {
+            for (kernel, spec) in table.iter_mut().zip(FORMATS) {
+                if let Some(r) = Rounding::of(spec.format) {
+                    (kernel.gemv.act, kernel.gemm.act) = (Act::Ggml(r), Act::Ggml(r));
+                }
+            }
+        }
         // Tiles round to bf16.
-        let attention = Attention::for_isa(if exact { isa.min(Isa::Avx512) } else { isa });
-        Kernels { isa, exact, table, ops: Ops::for_isa(isa), attention }
+        let attention = Attention::for_isa(if floats { isa.min(Isa::Avx512) } else { isa });
+        Kernels { isa, arithmetic, table, ops: Ops::for_isa(isa), attention }
     }
 
     /// How `format` is multiplied.
@@ -117,7 +152,7 @@ impl Kernels {
         let slot = k.slot(x.n());
         // SAFETY: the slot's rung is at most `self.isa`, which `for_isa` found supported; a panel's rows are whole
         // (`Matrix::new`), and views of activations and outputs check their own bounds.
-        unsafe { (slot.run)(k, w, x, out, scratch) }
+        unsafe { (slot.run)(k, w, x.read_as(slot.act), out, scratch) }
     }
 
     /// The name of the kernel that multiplies `n` columns, e.g. `avx512/q4_K/gemv`.

@@ -23,7 +23,7 @@
 //!
 //! * [`format`]: the list of formats, and a file for each: layout, dequantization, codes;
 //! * [`quantize`]: rows of f32 to blocks, byte for byte as ggml;
-//! * [`act`]: the encodings of activations;
+//! * [`act`]: the encodings of activations, [`ggml`]: as llama.cpp rounds them;
 //! * [`isa`]: the ladder of instruction sets and what this machine climbs of it;
 //! * [`kernels`]: the dispatch: a table with a kernel for every format, built by letting each rung overwrite what it
 //!   improves. Holding a [`kernels::Kernels`] is the proof that the machine can run it;
@@ -49,6 +49,7 @@ mod avx512;
 pub mod f32ops;
 mod float_matrix;
 pub mod format;
+pub mod ggml;
 pub mod isa;
 pub mod kernels;
 mod lanes;
@@ -60,7 +61,7 @@ pub mod team;
 pub use act::{Act, ActBuf, Acts, Wants};
 pub use format::{Codes, Format};
 pub use isa::Isa;
-pub use kernels::{Kernels, Matrix};
+pub use kernels::{Arithmetic, Kernels, Matrix};
 pub use panel::{Out, Panel, Scratch, Shared};
 pub use quantize::Quantizer;
 pub use team::{Team, Worker};

@@ -134,7 +134,7 @@ fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: boo
     let tflops = 2.0 * products / (ns / 1e9) / 1e12;
     let params: u64 = e.gguf.tensors().iter().map(|t| t.n_elements()).sum();
     let size: u64 = e.gguf.tensors().iter().map(|t| t.n_bytes()).sum();
-    let isa = if e.kernels.exact { "exact" } else { e.kernels.isa.name() };
+    let isa = e.kernels.label();
     Ok(vec![
         ("build", env!("CARGO_PKG_VERSION").into()),
         ("isa", isa.into()),

@@ -50,7 +50,8 @@ pub struct Args {
     /// Worker threads [default: all processors available]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32 [default: the best this machine has]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32; or ggml, in f32 with activations rounded as
+    /// llama.cpp does, for its own figures [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     isa: Option<String>,
     /// How to print
@@ -145,7 +146,7 @@ fn key(a: &Args, models: &[Contender], text: &[u32], n: usize) -> Key {
     let mut key = Key::of(&models[0].engine().gguf);
     models[1..].iter().for_each(|m| key.add_model(&m.engine().gguf));
     let kernels = models[0].engine().kernels;
-    let isa = if kernels.exact { "exact" } else { kernels.isa.name() };
+    let isa = kernels.label();
     let (k, v) = (a.session.cache_type_k.name(), a.session.cache_type_v.name());
     let sizes = (models.len(), a.ctx_size, a.batch_size, a.session.ubatch_size, n);
     key.add(format!("compare {isa} {k} {v} {sizes:?}"));

@@ -7,9 +7,10 @@ use crate::catalog;
 use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
 use crate::load::Residence;
 use crate::placement::{Here, Numa, Placement, parse_mask, parse_range};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::ArgAction;
 use oxcart_quant::attention::KvType;
+use oxcart_quant::isa::IsaError;
 use oxcart_quant::{Format, Isa, Kernels};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -25,7 +26,8 @@ pub struct EngineArgs {
     /// Worker threads [default: all processors available, or those that the flags below choose]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32 [default: the best this machine has]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32; or ggml, in f32 with activations rounded as
+    /// llama.cpp does, for its own figures [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     pub isa: Option<String>,
     /// Keep at most so many bytes of weights in memory (K, M, G: powers of 1024) and read the rest from the disk for every
@@ -126,8 +128,12 @@ pub fn kernels(isa: Option<&str>) -> anyhow::Result<&'static Kernels> {
     match isa {
         None => Ok(Kernels::best()),
         Some("exact") => Ok(Kernels::exact()),
+        Some("ggml") => Ok(Kernels::ggml()),
         Some(name) => {
-            let isa: Isa = name.parse().context("--isa")?;
+            let isa = name.parse::<Isa>().map_err(|e| match e {
+                IsaError::Unknown(_) => anyhow!("--isa: {e}, exact, ggml"),
+                _ => anyhow!("--isa: {e}"),
+            })?;
             Kernels::for_isa(isa).with_context(|| format!("--isa {isa}"))
         }
     }
@@ -232,7 +238,7 @@ pub fn model_type(e: &Engine) -> String {
 pub fn facts(e: &Engine, context: usize) -> String {
     let name = e.gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
     let gib = e.gguf.file_size() as f64 / (1u64 << 30) as f64;
-    let isa = if e.kernels.exact { "exact" } else { e.kernels.isa.name() };
+    let isa = e.kernels.label();
     let facts = format!("{name} | {} {gib:.2} GiB | {isa} | {} threads | ctx {context}", model_type(e), e.threads());
     match beyond_memory(e) {
         None => facts,

@@ -27,7 +27,7 @@ impl Args {
     pub fn key(&self, e: &Engine, what: &str) -> Key {
         let mut key = Key::of(&e.gguf);
         key.add(what);
-        let isa = if e.kernels.exact { "exact" } else { e.kernels.isa.name() };
+        let isa = e.kernels.label();
         let (k, v) = (self.session.cache_type_k.name(), self.session.cache_type_v.name());
         let sizes = (self.ctx_size, self.batch_size, self.session.ubatch_size);
         key.add(format!("{isa} {k} {v} {sizes:?} {:?}", self.engine.override_kv));
