@@ -101,13 +101,13 @@ fn every_isa_and_cache_type_predicts_alike() {
         };
         want.iter().zip(got).map(one).sum::<f64>() / want.len() as f64
     };
-    for k in isas() {
+    for k in isas().into_iter().chain([Kernels::ggml()]) {
         let e = engine(2, k);
         for kv in KvType::ALL {
             let got = logits(&e, &tokens[..96], &SessionOptions { k_type: kv, v_type: kv, ..o });
             let d = divergence(&got);
-            // Rounding activations to bytes costs about 0.002 nats on this model.
-            assert!(d < 0.01, "{} {kv:?}: divergence {d} from the exact reference", k.isa);
+            // Rounding activations to bytes costs about 0.002 nats on this model, to bf16 a tenth of that.
+            assert!((1e-6..0.01).contains(&d), "{} {kv:?}: divergence {d} from the exact reference", k.label());
         }
     }
 }
