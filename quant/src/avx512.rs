@@ -83,6 +83,17 @@ struct Column {
     start: [i32; 16],
 }
 
+/// Two columns' slab, for formats with groups of 32: what [`Column`] has of each, and scales and sums as a vector of
+/// [`folded`] dots lies.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Pair {
+    q: [[[i8; 64]; 4]; 2],
+    start: [[i32; 16]; 2],
+    d: [f32; 16],
+    sum: [f32; 16],
+}
+
 avx512! {
     fn float_gemm(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
         float_matrix::gemm::<Avx512, 2, 12>(w, x, out, scratch);
@@ -208,6 +219,113 @@ avx512! {
         if MIN { _mm512_fnmadd_ps(slab.min, sum, acc) } else { acc }
     }
 
+    /// Of vectors of two columns, in which a lane is 16 weights: the lanes of the first half of each group of 32.
+    #[inline]
+    fn firsts<const ORDER: u8>(a: __m512i, b: __m512i) -> __m512i {
+        match ORDER {
+            Order::PAIRED => _mm512_castps_si512(_mm512_shuffle_ps::<0x88>(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b))),
+            _ => _mm512_shuffle_i64x2::<0x88>(a, b),
+        }
+    }
+
+    /// Dots of two columns, the halves of each group added: one vector, for which conversion and scales are paid once.
+    #[inline]
+    fn folded<const ORDER: u8>([a, b]: [__m512i; 2]) -> __m512i {
+        let seconds = match ORDER {
+            Order::PAIRED => _mm512_castps_si512(_mm512_shuffle_ps::<0xDD>(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b))),
+            _ => _mm512_shuffle_i64x2::<0xDD>(a, b),
+        };
+        _mm512_add_epi32(firsts::<ORDER>(a, b), seconds)
+    }
+
+    /// The lanes of a folded vector that are the first column's.
+    const fn first_column(order: u8) -> u16 {
+        if order == Order::PAIRED { 0x3333 } else { 0x00FF }
+    }
+
+    /// Puts columns together two by two; the last of an odd number stands beside zeros.
+    fn pairs<const ORDER: u8>(cols: &[Column], n: usize, to: &mut [Pair]) {
+        let zeros: Column = bytemuck::Zeroable::zeroed();
+        // The sums of the groups are the upper eight.
+        let groups = _mm512_or_si512(_mm512_srli_epi32::<1>(sixteenth::<ORDER>()), _mm512_set1_epi32(8));
+        for (cols, to) in cols.chunks_exact(n).zip(to.chunks_exact_mut(n.div_ceil(2))) {
+            for (cols, to) in cols.chunks(2).zip(to) {
+                let two = [&cols[0], cols.get(1).unwrap_or(&zeros)];
+                let [a, b] = two.map(|c| _mm512_castps_si512(floats(&c.d)));
+                let d = firsts::<ORDER>(a, b);
+                let [a, b] = two.map(|c| _mm512_permutexvar_epi32(groups, _mm512_castps_si512(floats(&c.sum))));
+                let sum = firsts::<ORDER>(a, b);
+                *to = Pair { q: two.map(|c| c.q), start: two.map(|c| c.start), d: [0.0; 16], sum: [0.0; 16] };
+                // SAFETY: 64 aligned bytes each.
+                unsafe {
+                    _mm512_store_si512(to.d.as_mut_ptr().cast(), d);
+                    _mm512_store_si512(to.sum.as_mut_ptr().cast(), sum);
+                }
+            }
+        }
+    }
+
+    /// One row's slab times two columns', added to `acc`. The slab is `turned`; its scales and minimums are those of the
+    /// folded lanes.
+    #[inline]
+    fn accumulate_pair<const MIN: bool, const ORDER: u8>(slab: &Slab, x: &Pair, acc: __m512) -> __m512 {
+        let mut dots = [_mm512_setzero_si512(); 2];
+        for c in 0..2 {
+            if !MIN {
+                // SAFETY: 64 aligned bytes.
+                dots[c] = unsafe { _mm512_load_si512(x.start[c].as_ptr().cast()) };
+            }
+            for j in 0..4 {
+                dots[c] = _mm512_dpbusd_epi32(dots[c], slab.q[j], signed(&x.q[c][j]));
+            }
+        }
+        let dot = _mm512_cvtepi32_ps(folded::<ORDER>(dots));
+        let acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(slab.scale, floats(&x.d)), acc);
+        if MIN { _mm512_fnmadd_ps(slab.min, floats(&x.sum), acc) } else { acc }
+    }
+
+    /// Four rows times several columns, in formats with groups of 32: two columns share a vector of dots, of which each has
+    /// eight. `acc` is (pairs, rows).
+    #[inline]
+    fn gemv_pairs<const MIN: bool, const ORDER: u8, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Pair],
+        acc: &mut [[f32; 16]], out: &mut Out<'_>,
+    ) {
+        let groups = _mm512_srli_epi32::<1>(sixteenth::<ORDER>());
+        let groups = firsts::<ORDER>(groups, groups);
+        let rows = Rows::<STREAMS, BYTES>::at(w, step);
+        let turn = |b: &[u8; BYTES]| {
+            let slab = unpack(b);
+            let scale = _mm512_permutexvar_ps(groups, slab.scale);
+            let min = _mm512_permutexvar_ps(_mm512_or_si512(groups, _mm512_set1_epi32(8)), slab.scale);
+            Slab { q: turned(slab.q), scale, min }
+        };
+        acc.fill([0.0; 16]);
+        for (s, x) in cols.chunks_exact(n.div_ceil(2)).take(w.slabs()).enumerate() {
+            let block = |r: usize| rows.slab(w, r, s);
+            let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
+            for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
+                for r in 0..STREAMS {
+                    let sum = accumulate_pair::<MIN, ORDER>(&slabs[r], x, floats(&acc[r]));
+                    // SAFETY: 16 floats.
+                    unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
+                }
+            }
+        }
+        for c in 0..n {
+            let first = first_column(ORDER);
+            let lanes = if c % 2 == 0 { first } else { !first };
+            let mut sums = [_mm512_setzero_ps(); STREAMS];
+            for r in 0..STREAMS {
+                sums[r] = _mm512_maskz_mov_ps(lanes, floats(&acc[c / 2 * STREAMS + r]));
+            }
+            let totals = totals(sums);
+            for (r, row) in rows.each() {
+                out.column(c, row, 1)[0] = totals[r];
+            }
+        }
+    }
+
     /// The sums of the sixteen 16-byte parts of four vectors, where a dot of `turned` ones has them: lane `4 a + v` for part
     /// `a` of vector `v`. Six shuffles, where turning takes eight.
     #[inline]
@@ -217,8 +335,8 @@ avx512! {
         _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
     }
 
-    /// Four rows, see [`Rows`]. `ONE` column in registers, or several in `acc`,
-    /// (n, rows).
+    /// Four rows, see [`Rows`]. `ONE` column in registers, or several in `acc`, (n, rows): in formats with groups of 16, for
+    /// the others there is [`gemv_pairs`].
     #[inline]
     fn gemv_rows<const G: usize, const MIN: bool, const ORDER: u8, const BYTES: usize, const ONE: bool>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Column],
@@ -293,6 +411,12 @@ avx512! {
             (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
                 gemv_rows::<G, MIN, ORDER, BYTES, true>(unpack, &w, i, n, cols, &mut [], out)
             });
+        } else if G == 32 {
+            let two = scratch.tile.take::<Pair>(w.slabs() * n.div_ceil(2));
+            pairs::<ORDER>(cols, n, two);
+            let acc = scratch.floats.take::<[f32; 16]>(n.div_ceil(2) * STREAMS);
+            (0..Rows::<STREAMS, BYTES>::steps(&w))
+                .for_each(|i| gemv_pairs::<MIN, ORDER, BYTES>(unpack, &w, i, n, two, acc, out));
         } else {
             let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
             (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
