@@ -137,7 +137,7 @@ fn batches_of_any_size_and_reused_caches_agree() {
 
 #[test]
 fn greedy_text_is_llama_cpp_s() {
-    let e = engine(2, Kernels::best());
+    let e = engine(2, Kernels::ggml());
     let greedy = SampleParams { temp: 0.0, ..SampleParams::default() };
     for (prompt, want) in GREEDY {
         let mut s = e.session(&SessionOptions { context: 256, ..SessionOptions::default() }).unwrap();
@@ -152,6 +152,25 @@ fn greedy_text_is_llama_cpp_s() {
         .unwrap();
         assert_eq!(text, *want, "{prompt:?}");
         assert!(r.end == End::Length || r.end == End::Eog);
+    }
+}
+
+/// llama.cpp's rounding of activations moves this model's logits by a quarter at times (where its text has " United", exact
+/// arithmetic has " answer", 0.22 above). No further than that may its text be from what others think most likely.
+#[test]
+fn llama_cpp_s_text_is_as_likely_as_any() {
+    for k in isas().into_iter().chain([Kernels::exact()]) {
+        let e = engine(2, k);
+        for (prompt, text) in GREEDY {
+            let mut tokens = e.tokenizer.encode(prompt.as_bytes(), true, true).unwrap();
+            let n = tokens.len();
+            tokens.extend(e.tokenizer.encode(text.as_bytes(), false, false).unwrap());
+            let rows = logits(&e, &tokens, &SessionOptions { context: 128, ..SessionOptions::default() });
+            for (row, &next) in rows[n - 1..].iter().zip(&tokens[n..]) {
+                let below = row.iter().copied().fold(f32::NEG_INFINITY, f32::max) - row[next as usize];
+                assert!(below < 0.5, "{} {prompt:?}: token {next} is {below} below the most likely", k.label());
+            }
+        }
     }
 }
 
