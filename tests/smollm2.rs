@@ -156,7 +156,7 @@ fn greedy_text_is_llama_cpp_s() {
 }
 
 /// llama.cpp's rounding of activations moves this model's logits by a quarter at times (where its text has " United", exact
-/// arithmetic has " answer", 0.22 above). No further than that may its text be from what others think most likely.
+/// arithmetic has " answer", 0.22 above). Hardly further than that may its text be from what others think most likely.
 #[test]
 fn llama_cpp_s_text_is_as_likely_as_any() {
     for k in isas().into_iter().chain([Kernels::exact()]) {
@@ -168,7 +168,7 @@ fn llama_cpp_s_text_is_as_likely_as_any() {
             let rows = logits(&e, &tokens, &SessionOptions { context: 128, ..SessionOptions::default() });
             for (row, &next) in rows[n - 1..].iter().zip(&tokens[n..]) {
                 let below = row.iter().copied().fold(f32::NEG_INFINITY, f32::max) - row[next as usize];
-                assert!(below < 0.5, "{} {prompt:?}: token {next} is {below} below the most likely", k.label());
+                assert!(below < 0.3, "{} {prompt:?}: token {next} is {below} below the most likely", k.label());
             }
         }
     }

@@ -49,6 +49,14 @@ pub struct Q8Block {
 #[repr(C, align(64))]
 pub struct F32Block(pub [f32; SLAB]);
 
+impl F32Block {
+    /// Up to 256 values, and zeros behind them.
+    fn set(&mut self, x: &[f32]) {
+        self.0[..x.len()].copy_from_slice(x);
+        self.0[x.len()..].fill(0.0);
+    }
+}
+
 /// The encoded columns that a matrix is multiplied by: a view of `n` columns of an [`ActBuf`].
 #[derive(Clone, Copy)]
 pub struct Acts<'a> {
@@ -197,14 +205,12 @@ impl ActBuf {
         if wants.f32 {
             // SAFETY: the caller's promise.
             let b = &mut unsafe { self.f32.write(at..at + 1) }[0];
-            b.0[..x.len()].copy_from_slice(x);
-            b.0[x.len()..].fill(0.0);
+            b.set(x);
         }
         for r in Rounding::ALL.into_iter().filter(|&r| wants.ggml[r as usize]) {
             // SAFETY: the caller's promise.
             let b = &mut unsafe { self.ggml[r as usize].write(at..at + 1) }[0];
-            b.0[..x.len()].copy_from_slice(x);
-            b.0[x.len()..].fill(0.0);
+            b.set(x);
             r.round(&mut b.0[..x.len()]);
         }
         if wants.bf16 {

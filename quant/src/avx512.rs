@@ -219,23 +219,24 @@ avx512! {
         if MIN { _mm512_fnmadd_ps(slab.min, sum, acc) } else { acc }
     }
 
-    /// Of vectors of two columns, in which a lane is 16 weights: the lanes of the first half of each group of 32.
+    /// Of vectors of two columns, in which a lane is 16 weights: the lanes of the first half of each group of 32, and those of
+    /// the second.
     #[inline]
-    fn firsts<const ORDER: u8>(a: __m512i, b: __m512i) -> __m512i {
-        match ORDER {
-            Order::PAIRED => _mm512_castps_si512(_mm512_shuffle_ps::<0x88>(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b))),
-            _ => _mm512_shuffle_i64x2::<0x88>(a, b),
+    fn halves<const ORDER: u8>([a, b]: [__m512i; 2]) -> [__m512i; 2] {
+        if ORDER == Order::PAIRED {
+            let (a, b) = (_mm512_castsi512_ps(a), _mm512_castsi512_ps(b));
+            let (firsts, seconds) = (_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b));
+            [_mm512_castps_si512(firsts), _mm512_castps_si512(seconds)]
+        } else {
+            [_mm512_shuffle_i64x2::<0x88>(a, b), _mm512_shuffle_i64x2::<0xDD>(a, b)]
         }
     }
 
     /// Dots of two columns, the halves of each group added: one vector, for which conversion and scales are paid once.
     #[inline]
-    fn folded<const ORDER: u8>([a, b]: [__m512i; 2]) -> __m512i {
-        let seconds = match ORDER {
-            Order::PAIRED => _mm512_castps_si512(_mm512_shuffle_ps::<0xDD>(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b))),
-            _ => _mm512_shuffle_i64x2::<0xDD>(a, b),
-        };
-        _mm512_add_epi32(firsts::<ORDER>(a, b), seconds)
+    fn folded<const ORDER: u8>(dots: [__m512i; 2]) -> __m512i {
+        let [firsts, seconds] = halves::<ORDER>(dots);
+        _mm512_add_epi32(firsts, seconds)
     }
 
     /// The lanes of a folded vector that are the first column's.
@@ -251,10 +252,10 @@ avx512! {
         for (cols, to) in cols.chunks_exact(n).zip(to.chunks_exact_mut(n.div_ceil(2))) {
             for (cols, to) in cols.chunks(2).zip(to) {
                 let two = [&cols[0], cols.get(1).unwrap_or(&zeros)];
-                let [a, b] = two.map(|c| _mm512_castps_si512(floats(&c.d)));
-                let d = firsts::<ORDER>(a, b);
-                let [a, b] = two.map(|c| _mm512_permutexvar_epi32(groups, _mm512_castps_si512(floats(&c.sum))));
-                let sum = firsts::<ORDER>(a, b);
+                // What belongs to a group is the same in both of its halves.
+                let [d, _] = halves::<ORDER>(two.map(|c| _mm512_castps_si512(floats(&c.d))));
+                let sums = two.map(|c| _mm512_permutexvar_epi32(groups, _mm512_castps_si512(floats(&c.sum))));
+                let [sum, _] = halves::<ORDER>(sums);
                 *to = Pair { q: two.map(|c| c.q), start: two.map(|c| c.start), d: [0.0; 16], sum: [0.0; 16] };
                 // SAFETY: 64 aligned bytes each.
                 unsafe {
@@ -292,7 +293,7 @@ avx512! {
         acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
         let groups = _mm512_srli_epi32::<1>(sixteenth::<ORDER>());
-        let groups = firsts::<ORDER>(groups, groups);
+        let [groups, _] = halves::<ORDER>([groups, groups]);
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
