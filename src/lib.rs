@@ -20,6 +20,7 @@
 //! * [`safetensors`], [`convert`]: checkpoint folders, and what they are in GGUF;
 //! * [`quantize`]: from a GGUF or a checkpoint to a GGUF of other formats, by llama.cpp's recipes;
 //! * [`imatrix`]: what weights matter, by the activations that they meet;
+//! * [`perplexity`], [`mod@bench`]: how good a model is, and how fast, in the peers' figures;
 //! * [`tui`]: the chat as a full screen;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]

@@ -1,6 +1,6 @@
 //! Attention x cache type x rows that share a KV head x instruction set: GB/s of cache, and GFLOPS.
 //!
-//! `cargo bench -p oxcart-quant --bench attention -- [--positions=N] [--head-dim=N] [--rows=N]`. One thread; the best of several
+//! `cargo bench --bench attention -- [--positions=N] [--head-dim=N] [--rows=N]`. One thread; the best of several
 //! runs over `positions` (4096) of one KV head, which stay in the caches. One row is the decode of a model whose every head
 //! has its own keys, 8 that of Qwen1.5-110B; many are a prompt. Every call has at most the rows that the rung asks for.
 

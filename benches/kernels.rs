@@ -1,6 +1,6 @@
 //! Every kernel x format x instruction set: GB/s of weights for one column, GFLOPS for 512.
 //!
-//! `cargo bench -p oxcart-quant --bench kernels -- [--rows=N] [--k=N] [FORMAT ...]`. One thread; the best of several runs. The
+//! `cargo bench --bench kernels -- [--rows=N] [--k=N] [FORMAT ...]`. One thread; the best of several runs. The
 //! last rung's line is the dispatcher's pick; a `!` marks a pick that a lower rung beats by more than 5 %. `rows` (8192) of
 //! the matrix with one column, and `k` (8192) columns of all: few rows stay in the caches and show what unpacking costs.
 
