@@ -200,7 +200,7 @@ pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, Quantize
     tensors.into_iter().zip(formats).map(step).collect()
 }
 
-/// The files that [`write`] would write, and their sizes in bytes.
+/// The files that [`write()`] would write, and their sizes in bytes.
 pub fn files(g: &Source, steps: &[Step<'_>], o: &Options, out: &Path) -> Result<Vec<(PathBuf, u64)>, QuantizeError> {
     let new = steps.iter().map(|s| s.new.clone()).collect();
     Ok(GgufWriter::layout(out, metadata(g, o), new, &parts(g, o))?)

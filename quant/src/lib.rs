@@ -7,7 +7,7 @@
 //! w[i] = scale[i / group] * (code[i] - offset) - min[i / group]        code in 0..=255, group = 16 or 32
 //! ```
 //!
-//! so that is the one form ([`Codes`]) to which [`format`] unpacks them, and the one form that the matrix kernels know.
+//! so that is the one form ([`Codes`]) to which [`mod@format`] unpacks them, and the one form that the matrix kernels know.
 //! The other factor, the *activations*, is encoded to signed bytes with one scale for every 32 values ([`act`]). The product
 //! of a row and a column is then integer arithmetic inside a group and f32 arithmetic between groups:
 //!
@@ -21,7 +21,7 @@
 //!
 //! Who does what:
 //!
-//! * [`format`]: the list of formats, and a file for each: layout, dequantization, codes;
+//! * [`mod@format`]: the list of formats, and a file for each: layout, dequantization, codes;
 //! * [`quantize`]: rows of f32 to blocks, byte for byte as ggml;
 //! * [`act`]: the encodings of activations, [`ggml`]: as llama.cpp rounds them;
 //! * [`isa`]: the ladder of instruction sets and what this machine climbs of it;

@@ -70,7 +70,7 @@ fn add_moments(sums: &mut (f32, f32), levels: &[u8; 8], x: &[f32], w: &[f32], sh
     }
 }
 
-/// What [`best_cuts`] found: a scale, the cuts and which shift; `at` is negative where nothing fits.
+/// What [`cuts_of_32`] and [`cuts_of_16`] find: a scale, the cuts and which shift; `at` is negative where nothing fits.
 struct Best<V> {
     scale: V,
     score: V,
