@@ -6,7 +6,7 @@
 
 mod timing;
 
-use oxcart_quant::attention::{BLOCK, Cache, KvType, Partial, Queries, padded_rows};
+use oxcart_quant::attention::{BLOCK, Cache, KvType, Partial, Queries};
 use oxcart_quant::{Isa, Kernels, Scratch, Shared};
 use timing::{flag, seconds};
 
@@ -23,12 +23,12 @@ fn time(kernels: &Kernels, kind: KvType, rows: usize, hd: usize, positions: usiz
     let cache = Cache { k_type: kind, v_type: kind, k, v };
     let attention = kernels.attention;
     let (limits, mut scratch) = (vec![positions; rows], Scratch::default());
-    let (mut m, mut s, mut o) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; padded_rows(rows) * hd]);
+    let (mut m, mut s, mut o) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows * hd]);
     seconds(|| {
         for r in (0..rows).step_by(attention.rows) {
             let n = attention.rows.min(rows - r);
             let q = Queries { q: &x[r * hd..][..n * hd], limits: &limits[..n], scale: 0.1 };
-            let mut out = Partial { m: &mut m[..n], s: &mut s[..n], o: &mut o[..padded_rows(n) * hd] };
+            let mut out = Partial { m: &mut m[..n], s: &mut s[..n], o: &mut o[..n * hd] };
             attention.run(&q, &cache, 0..positions, &mut out, &mut scratch);
         }
     })
@@ -39,7 +39,7 @@ fn main() {
     let wanted = flag("--rows=");
     println!("{:6} {:>5} {:8} {:>8} {:>8}", "cache", "rows", "isa", "GB/s", "GFLOPS");
     for kind in KvType::ALL {
-        for rows in wanted.map_or(vec![1, 2, 3, 4, 8, 32, 128], |r| vec![r]) {
+        for rows in wanted.map_or(vec![1, 2, 3, 4, 8, 32, 256], |r| vec![r]) {
             let mut best = 0.0f64;
             for isa in Isa::ALL.into_iter().filter(|&i| i != Isa::Scalar) {
                 let Some(kernels) = Kernels::for_isa(isa) else { continue };

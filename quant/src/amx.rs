@@ -23,6 +23,7 @@ use std::hint::black_box;
 use std::sync::OnceLock;
 
 pub(crate) mod attention;
+mod block;
 #[cfg(any(test, feature = "emulate-amx"))]
 mod emulate;
 mod gemm;

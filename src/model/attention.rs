@@ -4,7 +4,7 @@
 use super::config::Pairs;
 use super::decoder::{Batch, Local, Pass, split_runs};
 use oxcart_quant::act::Wants;
-use oxcart_quant::attention::{BLOCK, Partial, Queries, merge, padded_rows};
+use oxcart_quant::attention::{BLOCK, Partial, Queries, merge};
 use oxcart_quant::format::SLAB;
 
 /// Positions of a range, where a small batch has its positions divided among workers.
@@ -12,7 +12,7 @@ const RANGE: usize = 512;
 /// Tokens up to which that is done; larger batches have tasks enough.
 const SMALL: usize = 4;
 /// Query rows of a task whose limits need no allocation.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 
 /// Tokens that are stored by one task: consecutive, of one sequence, no K block shared with another run.
 pub(super) struct Run {
@@ -129,7 +129,7 @@ impl Pass<'_, '_> {
                 more.extend_from_slice(unsafe { b.qkv.read(at..at + heads * hd) });
                 limits[i * heads..(i + 1) * heads].fill(batch.pos[t] as usize + 1);
             }
-            let room = padded_rows(rows) * hd;
+            let room = rows * hd;
             out.resize(out.len().max(2 * rows + room), 0.0);
             let (o, rest) = out.split_at_mut(room);
             let (m, rest) = rest.split_at_mut(rows);

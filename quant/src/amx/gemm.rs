@@ -10,17 +10,10 @@
 //! ```
 //!
 //! B is what `ActBuf` encoded: tiles of 16 pairs of weights x 16 columns, so that weights need no turning. It comes from L2 past
-//! L1 (`tileloaddt1`), which A would be driven out of. C is 16 rows x 16 columns of f32 a tile and stays in L2 between slabs.
-//!
-//! # C's way through the registers
-//!
-//! Loaded before its products and stored after them, C costs as much time as it takes: a store waits 52 cycles for the last
-//! product, few stores can wait at once, and nothing behind them begins. So the four tiles of a block of C move through five
-//! registers. The first tile of the next block is loaded into the fifth while this one is computed; when the next block has
-//! begun with it, a tile of the last block is stored and its register free for the next, three times over, and there are always
-//! products to do. On a Xeon at 2.8 GHz, where a product takes 5.7 ns, that made 5.9 of 6.8 ns with all in L1, and 7.2 of 8.7
-//! with B and C in L2.
+//! L1 (`tileloaddt1`), which A would be driven out of. C is 16 rows x 16 columns of f32 a tile and stays in L2 between slabs;
+//! [`super::block`] says how it comes into the registers and out again.
 
+use super::block::{Block, C, END, before, begin, register};
 use super::{A, Fill, ROWS, Tiles};
 use crate::act::{Acts, Bf16Block, COLUMNS};
 use crate::isa::amx;
@@ -32,25 +25,6 @@ use std::arch::x86_64::*;
 pub(super) const PANEL_ROWS: usize = 256;
 /// Columns that are multiplied at a time.
 const PASS: usize = 512;
-
-/// Sums of 16 rows x 16 columns.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct C([[f32; COLUMNS]; ROWS]);
-
-/// Sums of 32 rows x 32 columns: column block by column block.
-type Block = [C; 4];
-
-/// The register of tile `i` of a block of C. A block's phase is its number modulo five; its tiles 1 to 3 take the registers
-/// that tiles 0 to 2 of the block before it leave, and its tile 0 the one that that block did without.
-const fn register(phase: usize, i: usize) -> usize {
-    (i + 5 - phase) % 5
-}
-
-/// The same of the block before.
-const fn before(phase: usize, i: usize) -> usize {
-    register((phase + 4) % 5, i)
-}
 
 /// The first 32 weights of a block: its tiles of C come in, those of the block before go out.
 macro_rules! first {
@@ -167,9 +141,6 @@ const TWO_BLOCKS: [[unsafe fn(&Work); 5]; 2] = [
     [two_blocks::<0, 2>, two_blocks::<1, 2>, two_blocks::<2, 2>, two_blocks::<3, 2>, two_blocks::<4, 2>],
 ];
 
-/// The functions [`end`], by phase.
-const END: [unsafe fn(*mut Block); 5] = [end::<0>, end::<1>, end::<2>, end::<3>, end::<4>];
-
 amx! {
     /// `c += a b`: 32 rows, 32 columns, one slab or two. Five in turn, of the phases 0 to 4, keep C moving.
     ///
@@ -192,41 +163,6 @@ amx! {
                     step!(1 "b2" 5), step!(1 "b2" 6), step!(1 "b2" 7)
                 )
             }
-        }
-    }
-
-    /// Before a block of phase 0: loads its first tile.
-    ///
-    /// # Safety
-    /// The tiles are taken.
-    unsafe fn begin(next: *const Block) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "tileloadd tmm{n0}, [{next} + {row}]",
-                next = in(reg) next, row = in(reg) 64u64, n0 = const register(0, 0),
-                out("tmm0") _, options(nostack, preserves_flags),
-            )
-        }
-    }
-
-    /// In place of a block of a phase: stores the tiles of the one before.
-    ///
-    /// # Safety
-    /// The tiles are taken, and hold them.
-    unsafe fn end<const PHASE: usize>(old: *mut Block) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "tilestored [{old} + {row}], tmm{o0}",
-                "tilestored [{old} + {row} + 1024], tmm{o1}",
-                "tilestored [{old} + {row} + 2048], tmm{o2}",
-                "tilestored [{old} + {row} + 3072], tmm{o3}",
-                old = in(reg) old, row = in(reg) 64u64,
-                o0 = const before(PHASE, 0), o1 = const before(PHASE, 1),
-                o2 = const before(PHASE, 2), o3 = const before(PHASE, 3),
-                options(nostack, preserves_flags),
-            )
         }
     }
 
