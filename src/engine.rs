@@ -349,7 +349,7 @@ impl Engine {
         // Room for a walk from the disk; what a walk from memory leaves of it untouched costs nothing.
         let walk = ubatch.max(WALK.min(positions));
         let buffers = Buffers::new(c, walk, ubatch, cache.capacity()).map_err(system("buffers of a forward pass"))?;
-        let room = buffers.n_bytes() as u64;
+        let room = buffers.n_bytes(self.kernels) as u64;
         // Swap is no place for weights that can be read again.
         let free = machine.available.map(most_taken);
         let streams = self.decide(free.map(|f| f.saturating_sub(needed + room)))?;

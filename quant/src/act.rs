@@ -10,7 +10,8 @@
 
 use crate::format::SLAB;
 use crate::ggml::Rounding;
-use crate::kernels::Kernels;
+use crate::isa::Isa;
+use crate::kernels::{Arithmetic, Kernels};
 use crate::panel::Shared;
 
 /// An encoding of activations.
@@ -165,9 +166,14 @@ impl ActBuf {
         })
     }
 
-    /// Bytes when every column is written in the one encoding that most matrices want.
-    pub fn n_bytes(&self) -> usize {
-        self.q8.len() * size_of::<Q8Block>()
+    /// Bytes when every column is written in the largest encoding that the kernels' matrices want.
+    pub fn n_bytes(&self, k: &Kernels) -> usize {
+        let block = match (k.arithmetic, k.isa) {
+            (Arithmetic::Native, Isa::Amx) => size_of::<Bf16Block>() / COLUMNS,
+            (Arithmetic::Native, _) => size_of::<Q8Block>(),
+            (Arithmetic::Exact | Arithmetic::Ggml, _) => size_of::<F32Block>(),
+        };
+        self.q8.len() * block
     }
 
     /// Encodes `x` as column `col` of `stride`; what lies past its end in the last slab becomes zero.
@@ -282,4 +288,16 @@ impl ActBuf {
 /// Where a column's first pair of a slab lies in bf16, of `stride` columns.
 fn bf16_at(stride: usize, col: usize, slab: usize) -> usize {
     (slab * stride.div_ceil(COLUMNS) + col / COLUMNS) * size_of::<Bf16Block>() / 4 + col % COLUMNS
+}
+/// What a gemm needs of each column's sums over groups of `G`: `-offset * sum` as integers, or `d * sum` as floats where the
+/// format has minimums.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn column_sums<const G: usize, const MIN: bool>(offset: i32, x: &[Q8Block], to: &mut [[u32; 16]]) {
+    for (x, to) in x.iter().zip(to) {
+        for g in 0..SLAB / G {
+            let s: i32 = x.sums[g * G / 16..(g + 1) * G / 16].iter().map(|&s| s as i32).sum();
+            to[g] = if MIN { (x.d[g * G / 32] * s as f32).to_bits() } else { (-offset * s) as u32 };
+        }
+    }
 }

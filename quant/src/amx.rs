@@ -112,7 +112,7 @@ macro_rules! gemms {
     };
 }
 
-slab::slabs!(gemms);
+crate::slabs::slabs!(gemms);
 
 // ---- whether there are tiles ---------------------------------------------------------------------------------------------
 

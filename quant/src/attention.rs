@@ -569,11 +569,17 @@ mod tests {
 
     /// The largest difference between attention over a cache, computed in two ranges, and its definition in f64 on what was
     /// stored: of `n` positions, of which the rows see different numbers.
-    fn difference(isa: Isa, kind: KvType, hd: usize, n: usize, (q, keys, values): (&[f32], &[f32], &[f32])) -> f64 {
+    fn difference(
+        isa: Isa,
+        (kind, v_type): (KvType, KvType),
+        hd: usize,
+        n: usize,
+        (q, keys, values): (&[f32], &[f32], &[f32]),
+    ) -> f64 {
         const SCALE: f32 = 0.3;
         let (ops, attention) = (Ops::for_isa(isa), Attention::for_isa(isa));
-        let (cap, rb, rows) = (n + 40, kind.row_bytes(hd), q.len() / hd);
-        let (mut k, mut v) = (vec![0; cap.div_ceil(16) * 16 * rb], vec![0; cap * rb]);
+        let (cap, rb, v_rb, rows) = (n + 40, kind.row_bytes(hd), v_type.row_bytes(hd), q.len() / hd);
+        let (mut k, mut v) = (vec![0; cap.div_ceil(16) * 16 * rb], vec![0; cap * v_rb]);
         for p in 0..n {
             let block = &mut k[p / 16 * 16 * rb..][..16 * rb];
             kind.store_k(&keys[p * hd..][..hd], p % 16, block);
@@ -581,11 +587,11 @@ mod tests {
             kind.load_k(p % 16, block, &mut key);
             let off = key.iter().zip(&keys[p * hd..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(off < 5e-3, "{kind:?}: read back {off} off");
-            kind.store_v(&values[p * hd..][..hd], &mut v[p * rb..][..rb]);
+            v_type.store_v(&values[p * hd..][..hd], &mut v[p * v_rb..][..v_rb]);
         }
         let limits: Vec<usize> = (0..rows).map(|r| n - (r * 5) % n).collect();
         let queries = Queries { q, limits: &limits, scale: SCALE };
-        let cache = Cache { k_type: kind, v_type: kind, k: &k, v: &v };
+        let cache = Cache { k_type: kind, v_type, k: &k, v: &v };
         let split = (n / 2).next_multiple_of(16);
         let mut parts = Vec::new();
         for range in [0..split, split..n] {
@@ -664,14 +670,13 @@ mod tests {
                 (32, 40, 33),
                 (128, 75, 400),
             ] {
-                for kind in KvType::ALL {
-                    if kind == KvType::Q8_0 && hd % 32 != 0 {
-                        continue;
-                    }
-                    let (q, keys, values) = (noise(rows * hd, 9), noise(n * hd, 7), noise(n * hd, 8));
-                    let error = difference(isa, kind, hd, n, (&q, &keys, &values));
-                    if error > tolerance(isa, kind) {
-                        failures.push(format!("{isa} {kind:?} hd {hd} rows {rows} n {n}: {error}"));
+                let (q, keys, values) = (noise(rows * hd, 9), noise(n * hd, 7), noise(n * hd, 8));
+                for k_type in KvType::ALL {
+                    for v_type in KvType::ALL {
+                        let error = difference(isa, (k_type, v_type), hd, n, (&q, &keys, &values));
+                        if error > tolerance(isa, k_type).max(tolerance(isa, v_type)) {
+                            failures.push(format!("{isa} {k_type:?} {v_type:?} hd {hd} rows {rows} n {n}: {error}"));
+                        }
                     }
                 }
             }
@@ -693,7 +698,7 @@ mod tests {
             keys.chunks_exact_mut(hd).enumerate().for_each(|(p, k)| k[0] = step * (p / 64) as f32);
             for isa in Isa::ALL.into_iter().filter(|i| i.is_supported()) {
                 for kind in [KvType::F16, KvType::Bf16] {
-                    let error = difference(isa, kind, hd, n, (&q, &keys, &values));
+                    let error = difference(isa, (kind, kind), hd, n, (&q, &keys, &values));
                     assert!(error <= tolerance(isa, kind), "{isa} {kind:?}: {error} off with steps of {step}");
                 }
             }

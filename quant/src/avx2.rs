@@ -20,7 +20,7 @@
 
 mod slab;
 
-use crate::act::{Act, Acts, Q8Block};
+use crate::act::{Act, Acts, Q8Block, column_sums};
 use crate::float_matrix;
 use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
@@ -406,13 +406,7 @@ avx2! {
         acc.fill([0.0; TILE]);
         for s in 0..w.slabs() {
             let x = x.q8(s);
-            for (x, to) in x.iter().zip(sums.iter_mut()) {
-                let (_, sum) = column::<G>(x);
-                for g in 0..SLAB / G {
-                    let s: i32 = x.sums[g * G / 16..(g + 1) * G / 16].iter().map(|&s| s as i32).sum();
-                    to[g] = if MIN { sum[g].to_bits() } else { (-codes.offset * s) as u32 };
-                }
-            }
+            column_sums::<G, MIN>(codes.offset, x, sums);
             let groups = (w.cols - s * SLAB).min(SLAB).div_ceil(G);
             for t in 0..tiles {
                 interleave(k, &w, codes, t * TILE, s, tile);
@@ -448,21 +442,32 @@ struct Column {
 }
 
 /// The matrix-vector kernels of each format, and its unpacker to memory: of a whole slab, or of the blocks that end a row.
-macro_rules! slabs {
-    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $gemv:ident $gemv_vnni:ident $store:ident;)*) => {
-        avx2! {
-            $(
-                fn $gemv(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+macro_rules! kernels {
+    ($($format:ident $unpack:ident $bytes:literal $group:literal $min:literal $order:ident;)*) => {
+        mod gemvs {
+            use super::*;
+            avx2! {$(
+                pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
                     gemv::<$group, $min, { WIDE[Format::$format as usize] }, false, $bytes>(
                         |b| slab::$unpack(b), w, x, out, scratch,
                     );
                 }
+            )*}
+        }
 
-                fn $gemv_vnni(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
+        mod gemvs_vnni {
+            use super::*;
+            avx2! {$(
+                pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
                     gemv::<$group, $min, false, true, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
                 }
+            )*}
+        }
 
-                fn $store(b: &[u8], codes: &mut Codes) {
+        mod stores {
+            use super::*;
+            avx2! {$(
+                pub fn $unpack(b: &[u8], codes: &mut Codes) {
                     let end;
                     let whole = match b.try_into() {
                         Ok(whole) => whole,
@@ -473,63 +478,26 @@ macro_rules! slabs {
                     };
                     store(slab::$unpack(whole), codes);
                 }
-            )*
+            )*}
         }
 
         fn gemv_of(format: Format, vnni: bool) -> Run {
             match format {
-                $(Format::$format => if vnni { $gemv_vnni } else { $gemv },)*
+                $(Format::$format => if vnni { gemvs_vnni::$unpack } else { gemvs::$unpack },)*
                 _ => unreachable!("a format without codes"),
             }
         }
 
         fn unpack_of(format: Format) -> unsafe fn(&[u8], &mut Codes) {
             match format {
-                $(Format::$format => $store,)*
+                $(Format::$format => stores::$unpack,)*
                 _ => unreachable!("a format without codes"),
-            }
-        }
-
-        #[test]
-        fn the_table_of_slabs_is_that_of_formats() {
-            for s in crate::format::FORMATS.iter().filter(|s| s.codes.is_some()) {
-                let found = match s.format {
-                    $(Format::$format => ($bytes, $group, $min),)*
-                    _ => (0, 0, false),
-                };
-                let codes = s.codes.as_ref().unwrap();
-                assert_eq!(found, (SLAB / s.block_len * s.block_bytes, codes.group, codes.has_min), "{}", s.name);
             }
         }
     };
 }
 
-slabs! {
-    // format unpacker bytes group has_min
-    Q4_0 q4_0 144 32 false gemv_q4_0 gemv_vnni_q4_0 store_q4_0;
-    Q4_1 q4_1 160 32 true gemv_q4_1 gemv_vnni_q4_1 store_q4_1;
-    Q5_0 q5_0 176 32 false gemv_q5_0 gemv_vnni_q5_0 store_q5_0;
-    Q5_1 q5_1 192 32 true gemv_q5_1 gemv_vnni_q5_1 store_q5_1;
-    Q8_0 q8_0 272 32 false gemv_q8_0 gemv_vnni_q8_0 store_q8_0;
-    Q2_K q2_k 84 16 true gemv_q2_k gemv_vnni_q2_k store_q2_k;
-    Q3_K q3_k 110 16 false gemv_q3_k gemv_vnni_q3_k store_q3_k;
-    Q4_K q4_k 144 32 true gemv_q4_k gemv_vnni_q4_k store_q4_k;
-    Q5_K q5_k 176 32 true gemv_q5_k gemv_vnni_q5_k store_q5_k;
-    Q6_K q6_k 210 16 false gemv_q6_k gemv_vnni_q6_k store_q6_k;
-    Q8_K q8_k 292 32 false gemv_q8_k gemv_vnni_q8_k store_q8_k;
-    IQ1_S iq1_s 50 32 false gemv_iq1_s gemv_vnni_iq1_s store_iq1_s;
-    IQ1_M iq1_m 56 16 false gemv_iq1_m gemv_vnni_iq1_m store_iq1_m;
-    IQ2_XXS iq2_xxs 66 32 false gemv_iq2_xxs gemv_vnni_iq2_xxs store_iq2_xxs;
-    IQ2_XS iq2_xs 74 16 false gemv_iq2_xs gemv_vnni_iq2_xs store_iq2_xs;
-    IQ2_S iq2_s 82 16 false gemv_iq2_s gemv_vnni_iq2_s store_iq2_s;
-    IQ3_XXS iq3_xxs 98 32 false gemv_iq3_xxs gemv_vnni_iq3_xxs store_iq3_xxs;
-    IQ3_S iq3_s 110 32 false gemv_iq3_s gemv_vnni_iq3_s store_iq3_s;
-    IQ4_NL iq4_nl 144 32 false gemv_iq4_nl gemv_vnni_iq4_nl store_iq4_nl;
-    IQ4_XS iq4_xs 136 32 false gemv_iq4_xs gemv_vnni_iq4_xs store_iq4_xs;
-    TQ1_0 tq1_0 54 32 false gemv_tq1_0 gemv_vnni_tq1_0 store_tq1_0;
-    TQ2_0 tq2_0 66 32 false gemv_tq2_0 gemv_vnni_tq2_0 store_tq2_0;
-    MXFP4 mxfp4 136 32 false gemv_mxfp4 gemv_vnni_mxfp4 store_mxfp4;
-}
+crate::slabs::slabs!(kernels);
 
 /// Which formats' codes need their offset taken off before `vpmaddubsw`.
 const WIDE: [bool; Format::COUNT] = {

@@ -25,7 +25,7 @@
 
 pub(crate) mod slab;
 
-use crate::act::{Act, Acts, Q8Block};
+use crate::act::{Act, Acts, Q8Block, column_sums};
 use crate::float_matrix;
 use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
@@ -578,17 +578,6 @@ avx512! {
         }
     }
 
-    /// What the body needs of each column's sums: `-offset * sum` as integers, or `d * sum` as floats where the format has
-    /// minimums.
-    fn column_sums<const G: usize, const MIN: bool>(offset: i32, x: &[Q8Block], to: &mut [[u32; 16]]) {
-        for (x, to) in x.iter().zip(to) {
-            for g in 0..SLAB / G {
-                let s: i32 = x.sums[g * G / 16..(g + 1) * G / 16].iter().map(|&s| s as i32).sum();
-                to[g] = if MIN { (x.d[g * G / 32] * s as f32).to_bits() } else { (-offset * s) as u32 };
-            }
-        }
-    }
-
     fn gemm<const G: usize, const MIN: bool, const COLS: usize>(
         k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
@@ -685,22 +674,10 @@ macro_rules! kernels {
                 _ => unreachable!("a format without codes"),
             }
         }
-
-        #[test]
-        fn the_table_of_slabs_is_that_of_formats() {
-            for s in crate::format::FORMATS.iter().filter(|s| s.codes.is_some()) {
-                let found = match s.format {
-                    $(Format::$format => ($bytes, $group, $min),)*
-                    _ => (0, 0, false),
-                };
-                let codes = s.codes.as_ref().unwrap();
-                assert_eq!(found, (SLAB / s.block_len * s.block_bytes, codes.group, codes.has_min), "{}", s.name);
-            }
-        }
     };
 }
 
-slab::slabs!(kernels);
+crate::slabs::slabs!(kernels);
 
 avx512! {
     /// A slab to memory.

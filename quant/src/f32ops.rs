@@ -105,7 +105,7 @@ impl Ops {
         unsafe { (self.dot)(x, y) }
     }
 
-    /// `x = exp(x - max)`; returns the sum. Within 3 ulp of exp for arguments down to -87, 0 below.
+    /// `x = exp(x - max)`; returns the sum. Within 3 ulp of exp for arguments down to -87, 0 below; not for more than 88.
     pub fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
         // SAFETY: see the impl.
         unsafe { (self.exp_sum)(x, max) }
@@ -264,7 +264,7 @@ pub(crate) mod body {
     pub fn encode_bf16(x: &[f32], pairs: &mut [u32; SLAB / 2]) {
         let round = |v: f32| {
             let bits = v.to_bits();
-            let rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16;
+            let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
             // NaN stays one: carried over, it could become infinite.
             if v.is_nan() { bits >> 16 | 0x40 } else { rounded }
         };

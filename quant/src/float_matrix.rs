@@ -7,7 +7,7 @@
 //!
 //! gemm   for each slab, for each tile of 16 or 32 rows:
 //!            dequantize the rows, transposed: tile[position][row]
-//!            for 6 or 12 columns: acc[column] += tile[position] * x[column][position]     16 rows a vector
+//!            for 6 to 12 columns:  acc[column] += tile[position] * x[column][position]     16 rows a vector
 //! ```
 
 use crate::act::{Acts, F32Block};

@@ -163,12 +163,6 @@ impl Format {
         if !cols.is_multiple_of(s.block_len) { None } else { (cols / s.block_len).checked_mul(s.block_bytes) }
     }
 
-    /// Bits per weight.
-    pub fn bits_per_weight(self) -> f64 {
-        let s = self.spec();
-        (s.block_bytes * 8) as f64 / s.block_len as f64
-    }
-
     /// Dequantizes whole blocks to f32, as ggml does.
     ///
     /// Panics where `blocks` and `out` do not describe the same number of weights.

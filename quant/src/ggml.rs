@@ -43,16 +43,23 @@ impl Rounding {
             // quantize_row_q8_K_ref: the value of the largest magnitude becomes -127.
             Rounding::Q8K => x.chunks_mut(SLAB).for_each(|x| {
                 let most = x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-                let inverse = if most != 0.0 { -127.0 / most } else { 0.0 };
-                let scale = if most != 0.0 { 1.0 / inverse } else { 0.0 };
-                x.iter_mut().for_each(|v| *v = (inverse * *v).round_ties_even().min(127.0) * scale);
+                let inverse = -127.0 / most;
+                // Too small to divide by: ggml's integers mean nothing then, but their scale is zero.
+                match inverse.is_infinite() {
+                    true => x.iter_mut().for_each(|v| *v *= 0.0),
+                    false => {
+                        x.iter_mut().for_each(|v| *v = (inverse * *v).round_ties_even().min(127.0) * (1.0 / inverse))
+                    }
+                }
             }),
             // quantize_row_q8_0 of x86.
             Rounding::Q8_0 => x.chunks_mut(32).for_each(|x| {
                 let most = x.iter().fold(0.0f32, |m, &v| m.max(v.abs()));
-                let inverse = if most != 0.0 { 127.0 / most } else { 0.0 };
-                let scale = half::f16::from_f32(most / 127.0).to_f32();
-                x.iter_mut().for_each(|v| *v = (inverse * *v).round_ties_even() * scale);
+                let (inverse, scale) = (127.0 / most, half::f16::from_f32(most / 127.0).to_f32());
+                match inverse.is_infinite() {
+                    true => x.iter_mut().for_each(|v| *v *= 0.0),
+                    false => x.iter_mut().for_each(|v| *v = (inverse * *v).round_ties_even() * scale),
+                }
             }),
             Rounding::Bf16 => x.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
         }
@@ -62,6 +69,16 @@ impl Rounding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_too_small_to_divide_by_become_zero_and_nan_stays() {
+        for r in Rounding::ALL {
+            let mut x = [0.0; SLAB];
+            (x[0], x[1], x[2]) = (2e-37, -1e-37, f32::NAN);
+            r.round(&mut x);
+            assert!(x[2].is_nan() && x[0].abs() < 1e-36 && x[1].abs() < 1e-36 && x[3] == 0.0, "{r:?}: {:?}", &x[..4]);
+        }
+    }
 
     #[test]
     fn values_on_the_grid_stay_and_others_go_to_the_nearest() {

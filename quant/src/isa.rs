@@ -6,7 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A set of instructions for which kernels are written. Ordered: a rung may use everything below it.
+/// A set of instructions for which kernels are written. Ordered: a rung may use everything below it, but for AVX-VNNI, which
+/// many machines with AVX-512 lack.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Isa {
     /// Plain Rust; the truth that the others are tested against.

@@ -144,22 +144,17 @@ impl Kernels {
 
     /// `out[r][c] = sum over k of w[r][k] * x[k][c]`, for every row of the panel and every column of `x`.
     ///
-    /// Each output is summed over all of k by one call, in an order that depends on the kernel alone.
+    /// Each output is summed over all of k by one call, in an order that depends on the kernel and on the number of columns
+    /// alone.
     #[allow(unsafe_code)]
     pub fn matmul(&self, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
         assert!(w.rows == out.rows && x.n() == out.cols, "panel and output differ in shape");
         let k = self.kernel(w.format);
         let slot = k.slot(x.n());
+        debug_assert!(slot.isa <= self.isa, "a kernel of a rung above");
         // SAFETY: the slot's rung is at most `self.isa`, which `for_isa` found supported; a panel's rows are whole
         // (`Matrix::new`), and views of activations and outputs check their own bounds.
         unsafe { (slot.run)(k, w, x.read_as(slot.act), out, scratch) }
-    }
-
-    /// The name of the kernel that multiplies `n` columns, e.g. `avx512/q4_K/gemv`.
-    pub fn name(&self, format: Format, n: usize) -> String {
-        let k = self.kernel(format);
-        let body = if n <= k.gemv_cols { "gemv" } else { "gemm" };
-        format!("{}/{}/{body}", k.slot(n).isa, format.name())
     }
 }
 

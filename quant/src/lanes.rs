@@ -1,8 +1,8 @@
 //! Sixteen f32 lanes: the one generic vector type, for code that is lane-wise on every machine.
 //!
 //! Integer dot products differ between instruction sets in algorithm and are written per set; float code (attention, f32
-//! matrices) differs only in the names of its instructions and is written once over [`Lanes`]. Every method is
-//! `inline(always)` and the bodies that use them are too, so that all of it ends up inside a function that was compiled
+//! matrices) differs only in the names of its instructions and is written once over [`Lanes`]. Every method that needs
+//! features is `inline(always)`, and so are the bodies that use them: all of it ends up inside a function that was compiled
 //! with the features of its rung; nothing here may be called from elsewhere. Bodies use loops, not `array::from_fn` or
 //! `map`: a function between a body and its closure would not have the features, and keep the instructions outside (4x).
 #![allow(unsafe_code)]

@@ -17,7 +17,7 @@
 //!
 //! Finer than llama.cpp's Q8_K (one scale for 256 values), this keeps an outlier's damage to its own 32 neighbours.
 //! Weights that are floats already (F32, F16, BF16) meet activations that stay f32. Where there are AMX tiles, many columns
-//! at once are multiplied in bf16 instead, whatever the format: there a group's scale costs nothing.
+//! at once are multiplied in bf16 instead, whatever the format (but F32): there a group's scale costs nothing.
 //!
 //! Who does what:
 //!
@@ -56,6 +56,8 @@ mod lanes;
 pub mod panel;
 pub mod quantize;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod slabs;
 pub mod team;
 
 pub use act::{Act, ActBuf, Acts, Wants};

@@ -120,8 +120,13 @@ impl Shared<u32> {
     }
 
     fn check_strided(&self, start: usize, stride: usize, n: usize) {
-        let end = n.checked_sub(1).map_or(0, |last| start + last * stride + 1);
-        assert!(end <= self.len, "elements up to {end} of {}", self.len);
+        let end = match n.checked_sub(1) {
+            Some(last) => {
+                last.checked_mul(stride).and_then(|at| at.checked_add(start)).and_then(|at| at.checked_add(1))
+            }
+            None => Some(0),
+        };
+        assert!(end.is_some_and(|end| end <= self.len), "{n} elements {stride} apart from {start} on, of {}", self.len);
     }
 }
 
@@ -132,11 +137,21 @@ impl Shared<f32> {
     /// As for [`Shared::write`], for those elements.
     pub unsafe fn out(&self, start: usize, stride: usize, rows: Range<usize>, cols: usize) -> Out<'_> {
         assert!(rows.start <= rows.end && (rows.end <= stride || cols <= 1));
-        let last = cols.checked_sub(1).map_or(0, |c| start + c * stride + rows.end);
-        assert!(last <= self.len, "outputs up to {last} of {}", self.len);
-        // SAFETY: in bounds by the checks.
+        let end = extent(stride, rows.end, cols).and_then(|n| n.checked_add(start));
+        assert!(
+            end.is_some_and(|end| end <= self.len),
+            "{cols} columns {stride} apart from {start} on, of {}",
+            self.len
+        );
+        // SAFETY: in bounds by the checks, which count one column where there is none.
         Out { ptr: unsafe { self.ptr.add(start + rows.start) }, stride, rows: rows.len(), cols, _life: PhantomData }
     }
+}
+
+/// Elements from the first to the last of `rows` in the last of `cols` columns (of one, where there is none) that lie `stride`
+/// apart; none where no address is as large.
+fn extent(stride: usize, rows: usize, cols: usize) -> Option<usize> {
+    cols.saturating_sub(1).checked_mul(stride)?.checked_add(rows)
 }
 
 /// Consecutive rows of a weight matrix.
@@ -267,7 +282,8 @@ pub struct Out<'a> {
 impl<'a> Out<'a> {
     /// Outputs in a slice that the caller owns: `cols` columns of `stride` elements, the first `rows` of each written.
     pub fn new(slice: &'a mut [f32], stride: usize, rows: usize, cols: usize) -> Out<'a> {
-        assert!(rows <= stride && (cols == 0 || (cols - 1) * stride + rows <= slice.len()));
+        let whole = cols == 0 || extent(stride, rows, cols).is_some_and(|n| n <= slice.len());
+        assert!(rows <= stride && whole, "{cols} columns of {rows} rows, {stride} apart, in {}", slice.len());
         Out { ptr: slice.as_mut_ptr(), stride, rows, cols, _life: PhantomData }
     }
 

@@ -174,7 +174,7 @@ impl Worker<'_> {
         let counter = &self.region.counters[self.phase.get() % COUNTERS].0;
         self.phase.set(self.phase.get() + 1);
         self.since_sync.set(self.since_sync.get() + 1);
-        assert!(self.since_sync.get() < COUNTERS, "more than {COUNTERS} splits without a sync");
+        assert!(self.since_sync.get() <= COUNTERS, "more than {COUNTERS} splits without a sync");
         if self.region.threads == 1 {
             (0..tasks).for_each(f);
             return;

@@ -142,12 +142,12 @@ impl Buffers {
         })
     }
 
-    /// Bytes when all of it is written.
-    pub fn n_bytes(&self) -> usize {
+    /// Bytes when all of it is written by these kernels.
+    pub fn n_bytes(&self, k: &Kernels) -> usize {
         let floats = [&self.x, &self.qkv, &self.part_m, &self.part_s, &self.part_o, &self.angles, &self.shares];
         let acts = [&self.norm_acts, &self.attn_acts, &self.slot_acts, &self.ffn_acts];
         4 * (floats.map(Shared::len).iter().sum::<usize>() + self.chosen.len() + self.logits.len())
-            + acts.map(ActBuf::n_bytes).iter().sum::<usize>()
+            + acts.map(|a| a.n_bytes(k)).iter().sum::<usize>()
     }
 }
 

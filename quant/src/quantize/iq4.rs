@@ -11,7 +11,7 @@ const N: usize = 32;
 /// Candidates on either side.
 const TRIES: i32 = 7;
 
-/// The values as f32, and where between two of them the larger becomes the nearer.
+/// The values as f32.
 const LEVELS: [f32; 16] = floats();
 const INDICES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
