@@ -87,6 +87,11 @@ impl Seat {
         seat
     }
 
+    fn resize(&self, columns: u16, rows: u16) {
+        self.parser.lock().unwrap().screen_mut().set_size(cells(rows), cells(columns));
+        self.master.resize(PtySize { rows, cols: columns, pixel_width: 0, pixel_height: 0 }).unwrap();
+    }
+
     fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
         self.keys.flush().unwrap();
@@ -194,13 +199,34 @@ fn every_size_while_it_answers() {
     s.ask("Write a long story about a cart.");
     s.shows("answering");
     for (columns, rows) in [(40, 10), (80, 24), (10, 3), (200, 50), (41, 11), (80, 24)] {
-        s.parser.lock().unwrap().screen_mut().set_size(cells(rows), cells(columns));
-        s.master.resize(PtySize { rows, cols: columns, pixel_width: 0, pixel_height: 0 }).unwrap();
+        s.resize(columns, rows);
         std::thread::sleep(Duration::from_millis(150));
     }
     s.shows("▌ Write a long story");
     s.press(ESC);
     s.shows("● stopped");
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
+/// The first frame after another editor is drawn at once; that the window has shrunk meanwhile is heard of when the keys
+/// are read again, which is later. So this meets each time what dragging a window meets now and then.
+#[test]
+fn a_window_that_shrinks_under_another_editor() {
+    let home = home();
+    let (script, size) = (home.path().join("edit.sh"), home.path().join("size"));
+    std::fs::write(&script, "read columns rows < \"$SIZE\"\nstty cols $columns rows $rows\ncat \"$SIZE\" > \"$1\"\n")
+        .unwrap();
+    let editor = format!("sh '{}'", script.display());
+    let environment = [("VISUAL", &*editor), ("SIZE", size.to_str().unwrap())];
+    let mut s = Seat::with(home.path(), 120, 40, &[], &environment);
+    for (columns, rows) in [(40, 10), (120, 40), (80, 12), (79, 11), (20, 5), (120, 40), (119, 6), (80, 24)] {
+        std::fs::write(&size, format!("{columns} {rows}\n")).unwrap();
+        s.parser.lock().unwrap().screen_mut().set_size(cells(rows), cells(columns));
+        s.press("\x07"); // Ctrl-G
+        s.shows(&format!("› {columns} {rows}"));
+    }
+    s.press(CTRL_U);
     s.press(CTRL_D);
     assert_eq!(s.ended(), 0);
 }

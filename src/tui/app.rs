@@ -332,10 +332,10 @@ impl App {
 
     /// Brings the rows up to date with everything else.
     fn layout(&mut self) {
-        let (cells, _) = view::reading_size(self.size);
+        let cells = view::reading_cells(self.size.0);
         let growing = self.answer.as_ref().and_then(|a| a.node);
         self.transcript.layout(&self.tree, cells, self.theme, growing, self.left_out);
-        self.editor.layout(view::editor_cells(self.size));
+        self.editor.layout(view::editor_cells(self.size.0));
         if let Some(Panel::Find(f)) = &mut self.panel {
             f.rows = self.transcript.find(&f.query);
             f.at = f.at.min(f.rows.len().saturating_sub(1));
@@ -346,7 +346,7 @@ impl App {
 
     /// Rows of the conversation on the screen.
     fn page(&self) -> usize {
-        view::areas(self).transcript.height as usize
+        view::areas(self, self.size).transcript.height as usize
     }
 
     /// The row at the top of the screen.

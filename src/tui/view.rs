@@ -23,13 +23,13 @@ const GUTTER: u16 = 2;
 const HEADER_FROM: u16 = 16;
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 
-/// Columns and rows of the conversation's text, on a screen of that size.
-pub fn reading_size((columns, rows): (u16, u16)) -> (usize, usize) {
-    ((columns.saturating_sub(GUTTER + 1) as usize).clamp(8, MOST_CELLS), rows as usize)
+/// Columns of the conversation's text, on a screen of so many.
+pub fn reading_cells(columns: u16) -> usize {
+    (columns.saturating_sub(GUTTER + 1) as usize).clamp(8, MOST_CELLS)
 }
 
-/// Columns of the editor's text.
-pub fn editor_cells((columns, _): (u16, u16)) -> usize {
+/// Columns of the editor's text, on a screen of so many.
+pub fn editor_cells(columns: u16) -> usize {
     (columns.saturating_sub(GUTTER + 1) as usize).max(4)
 }
 
@@ -49,13 +49,12 @@ pub struct Areas {
     pub status: Rect,
 }
 
-/// Divides the screen.
-pub fn areas(app: &App) -> Areas {
-    let (columns, rows) = app.size;
+/// Divides a screen of that size.
+pub fn areas(app: &App, (columns, rows): (u16, u16)) -> Areas {
     let header = u16::from(rows >= HEADER_FROM);
     let room = rows.saturating_sub(header + 2);
     let editor = (app.editor.rows().len() as u16).clamp(1, (room / 3).max(1)).min(room);
-    let talk = (talk(app).len() as u16).min(room.saturating_sub(editor + 1) / 2);
+    let talk = (talk(app, columns).len() as u16).min(room.saturating_sub(editor + 1) / 2);
     let transcript = room - editor - talk;
     let mut y = 0;
     let mut next = |height: u16| {
@@ -76,13 +75,15 @@ pub fn areas(app: &App) -> Areas {
 }
 
 /// Draws everything.
+///
+/// By the size that the frame has: while a window is dragged, the terminal is smaller than the last message about it says.
 pub fn draw(f: &mut Frame, app: &App) {
     let screen = f.area();
     if screen.width < 10 || screen.height < 4 {
         f.buffer_mut().set_string(0, 0, "small", app.theme.warn);
         return;
     }
-    let a = areas(app);
+    let a = areas(app, (screen.width, screen.height));
     let t = &app.theme;
     let buf = f.buffer_mut();
     if let Some(r) = a.header {
@@ -92,10 +93,10 @@ pub fn draw(f: &mut Frame, app: &App) {
         None => welcome(buf, a.transcript, app),
         Some(_) => transcript(buf, a.transcript, app),
     }
-    for (i, line) in talk(app).iter().take(a.talk.height as usize).enumerate() {
+    for (i, line) in talk(app, screen.width).iter().take(a.talk.height as usize).enumerate() {
         buf.set_line(GUTTER, a.talk.y + i as u16, line, a.talk.width.saturating_sub(GUTTER));
     }
-    rule(buf, a.rule, app);
+    rule(buf, a.rule, a.transcript.height as usize, app);
     let mut cursor = editor(buf, a.editor, &app.editor, "› ", t.accent, t);
     completions(buf, a.rule.y, app);
     status(buf, a.status, app);
@@ -147,7 +148,7 @@ fn welcome(buf: &mut Buffer, r: Rect, app: &App) {
         vec![Line::from(vec![Span::styled("oxcart ", t.accent), Span::styled(app.model_name.clone(), t.text)])];
     let facts = app.model.as_ref().map(|m| m.facts.clone());
     let facts = facts.unwrap_or_else(|| "the model is being loaded; you can write already".into());
-    wrap(&[Span::styled(clean(&facts).into_owned(), t.dim)], editor_cells(app.size), &[], &[], &mut lines);
+    wrap(&[Span::styled(clean(&facts).into_owned(), t.dim)], editor_cells(r.width), &[], &[], &mut lines);
     lines.push(Line::default());
     for (key, what) in
         [("?", "all keys"), ("/", "commands"), ("@", "attach a file"), ("Ctrl-O", "earlier conversations")]
@@ -173,7 +174,7 @@ fn transcript(buf: &mut Buffer, r: Rect, app: &App) {
     let t = &app.theme;
     let page = r.height as usize;
     let top = app.top(page);
-    let (cells, _) = reading_size(app.size);
+    let cells = reading_cells(r.width);
     let query = match &app.panel {
         Some(Panel::Find(f)) if !f.query.trim().is_empty() => f.query.trim().to_lowercase(),
         _ => String::new(),
@@ -233,9 +234,9 @@ fn mark_found(buf: &mut Buffer, x: u16, y: u16, line: &Line, query: &str, style:
 }
 
 /// What is said between the conversation and the editor.
-fn talk(app: &App) -> Vec<Line<'static>> {
+fn talk(app: &App, columns: u16) -> Vec<Line<'static>> {
     let t = &app.theme;
-    let cells = editor_cells(app.size);
+    let cells = editor_cells(columns);
     let mut lines = Vec::new();
     if let Some(Panel::Find(f)) = &app.panel {
         let place = match f.rows.len() {
@@ -270,7 +271,8 @@ fn talk(app: &App) -> Vec<Line<'static>> {
     lines
 }
 
-fn rule(buf: &mut Buffer, r: Rect, app: &App) {
+/// `page` rows of the conversation are shown above it.
+fn rule(buf: &mut Buffer, r: Rect, page: usize, app: &App) {
     let t = &app.theme;
     if r.height == 0 {
         return;
@@ -286,7 +288,6 @@ fn rule(buf: &mut Buffer, r: Rect, app: &App) {
         x = buf.set_stringn(x, r.y, " not saved ", r.width as usize - 4, t.bad).0 + 1;
     }
     if app.scroll != Scroll::End {
-        let page = areas(app).transcript.height as usize;
         let below = app.transcript.height.saturating_sub(app.top(page) + page);
         let text = format!(" ↓ {below} rows · Ctrl-End ");
         let at = r.width.saturating_sub(width(&text) as u16 + 2);

@@ -77,8 +77,7 @@ impl App {
     }
 
     fn screen(&self) -> String {
-        let mut t = Terminal::new(TestBackend::new(self.size.0, self.size.1)).unwrap();
-        t.draw(|f| view::draw(f, self)).unwrap();
+        let t = self.drawn_on(self.size);
         let buffer = t.backend().buffer();
         let row = |y| {
             let mut line = String::new();
@@ -91,6 +90,13 @@ impl App {
             line.trim_end().to_string()
         };
         (0..self.size.1).map(row).collect::<Vec<_>>().join("\n")
+    }
+
+    /// On a terminal of a size that it may not know of yet.
+    fn drawn_on(&self, (columns, rows): (u16, u16)) -> Terminal<TestBackend> {
+        let mut t = Terminal::new(TestBackend::new(columns, rows)).unwrap();
+        t.draw(|f| view::draw(f, self)).unwrap();
+        t
     }
 }
 
@@ -458,6 +464,20 @@ fn every_screen_can_be_of_any_size() {
             a.hear(Msg::Terminal(Event::Resize(size.0, size.1)));
             a.hear(Msg::Terminal(Event::Key(KeyEvent::new(KeyCode::PageUp, NONE))));
             a.screen();
+        }
+    }
+}
+
+/// The terminal has a new size before the message about it is read.
+#[test]
+fn a_screen_of_one_size_is_drawn_on_any_other() {
+    let sizes: Vec<(u16, u16)> =
+        [1, 2, 4, 5, 9, 15, 16, 17, 60].into_iter().flat_map(|h| [1, 10, 11, 40, 81, 200].map(|w| (w, h))).collect();
+    for (_, mut a) in scenes((80, 24)) {
+        for &size in &sizes {
+            a.hear(Msg::Terminal(Event::Resize(size.0, size.1)));
+            a.hear(Msg::Terminal(Event::Key(KeyEvent::new(KeyCode::PageUp, NONE))));
+            sizes.iter().for_each(|&other| drop(a.drawn_on(other)));
         }
     }
 }
