@@ -163,6 +163,10 @@ impl Shelf {
         let _ = self.tell.send(Msg::Store(e));
     }
 
+    fn has_open(&self, path: &Path) -> bool {
+        self.open.as_ref().is_some_and(|(c, _)| c.path() == path)
+    }
+
     fn apply(&mut self, op: Op) -> Result<(), String> {
         let text = |e: HistoryError| e.to_string();
         match op {
@@ -171,31 +175,40 @@ impl Shelf {
                 (self.model, self.open) = (model, None);
             }
             Op::Open(path) => {
-                self.give_up();
-                // The lock of the file that is open now must not be in the way.
-                let before = self.open.take();
-                let c = match Conversation::open(&path) {
-                    Ok(c) => c,
-                    Err(e) => {
-                        self.open = before;
-                        return Err(e.to_string());
+                if self.has_open(&path) {
+                    // Its lock would refuse us the file; and what is not in the file yet must not be lost.
+                    self.write_waiting();
+                    if let Some(problem) = &self.problem {
+                        return Err(problem.clone());
                     }
-                };
-                let ids: Vec<TurnId> = c.turns().iter().map(|t| t.id).collect();
+                } else {
+                    let c = Conversation::open(&path).map_err(text)?;
+                    // Only now is the one before left.
+                    self.give_up();
+                    let ids = c.turns().iter().map(|t| t.id).collect();
+                    self.open = Some((c, ids));
+                }
+                let Some((c, ids)) = &self.open else { return Ok(()) };
                 let place = |id: TurnId| ids.iter().position(|&i| i == id);
                 let turns =
                     c.turns().iter().map(|t| (t.parent.and_then(place), t.role.clone(), t.content.clone(), t.state));
                 let turns = turns.collect();
                 let (title, head, notes) = (c.title(), c.head().and_then(place), c.notes().to_vec());
                 self.say(Event::Opened { path, title, turns, head, notes });
-                self.open = Some((c, ids));
             }
             Op::List => {
-                let found = self.dir.as_deref().map(history::list).unwrap_or_default();
+                let mut found = self.dir.as_deref().map(history::list).unwrap_or_default();
+                // The one that is open goes by the path that it was opened by, so that it is known again.
+                if let Some((c, _)) = &self.open
+                    && let Ok(there) = c.path().canonicalize()
+                {
+                    let same = |s: &&mut Summary| s.path.canonicalize().is_ok_and(|p| p == there);
+                    found.iter_mut().filter(same).for_each(|s| s.path = c.path().to_path_buf());
+                }
                 self.say(Event::Listed(found));
             }
             Op::Delete(path) => {
-                if self.open.as_ref().is_some_and(|(c, _)| c.path() == path) {
+                if self.has_open(&path) {
                     self.open = None;
                 }
                 history::delete(&path).map_err(text)?;
@@ -319,6 +332,32 @@ mod tests {
         let c = Conversation::read(&found[0].path).unwrap();
         let said: Vec<_> = c.turns().iter().map(|t| (t.content.as_str(), t.state)).collect();
         assert_eq!(said, [("question", TurnState::Whole), ("answer", TurnState::Whole)]);
+    }
+
+    #[test]
+    fn the_conversation_that_is_open_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut c = Conversation::create(dir.path(), "m").unwrap();
+        c.add(None, "user", "question").unwrap();
+        let given =
+            dir.path().join(".").join("..").join(dir.path().file_name().unwrap()).join(c.path().file_name().unwrap());
+        drop(c);
+        let (tell, told) = channel();
+        let store = Store::start(Some(dir.path().to_path_buf()), tell).unwrap();
+        store.send(Op::Open(given.clone()));
+        store.send(Op::Add { parent: Some(0), role: "assistant".into(), content: "answer".into() });
+        store.send(Op::List);
+        let listed =
+            told.iter().find_map(|m| if let Msg::Store(Event::Listed(l)) = m { Some(l) } else { None }).unwrap();
+        assert_eq!(listed[0].path, given, "it is listed by the path that it was opened by");
+        store.send(Op::Open(given));
+        let again = told.recv().unwrap();
+        let Msg::Store(Event::Opened { turns, head: Some(1), .. }) = again else { panic!("it was refused") };
+        assert_eq!(turns.len(), 2);
+        // And it is written to as before.
+        store.send(Op::Add { parent: Some(1), role: "user".into(), content: "another".into() });
+        drop(store);
+        assert_eq!(Conversation::read(&listed[0].path).unwrap().turns().len(), 3);
     }
 
     #[test]
