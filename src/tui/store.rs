@@ -9,6 +9,7 @@ use crate::chat::history::{self, Conversation, HistoryError, Summary, TurnId, Tu
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -97,6 +98,7 @@ impl Store {
     pub fn start(dir: Option<PathBuf>, tell: Sender<Msg>) -> std::io::Result<Store> {
         let (ops, inbox) = channel();
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+            let ended = tell.clone();
             let mut s = Shelf {
                 dir,
                 tell,
@@ -106,7 +108,12 @@ impl Store {
                 problem: None,
                 tried: Instant::now(),
             };
-            s.run(inbox);
+            // A panic has given the terminal back: nothing is shown any more, and nothing that is said would be kept.
+            if catch_unwind(AssertUnwindSafe(|| s.run(inbox))).is_err() {
+                let problem = "writing it has failed".to_string();
+                let _ = ended.send(Msg::Store(Event::Unsaved(Some(problem))));
+                let _ = ended.send(Msg::Quit);
+            }
         })?;
         Ok(Store { ops: Some(ops), thread: Some(thread) })
     }
@@ -236,9 +243,8 @@ impl Shelf {
     fn write_waiting(&mut self) {
         self.tried = Instant::now();
         while let Some(op) = self.waiting.pop_front() {
-            if let Err(e) = self.change(&op) {
+            if let Err(problem) = self.change(&op) {
                 self.waiting.push_front(op);
-                let problem = e.to_string();
                 if self.problem.as_ref() != Some(&problem) {
                     self.say(Event::Unsaved(Some(problem.clone())));
                     self.problem = Some(problem);
@@ -260,30 +266,33 @@ impl Shelf {
         }
     }
 
-    fn change(&mut self, op: &Op) -> Result<(), HistoryError> {
+    fn change(&mut self, op: &Op) -> Result<(), String> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let turn = match op {
+            Op::Add { parent, .. } | Op::Begin { parent, .. } => *parent,
+            Op::Append(i, _) | Op::End(i, _) | Op::Head(i) => Some(*i),
+            _ => None,
+        };
+        let ids = self.open.as_ref().map_or(&[][..], |(_, ids)| ids);
+        // What goes on with a turn that is not here belongs to a file that is gone; it must not begin another.
+        let id = turn.map(|i| ids.get(i).copied().ok_or("the file that it belongs to is gone")).transpose()?;
+        let text = |e: HistoryError| e.to_string();
         if self.open.is_none() {
-            let Some(dir) = &self.dir else { return Ok(()) };
-            let c = Conversation::create(dir, &self.model)?;
+            let c = Conversation::create(dir, &self.model).map_err(text)?;
             self.say(Event::Created(c.path().to_path_buf()));
             self.open = Some((c, Vec::new()));
         }
         let Some((c, ids)) = &mut self.open else { return Ok(()) };
-        match op {
-            Op::Add { parent, role, content } => {
-                let id = c.add(parent.map(|p| ids[p]), role, content)?;
-                ids.push(id);
-            }
-            Op::Begin { parent, role } => {
-                let id = c.begin(parent.map(|p| ids[p]), role)?;
-                ids.push(id);
-            }
-            Op::Append(i, text) => c.append(ids[*i], text)?,
-            Op::End(i, state) => c.end(ids[*i], *state)?,
-            Op::Head(i) => c.set_head(ids[*i])?,
-            Op::Rename(title) => c.rename(title)?,
-            _ => {}
+        match (op, id) {
+            (Op::Add { role, content, .. }, parent) => c.add(parent, role, content).map(|id| ids.push(id)),
+            (Op::Begin { role, .. }, parent) => c.begin(parent, role).map(|id| ids.push(id)),
+            (Op::Append(_, text), Some(id)) => c.append(id, text),
+            (Op::End(_, state), Some(id)) => c.end(id, *state),
+            (Op::Head(_), Some(id)) => c.set_head(id),
+            (Op::Rename(title), _) => c.rename(title),
+            _ => Ok(()),
         }
-        Ok(())
+        .map_err(text)
     }
 
     fn export(&self, from: Option<PathBuf>, to: &Path) -> Result<(), String> {
@@ -332,6 +341,27 @@ mod tests {
         let c = Conversation::read(&found[0].path).unwrap();
         let said: Vec<_> = c.turns().iter().map(|t| (t.content.as_str(), t.state)).collect();
         assert_eq!(said, [("question", TurnState::Whole), ("answer", TurnState::Whole)]);
+    }
+
+    #[test]
+    fn what_goes_on_with_a_file_that_is_gone_is_not_saved_and_the_next_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, told) = channel();
+        let store = Store::start(Some(dir.path().to_path_buf()), tell).unwrap();
+        let add = |content: &str| Op::Add { parent: None, role: "user".into(), content: content.into() };
+        let created = || told.iter().find_map(|m| if let Msg::Store(Event::Created(p)) = m { Some(p) } else { None });
+        store.send(add("question"));
+        store.send(Op::Begin { parent: Some(0), role: "assistant".into() });
+        store.send(Op::Delete(created().unwrap()));
+        store.send(Op::Append(1, "answer".into()));
+        let unsaved = told.iter().find_map(|m| if let Msg::Store(Event::Unsaved(why)) = m { why } else { None });
+        assert!(unsaved.unwrap().contains("gone"));
+        assert_eq!(history::list(dir.path()).len(), 0);
+        store.send(Op::New("m".into()));
+        store.send(add("another"));
+        let path = created().unwrap();
+        drop(store);
+        assert_eq!(Conversation::read(&path).unwrap().title(), "another");
     }
 
     #[test]

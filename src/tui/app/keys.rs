@@ -332,10 +332,15 @@ impl App {
                 self.hand_over();
             }
             Confirmed::Delete(path) => {
-                if self.path.as_ref() == Some(&path) {
-                    self.begin_anew();
+                let here = self.path.as_ref() == Some(&path);
+                if here && self.answer.is_some() {
+                    self.note("an answer is still coming: Esc stops it");
+                } else {
+                    if here {
+                        self.begin_anew();
+                    }
+                    self.effects.push(Effect::Store(Op::Delete(path)));
                 }
-                self.effects.push(Effect::Store(Op::Delete(path)));
                 self.list();
             }
             Confirmed::Fetch(name) => self.load(Some(name)),

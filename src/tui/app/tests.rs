@@ -192,6 +192,26 @@ fn the_oldest_turns_are_left_out_only_when_that_is_agreed_to() {
 }
 
 #[test]
+fn the_conversation_that_is_being_answered_is_not_deleted() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.hear(Msg::Store(store::Event::Created("q.txt".into())));
+    a.answer("part", None);
+    let delete = Effect::Store(Op::Delete("q.txt".into()));
+    let agree = |a: &mut App| {
+        a.panel = Some(Panel::Confirm("Delete?".into(), Confirmed::Delete("q.txt".into())));
+        a.press(KeyCode::Enter, NONE)
+    };
+    assert!(!agree(&mut a).contains(&delete) && a.screen().contains("an answer is still coming"));
+    a.answer("", Some(End::Eog));
+    let effects = agree(&mut a);
+    let place = |e: &Effect| effects.iter().position(|f| f == e);
+    assert!(matches!(effects[0], Effect::Store(Op::New(_))));
+    assert!(place(&delete).is_some() && place(&delete) < place(&Effect::Store(Op::List)), "{effects:?}");
+}
+
+#[test]
 fn nearly_full_is_said_before_it_is_full() {
     let mut a = app((80, 24));
     a.ready();
