@@ -146,7 +146,9 @@ pub struct Choice {
 /// Completions.
 #[derive(Default)]
 pub struct Completion {
-    /// What they take the place of, in bytes of the editor's text.
+    /// What stood before the cursor when they were looked for: they are of no other text.
+    pub of: String,
+    /// What they take the place of, in bytes of it.
     pub from: usize,
     /// Them.
     pub choices: Vec<Choice>,
@@ -327,6 +329,9 @@ impl App {
             Msg::Quit => self.quit(),
             Msg::Tick => {}
         }
+        if self.completion.of != self.editor.before() {
+            self.completion = Completion::default();
+        }
         self.layout();
     }
 
@@ -454,7 +459,6 @@ impl App {
         let question = self.editor.take();
         let question =
             question.trim().strip_prefix('/').filter(|q| q.starts_with('/')).unwrap_or(question.trim()).to_string();
-        self.completion = Completion::default();
         if self.answer.is_some() {
             // One more line to what waits already.
             let before = self.queued.take().map_or(String::new(), |q| q + "\n");
@@ -1085,11 +1089,11 @@ impl App {
     }
 
     fn paths(&mut self, word: &str, paths: Vec<String>) {
-        let cursor = self.editor.cursor();
-        let before = &self.editor.text()[..cursor];
+        let before = self.editor.before();
         if before.ends_with(&format!("@{word}")) {
             self.completion = Completion {
-                from: cursor - word.len(),
+                of: before.into(),
+                from: before.len() - word.len(),
                 choices: paths.into_iter().map(|text| Choice { text, what: String::new() }).collect(),
                 at: 0,
             };
@@ -1098,14 +1102,15 @@ impl App {
 
     /// Looks for completions of what stands before the cursor.
     fn look_for_completions(&mut self) {
-        let before = &self.editor.text()[..self.editor.cursor()];
+        let before = self.editor.before();
         let choices = command::matching(before);
         if !choices.is_empty() {
             let choice = |c: &&command::Command| Choice {
                 text: format!("/{}", c.names[0]),
                 what: format!("{}  {}", c.argument, c.what).trim().into(),
             };
-            self.completion = Completion { from: 0, choices: choices.iter().map(choice).collect(), at: 0 };
+            self.completion =
+                Completion { of: before.into(), from: 0, choices: choices.iter().map(choice).collect(), at: 0 };
             return;
         }
         self.completion = Completion::default();

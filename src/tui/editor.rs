@@ -115,6 +115,11 @@ impl Editor {
         self.cursor
     }
 
+    /// The text before the cursor.
+    pub fn before(&self) -> &str {
+        &self.text[..self.cursor]
+    }
+
     /// The attachments, those that were deleted from the text included.
     pub fn attachments(&self) -> &[Attachment] {
         &self.attachments

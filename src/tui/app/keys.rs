@@ -55,7 +55,6 @@ impl App {
                     let content = self.editor.attachments()[i].content.clone();
                     self.count(i, content);
                 }
-                self.completion = Completion::default();
             }
         }
     }
@@ -88,7 +87,7 @@ impl App {
         if !self.editor.is_empty() || self.editing.is_some() {
             self.editor.remember();
             self.editor.clear();
-            (self.editing, self.completion) = (None, Completion::default());
+            self.editing = None;
             return;
         }
         match self.quit_asked {
@@ -132,11 +131,11 @@ impl App {
                     self.submit();
                 }
             }
-            KeyCode::Enter if alt || shift || ctrl => self.typed('\n'),
-            KeyCode::Char('j') if ctrl => self.typed('\n'),
+            KeyCode::Enter if alt || shift || ctrl => self.editor.insert('\n'),
+            KeyCode::Char('j') if ctrl => self.editor.insert('\n'),
             KeyCode::Enter if self.goes_on() => {
                 self.editor.delete(Motion::Left);
-                self.typed('\n');
+                self.editor.insert('\n');
             }
             KeyCode::Enter => self.submit(),
             KeyCode::Tab => self.look_for_completions(),
@@ -180,11 +179,6 @@ impl App {
         }
     }
 
-    fn typed(&mut self, c: char) {
-        self.editor.insert(c);
-        self.completion = Completion::default();
-    }
-
     /// Whether a backslash at the end says that another line comes; two are a backslash.
     fn goes_on(&self) -> bool {
         let text = self.editor.text();
@@ -195,7 +189,7 @@ impl App {
     /// Whether the chosen completion is another than what stands there.
     fn completed_otherwise(&self) -> bool {
         let c = &self.completion;
-        let there = &self.editor.text()[c.from..self.editor.cursor()];
+        let there = &c.of[c.from..];
         c.choices.get(c.at).is_some_and(|choice| choice.text != there && choice.text.starts_with(there))
     }
 

@@ -279,6 +279,33 @@ fn commands_are_completed_and_done() {
 }
 
 #[test]
+fn completions_go_with_the_text_that_they_are_of() {
+    let mut a = app((80, 24));
+    a.ready();
+    let offered = |a: &mut App| {
+        a.write("hello @s");
+        a.hear(Msg::Paths("s".into(), vec!["src/".into()]));
+        assert!(a.screen().contains(" src/"));
+    };
+    offered(&mut a);
+    a.hear(Msg::Written(Ok("牛牛牛牛".into())));
+    assert_eq!(said(asked(&a.press(KeyCode::Enter, NONE)).unwrap()), ["牛牛牛牛"]);
+    a.answer("a", Some(End::Eog));
+    offered(&mut a);
+    a.press(KeyCode::Char('e'), ALT);
+    assert!(a.completion.choices.is_empty());
+    a.write("!");
+    assert_eq!(said(asked(&a.press(KeyCode::Enter, NONE)).unwrap()), ["牛牛牛牛!"]);
+    a.answer("a", Some(End::Eog));
+    // A command that is done is not offered again.
+    a.write("/help");
+    a.press(KeyCode::Enter, NONE);
+    a.press(KeyCode::Esc, NONE);
+    a.press(KeyCode::Enter, NONE);
+    assert!(a.panel.is_none() && a.completion.choices.is_empty());
+}
+
+#[test]
 fn files_come_in_before_they_are_sent() {
     let mut a = app((80, 24));
     a.ready();
