@@ -320,6 +320,7 @@ impl App {
             Msg::Counted(i, tokens) => self.editor.set_tokens(i, tokens),
             Msg::File(word, result) => self.file(word, result),
             Msg::Paths(word, paths) => self.paths(&word, paths),
+            Msg::Models(_) if self.asks() => {}
             Msg::Models(models) => self.panel = Some(Panel::List(List::new(Items::Models(models)))),
             Msg::Written(Ok(text)) => self.editor.set(text.trim_end_matches('\n')),
             Msg::Written(Err(e)) => self.say(Weight::Problem, e),
@@ -592,12 +593,14 @@ impl App {
             worker::Event::Text { text, tokens, time, used } => self.text(&text, tokens, time, used),
             worker::Event::Ended { end, tokens, time, used } => self.ended(end, tokens, time, used),
             worker::Event::Full(n) => {
+                // The model has ended this question. However the person is asked, and even if not, another may come.
+                let Some(Answer { leaf, go_on, .. }) = self.answer.take() else { return };
                 self.state = State::Ready;
                 let text = format!(
                     "The conversation no longer fits into the context. If you go on, the model will not read the oldest {n} \
                      turns any more; the system prompt stays, and nothing is deleted."
                 );
-                self.panel = Some(Panel::Confirm(text, Confirmed::LeaveOut));
+                self.panel = Some(Panel::Confirm(text, Confirmed::LeaveOut { leaf, go_on }));
             }
             worker::Event::LeftOut(n) => self.left_out = n,
             worker::Event::Noticed(text) => self.say(Weight::Warning, text),
@@ -1009,7 +1012,7 @@ impl App {
             }
             store::Event::Listed(found) => {
                 self.recent = found.clone();
-                if std::mem::take(&mut self.listing) {
+                if std::mem::take(&mut self.listing) && !self.asks() {
                     let (filter, at) = match self.panel.take() {
                         Some(Panel::List(l)) => (l.filter, l.at),
                         _ => (String::new(), 0),
@@ -1030,6 +1033,11 @@ impl App {
                 self.unsaved = Some(problem);
             }
         }
+    }
+
+    /// Whether the person is asked something, which nothing that comes late may push away.
+    fn asks(&self) -> bool {
+        matches!(self.panel, Some(Panel::Confirm(..)))
     }
 
     /// Asks for the list of conversations, to be shown.

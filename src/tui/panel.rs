@@ -21,8 +21,13 @@ pub enum Panel {
 /// What a yes means.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Confirmed {
-    /// Ask again, the oldest turns left out.
-    LeaveOut,
+    /// Ask for an answer to this turn again, or for more of it, the oldest turns left out.
+    LeaveOut {
+        /// The turn.
+        leaf: Option<usize>,
+        /// Whether it is gone on with.
+        go_on: bool,
+    },
     /// Delete a conversation.
     Delete(std::path::PathBuf),
     /// Fetch a model over the network.

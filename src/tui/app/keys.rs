@@ -295,9 +295,6 @@ impl App {
             Panel::Confirm(text, then) => match k.code {
                 KeyCode::Enter | KeyCode::Char('y') => self.confirmed(then),
                 KeyCode::Esc | KeyCode::Char('n' | 'q') => {
-                    if then == Confirmed::LeaveOut {
-                        self.answer = None;
-                    }
                     if let Confirmed::Delete(_) = then {
                         self.list();
                     }
@@ -321,9 +318,9 @@ impl App {
 
     fn confirmed(&mut self, then: Confirmed) {
         match then {
-            Confirmed::LeaveOut => {
+            Confirmed::LeaveOut { leaf, go_on } => {
                 self.may_leave_out = true;
-                self.hand_over();
+                self.ask(leaf, go_on);
             }
             Confirmed::Delete(path) => {
                 let here = self.path.as_ref() == Some(&path);

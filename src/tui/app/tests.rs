@@ -192,6 +192,25 @@ fn the_oldest_turns_are_left_out_only_when_that_is_agreed_to() {
 }
 
 #[test]
+fn however_a_full_context_is_answered_another_question_can_be_asked() {
+    for (key, modifiers) in [(KeyCode::Esc, NONE), (KeyCode::Char('c'), CTRL)] {
+        let mut a = app((80, 24));
+        a.ready();
+        a.ask_for("one");
+        a.hear(Msg::Worker(W::Full(2)));
+        // What was asked for before comes late, and does not push the question away.
+        a.press(KeyCode::Char('x'), NONE);
+        a.hear(Msg::Models(Vec::new()));
+        a.listing = true;
+        a.hear(Msg::Store(store::Event::Listed(Vec::new())));
+        assert!(a.screen().contains("no longer fits"));
+        a.press(key, modifiers);
+        assert!(!a.screen().contains("no longer fits") && a.state == State::Ready);
+        assert_eq!(said(asked(&a.ask_for("two")).unwrap()), ["one", "two"]);
+    }
+}
+
+#[test]
 fn the_conversation_that_is_being_answered_is_not_deleted() {
     let mut a = app((80, 24));
     a.ready();
