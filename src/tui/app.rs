@@ -4,7 +4,7 @@
 mod keys;
 
 use super::command::{self, Action};
-use super::editor::{Attachment, Editor};
+use super::editor::{Attachment, Editor, Motion};
 use super::panel::{self, Confirmed, Find, Items, List, Panel, Settings};
 use super::store::{self, Op};
 use super::theme::{Scheme, Theme};
@@ -510,6 +510,7 @@ impl App {
         match &self.state {
             State::NoModel => {
                 self.answer = None;
+                self.give_back();
                 self.say(Weight::Problem, "there is no model: /model chooses one, and Ctrl-R asks again");
             }
             State::Loading(..) if self.model.is_none() => {} // as soon as it is there
@@ -540,11 +541,20 @@ impl App {
                 self.answer = None;
             }
         }
-        if let Some(q) = self.queued.take() {
-            match self.editor.is_empty() {
-                true => self.editor.set(&q),
-                false => self.editor.add_past(&q),
-            }
+        self.give_back();
+    }
+
+    /// What waits for an answer that does not come goes back to where it was written, before what is there by now.
+    fn give_back(&mut self) {
+        let Some(q) = self.queued.take() else { return };
+        let draft = !self.editor.is_empty();
+        self.editor.go(Motion::Start);
+        if let Some(i) = self.editor.paste(&q) {
+            self.count(i, q);
+        }
+        if draft {
+            self.editor.insert('\n');
+            self.editor.go(Motion::Finish);
         }
     }
 
@@ -595,6 +605,7 @@ impl App {
             worker::Event::Full(n) => {
                 // The model has ended this question. However the person is asked, and even if not, another may come.
                 let Some(Answer { leaf, go_on, .. }) = self.answer.take() else { return };
+                self.give_back();
                 self.state = State::Ready;
                 let text = format!(
                     "The conversation no longer fits into the context. If you go on, the model will not read the oldest {n} \
@@ -606,6 +617,7 @@ impl App {
             worker::Event::Noticed(text) => self.say(Weight::Warning, text),
             worker::Event::Failed(e) => {
                 self.end_answer(TurnState::Partial);
+                self.give_back();
                 self.state = State::Ready;
                 self.say(Weight::Problem, e);
             }
@@ -615,6 +627,7 @@ impl App {
     /// A model cannot be had: the one before it stays, if it is still there.
     fn not_loaded(&mut self, problem: String, kept: bool) {
         self.answer = None;
+        self.give_back();
         match self.before.take().filter(|_| kept) {
             Some(b) => {
                 self.say(Weight::Problem, format!("{problem}; {} stays", b.name));

@@ -176,6 +176,37 @@ fn what_is_sent_meanwhile_waits() {
 }
 
 #[test]
+fn what_waits_for_an_answer_that_does_not_come_is_given_back() {
+    let ends: [fn() -> W; 3] = [
+        || W::Failed("chat template: no".into()),
+        || W::LoadFailed { problem: "no such file".into(), kept: false },
+        || W::Full(2),
+    ];
+    for end in ends {
+        let mut a = app((80, 24));
+        if !matches!(end(), W::LoadFailed { .. }) {
+            a.ready();
+        }
+        a.ask_for("one");
+        a.ask_for("two");
+        a.write("three");
+        a.hear(Msg::Worker(end()));
+        assert_eq!((a.editor.text(), a.queued.as_deref()), ("two\nthree", None));
+        assert!(!a.screen().contains("next:"));
+    }
+    // A long one is folded, also beside a draft.
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("one");
+    a.hear(Msg::Terminal(Event::Paste("word ".repeat(1000))));
+    a.press(KeyCode::Enter, NONE);
+    a.write("draft");
+    a.press(KeyCode::Esc, NONE);
+    assert!(a.editor.text().ends_with("\ndraft") && a.editor.expanded().starts_with("word word"));
+    assert!(a.screen().contains("[pasted 5 kB]"), "{}", a.screen());
+}
+
+#[test]
 fn the_oldest_turns_are_left_out_only_when_that_is_agreed_to() {
     let mut a = app((80, 24));
     a.ready();
