@@ -1,6 +1,7 @@
 //! The program as a person runs it, on the default model: what goes to stdout, what to stderr, and with which status.
 
 use assert_cmd::Command;
+use oxcart::chat::history::Conversation;
 use std::fs;
 
 fn oxcart(args: &[&str]) -> Command {
@@ -42,6 +43,32 @@ fn a_conversation_longer_than_its_context_forgets_its_oldest_turns() {
     assert_eq!(code, Some(0), "{err}");
     assert!(out.lines().filter(|l| !l.is_empty()).count() >= 7, "an answer to each question: {out:?}");
     assert!(err.contains("oldest messages are not read any more"), "{err}");
+}
+
+/// Of a conversation as the full screen leaves it: a question stopped before the first word, and another system prompt.
+#[test]
+fn a_conversation_goes_on_under_a_template_that_wants_roles_to_alternate() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let template = dir.path().join("strict.jinja");
+    let strict = "{% for m in messages %}{% if m.role != (['system', 'user', 'assistant', 'user'][loop.index0]) %}\
+        {{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}\n{% endfor %}";
+    fs::write(&template, strict).expect("written");
+    let mut c = Conversation::create(dir.path(), "").expect("created");
+    let mut last = None;
+    for (role, content) in
+        [("system", "Be brief."), ("user", "Hi"), ("user", "Hello"), ("assistant", "Hey"), ("system", "Sing.")]
+    {
+        last = Some(c.add(last, role, content).expect("added"));
+    }
+    let path = c.path().to_path_buf();
+    drop(c);
+    let (file, template) = (path.to_str().expect("UTF-8"), template.to_str().expect("UTF-8"));
+    let base = ["chat", "--line", "--resume", file, "--chat-template-file", template, "-n", "2", "-c", "128"];
+    let model = oxcart::catalog::default_model().expect("it can be fetched");
+    let (_, err, code) = ends(oxcart(&base).args(["-m", model.to_str().expect("UTF-8")]).write_stdin("And now?\n"));
+    assert_eq!(code, Some(0), "{err}");
+    let c = Conversation::read(&path).expect("it is read");
+    assert_eq!(c.turns().len(), 7, "the question and its answer are in the file");
 }
 
 #[test]

@@ -176,7 +176,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             _ => talk.ask(line)?,
         }
         let encode = |kept: &[chat::Message]| chat::encode(&e.tokenizer, &template, kept, true);
-        let (prompt, left_out) = chat::within(&talk.messages, context, 1, encode, Vec::len)?;
+        let (prompt, left_out) = chat::within(&talk.turns, context, encode, Vec::len)?;
         if left_out > 0 {
             eprintln!(
                 "(the context of {context} tokens is full: the {left_out} oldest messages are not read any more)"

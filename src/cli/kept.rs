@@ -4,8 +4,8 @@
 //! calls a program from a script does not expect it to leave files.
 
 use crate::catalog::catalog;
-use crate::chat::Message;
 use crate::chat::history::{Conversation, TurnId, TurnState, find, list};
+use crate::chat::{Message, messages};
 use crate::config::Config;
 use crate::engine::Session;
 use crate::kv_store::{KvStore, beside};
@@ -60,9 +60,8 @@ pub fn lasting_name(model: Option<&str>) -> String {
 
 /// A conversation: what the model is to continue, and its file.
 pub struct Dialogue {
-    /// What was said, from the system prompt on.
-    pub messages: Vec<Message>,
-    opening: usize, // messages that stay when the rest is forgotten
+    /// The turns that lead to where it stands.
+    pub turns: Vec<Message>,
     kept: Option<Kept>,
 }
 
@@ -73,7 +72,7 @@ struct Kept {
     file: Option<Conversation>, // made with the first question
     kv: Option<KvStore>,
     kv_tried: bool,
-    ids: Vec<TurnId>, // of the messages that are in the file
+    ids: Vec<TurnId>, // of the turns that are in the file
     answer: Option<TurnId>,
 }
 
@@ -86,13 +85,12 @@ impl Dialogue {
         config: &Config,
         model: String,
     ) -> anyhow::Result<Dialogue> {
-        let (mut messages, mut ids, mut n_opening) = (opening, Vec::new(), None);
+        let (mut turns, mut ids) = (opening, Vec::new());
         if let Some(c) = &file {
             let path = c.head().map(|h| c.path_to(h)).unwrap_or_default();
-            messages = path.iter().map(|t| Message::new(&t.role, &t.content)).collect();
+            turns = path.iter().map(|t| Message::new(&t.role, &t.content)).collect();
             ids = path.iter().map(|t| t.id).collect();
-            n_opening = Some(messages.iter().take_while(|m| m.role == "system").count());
-            eprintln!("going on with {:?}, {} turns, {}", c.title(), messages.len(), c.path().display());
+            eprintln!("going on with {:?}, {} turns, {}", c.title(), turns.len(), c.path().display());
             c.notes().iter().for_each(|n| eprintln!("{n}"));
             match path.last() {
                 Some(t) if t.role == "user" => eprintln!("the last question has no answer yet: /regen gives one"),
@@ -116,27 +114,27 @@ impl Dialogue {
             }),
             false => None,
         };
-        Ok(Dialogue { opening: n_opening.unwrap_or(messages.len()), messages, kept })
+        Ok(Dialogue { turns, kept })
     }
 
     /// Somebody asks. A question before it that has no answer is left to its branch.
     pub fn ask(&mut self, question: String) -> anyhow::Result<()> {
-        if self.messages.last().is_some_and(|m| m.role == "user") {
+        if self.turns.last().is_some_and(|m| m.role == "user") {
             self.pop();
         }
-        self.messages.push(Message::new("user", question));
+        self.turns.push(Message::new("user", question));
         if let Some(k) = &mut self.kept {
-            k.catch_up(&self.messages)?;
+            k.catch_up(&self.turns)?;
         }
         Ok(())
     }
 
     /// Takes the answer back, if there is one, so that the question stands open. Whether a question does.
     pub fn reopen(&mut self) -> bool {
-        if self.messages.last().is_some_and(|m| m.role == "assistant") {
+        if self.turns.last().is_some_and(|m| m.role == "assistant") {
             self.pop();
         }
-        self.messages.last().is_some_and(|m| m.role == "user")
+        self.turns.last().is_some_and(|m| m.role == "user")
     }
 
     /// Takes a question back that cannot be answered.
@@ -153,15 +151,16 @@ impl Dialogue {
     }
 
     fn pop(&mut self) {
-        self.messages.pop();
+        self.turns.pop();
         if let Some(k) = &mut self.kept {
-            k.ids.truncate(self.messages.len());
+            k.ids.truncate(self.turns.len());
         }
     }
 
-    /// Begins another conversation, of the same opening.
+    /// Begins another conversation, with the system prompt in force.
     pub fn clear(&mut self) {
-        self.messages.truncate(self.opening);
+        self.turns.retain(|t| t.role == "system");
+        self.turns = messages(&self.turns);
         if let Some(k) = &mut self.kept {
             (k.file, k.kv, k.kv_tried, k.answer) = (None, None, false, None);
             k.ids.clear();
@@ -194,7 +193,7 @@ impl Dialogue {
 
     /// The answer ended.
     pub fn answered(&mut self, answer: String, state: TurnState) -> anyhow::Result<()> {
-        self.messages.push(Message::new("assistant", answer));
+        self.turns.push(Message::new("assistant", answer));
         let Some(Kept { file: Some(file), ids, answer, .. }) = &mut self.kept else { return Ok(()) };
         let id = match answer.take() {
             Some(id) => id,
@@ -218,13 +217,13 @@ impl Dialogue {
 }
 
 impl Kept {
-    /// Puts the messages that the file does not have into it.
-    fn catch_up(&mut self, messages: &[Message]) -> anyhow::Result<()> {
+    /// Puts the turns that the file does not have into it.
+    fn catch_up(&mut self, turns: &[Message]) -> anyhow::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => self.file.insert(Conversation::create(&self.dir, &self.model)?),
         };
-        for m in &messages[self.ids.len()..] {
+        for m in &turns[self.ids.len()..] {
             self.ids.push(file.add(self.ids.last().copied(), &m.role, &m.content)?);
         }
         Ok(())

@@ -522,7 +522,7 @@ impl App {
         let Some(a) = &self.answer else { return };
         self.effects.push(Effect::Ask(Ask {
             id: a.id,
-            messages: self.tree.messages(a.leaf, 0),
+            turns: self.tree.turns(a.leaf),
             go_on: a.go_on,
             params: self.params.clone(),
             limit: self.limit,

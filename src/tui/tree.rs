@@ -72,15 +72,10 @@ impl Tree {
         i
     }
 
-    /// What the model reads of the turns up to `leaf`: the system prompt last set, and what was said, without the oldest
-    /// `left_out` questions and answers.
-    pub fn messages(&self, leaf: Option<usize>, left_out: usize) -> Vec<Message> {
-        let path = self.path_to(leaf);
-        let is_system = |i: &&usize| self.nodes[**i].role == "system";
-        let system = path.iter().rev().find(is_system).filter(|&&i| !self.nodes[i].content.is_empty());
-        let said = path.iter().filter(|i| !is_system(i)).skip(left_out);
-        let message = |&i: &usize| Message::new(&self.nodes[i].role, &self.nodes[i].content);
-        system.into_iter().chain(said).map(message).collect()
+    /// What was said in the turns up to one of them.
+    pub fn turns(&self, leaf: Option<usize>) -> Vec<Message> {
+        let path = self.path_to(leaf).into_iter();
+        path.map(|i| Message::new(&self.nodes[i].role, &self.nodes[i].content)).collect()
     }
 }
 
@@ -101,9 +96,8 @@ mod tests {
         assert_eq!(t.path(), [s, q, a2, s2, q2]);
         assert_eq!(t.siblings(a1), [a1, a2]);
         assert_eq!((t.leaf(q), t.leaf(a1)), (q2, a1));
-        let said = |leaf, out| t.messages(Some(leaf), out).iter().map(|m| m.content.clone()).collect::<Vec<_>>();
-        assert_eq!(said(q2, 0), ["be long", "q", "a2", "q2"]);
-        assert_eq!(said(q2, 2), ["be long", "q2"]);
-        assert_eq!(said(a1, 0), ["be brief", "q", "a1"]);
+        let said = |leaf| t.turns(Some(leaf)).iter().map(|m| m.content.clone()).collect::<Vec<_>>();
+        assert_eq!(said(q2), ["be brief", "q", "a2", "be long", "q2"]);
+        assert_eq!(said(a1), ["be brief", "q", "a1"]);
     }
 }

@@ -44,15 +44,15 @@ pub struct Opening {
 pub struct Ask {
     /// Which; [`Worker::stop`] names it.
     pub id: u64,
-    /// The conversation, a system prompt first where there is one.
-    pub messages: Vec<Message>,
-    /// The last message is an answer that was cut: go on with it.
+    /// The turns that lead to where the conversation stands.
+    pub turns: Vec<Message>,
+    /// The last one is an answer that was cut: go on with it.
     pub go_on: bool,
     /// How to sample.
     pub params: SampleParams,
     /// Tokens of the answer, at most.
     pub limit: Option<usize>,
-    /// Whether the oldest messages may be left out where all do not fit.
+    /// Whether the oldest turns may be left out where all do not fit.
     pub may_leave_out: bool,
 }
 
@@ -129,9 +129,9 @@ pub enum Event {
         /// Positions in use.
         used: usize,
     },
-    /// The conversation does not fit: so many of the oldest messages would have to be left out, and may not.
+    /// The conversation does not fit: so many of the oldest turns would have to be left out, and may not.
     Full(usize),
-    /// So many of the oldest messages are left out.
+    /// So many of the oldest turns are left out.
     LeftOut(usize),
     /// There is no answer.
     Failed(String),
@@ -388,10 +388,9 @@ impl Desk {
         let asked_to_stop = || self.stopped.load(Ordering::SeqCst) >= ask.id;
         let Ready { engine, session, template, sampler, kv, .. } = ready;
         let context = session.context();
-        let stay = 1 + usize::from(ask.go_on);
         let encode = |kept: &[Message]| encode(engine, template, kept, ask.go_on);
         let ((mut prompt, begun, opened), left_out) =
-            chat::within(&ask.messages, context, stay, encode, |(prompt, ..)| prompt.len())?;
+            chat::within(&ask.turns, context, encode, |(prompt, ..)| prompt.len())?;
         // An answer that fills the context by itself goes on from its end.
         if ask.go_on && ask.may_leave_out && begun < context / 2 && prompt.len() >= context {
             let n = prompt.len() - context / 2;
@@ -452,7 +451,7 @@ fn encode(
     go_on: bool,
 ) -> Result<(Vec<u32>, usize, bool), String> {
     let (said, begun) = messages.split_at(messages.len() - usize::from(go_on));
-    let mut ids = chat::encode(&e.tokenizer, template, &alternating(said), true).map_err(|e| e.to_string())?;
+    let mut ids = chat::encode(&e.tokenizer, template, said, true).map_err(|e| e.to_string())?;
     let before = ids.len();
     let end: Vec<u8> = ids[ids.len().saturating_sub(6)..].iter().flat_map(|&i| e.tokenizer.piece(i).to_vec()).collect();
     let opened = end.trim_ascii_end().ends_with(b"<think>");
@@ -462,18 +461,6 @@ fn encode(
         ids.extend(e.tokenizer.encode(content.as_bytes(), false, false).map_err(|e| e.to_string())?);
     }
     Ok((ids, before, opened))
-}
-
-/// Questions that follow one another, the first being without an answer, as one: many templates refuse two.
-fn alternating(messages: &[Message]) -> Vec<Message> {
-    let mut out: Vec<Message> = Vec::with_capacity(messages.len());
-    for m in messages {
-        match out.last_mut().filter(|l| l.role == m.role) {
-            Some(last) => last.content = format!("{}\n\n{}", last.content, m.content),
-            None => out.push(m.clone()),
-        }
-    }
-    out
 }
 
 /// Tokens of a forward pass after which a stop is still prompt: a large model reads fewer at a time.

@@ -105,7 +105,7 @@ fn asked(effects: &[Effect]) -> Option<&Ask> {
 }
 
 fn said(a: &Ask) -> Vec<&str> {
-    a.messages.iter().map(|m| m.content.as_str()).collect()
+    a.turns.iter().map(|m| m.content.as_str()).collect()
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn files_come_in_before_they_are_sent() {
     a.write("hello @ada");
     assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Read("ada".into())]);
     let effects = a.hear(Msg::File("ada".into(), Err(NoText::Missing("ada: no such file".into()))));
-    assert_eq!(asked(&effects).unwrap().messages.last().unwrap().content, "hello @ada");
+    assert_eq!(asked(&effects).unwrap().turns.last().unwrap().content, "hello @ada");
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn a_file_that_is_no_text_is_not_sent_unseen() {
         assert!(asked(&a.hear(Msg::File(word.into(), Err(error)))).is_none(), "{word}");
         assert!(a.screen().contains(said), "{}", a.screen());
         let effects = a.press(KeyCode::Enter, NONE);
-        assert_eq!(asked(&effects).unwrap().messages[0].content, format!("read @{word}"));
+        assert_eq!(asked(&effects).unwrap().turns[0].content, format!("read @{word}"));
     }
     // What the context cannot hold is known before it is sent.
     let mut a = app((80, 24));
@@ -463,7 +463,7 @@ fn a_system_prompt_goes_with_the_next_question() {
     a.answer("a", Some(End::Eog));
     a.write("/system Be long.");
     a.press(KeyCode::Enter, NONE);
-    assert_eq!(said(asked(&a.ask_for("r")).unwrap()), ["Be long.", "q", "a", "r"]);
+    assert_eq!(said(asked(&a.ask_for("r")).unwrap()), ["Be brief.", "q", "a", "Be long.", "r"]);
 }
 
 #[test]
