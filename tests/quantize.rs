@@ -165,6 +165,34 @@ fn what_cannot_be_done_leaves_nothing() {
 }
 
 #[test]
+fn no_part_of_the_output_takes_the_place_of_what_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (from, to) = (path("from.gguf"), path("s.gguf"));
+    model(Path::new(&from), None);
+    quantize(&[&from, &to, "COPY", "--split-max-size", "300000"]).assert().success();
+    let parts = || {
+        let all = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+        let mut all: Vec<_> = all.filter(|p| p.to_string_lossy().contains("s-0000")).collect();
+        all.sort();
+        all.into_iter().map(|p| (p.clone(), fs::read(p).unwrap())).collect::<Vec<_>>()
+    };
+    let before = parts();
+    assert!(before.len() > 1);
+    let first = before[0].0.to_str().unwrap();
+    fs::rename(&from, path("s.gguf.partial")).unwrap();
+    for args in [
+        [first, &to, "Q8_0", "--keep-split", "--allow-requantize"], // parts of the same names
+        [&path("s.gguf.partial"), &to, "Q8_0", "--pure", "--allow-requantize"], // the name until the end
+    ] {
+        let out = quantize(&args).assert().failure().get_output().clone();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains("is what is read, expected another file"), "{args:?}: {said}");
+        assert!(parts() == before && Path::new(&path("s.gguf.partial")).exists(), "{args:?}: the source is another");
+    }
+}
+
+#[test]
 fn a_dry_run_tells_the_size_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();

@@ -2,7 +2,7 @@
 
 use super::interrupt::interruptible;
 use crate::convert;
-use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
+use crate::gguf::{Gguf, MetadataValue, Value, parse_override, partial};
 use crate::quantize::importance::Importance;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;
@@ -236,10 +236,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         eprintln!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
     }
     if !a.dry_run {
-        let same =
-            |p: &PathBuf| p.canonicalize().ok().is_some_and(|p| target.output.canonicalize().is_ok_and(|o| o == p));
-        if g.files().iter().chain(&a.imatrix).any(same) {
-            bail!("{}: is what is read, expected another file", target.output.display());
+        let read: Vec<PathBuf> = g.files().iter().chain(&a.imatrix).chain(&a.tensor_type_file).cloned().collect();
+        if let Some(file) = overwritten(&files, &read) {
+            bail!("{}: is what is read, expected another file", file.display());
         }
         let stop = interruptible()?;
         let bar = bar(g.tensors().iter().map(|t| t.n_bytes()).sum());
@@ -268,6 +267,13 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     }
     let name = target.mix.map_or("COPY", |m| m.name);
     print(&a, name, &steps, &errors, &files, start.elapsed().as_secs_f64())
+}
+
+/// What is written in the place of something that is read: a part of the output, or what it is called until it is whole.
+fn overwritten(files: &[(PathBuf, u64)], read: &[PathBuf]) -> Option<PathBuf> {
+    let read: Vec<PathBuf> = read.iter().filter_map(|p| p.canonicalize().ok()).collect();
+    let mut written = files.iter().flat_map(|(file, _)| [file.clone(), partial(file)]);
+    written.find(|p| p.canonicalize().is_ok_and(|p| read.contains(&p)))
 }
 
 /// Ends the program as clap does where words are wrong.
