@@ -215,7 +215,8 @@ fn parts(g: &Source, o: &Options) -> Parts {
 }
 
 /// Writes the quantized model to `out`. `watch` is told of every step, and `go_on` asked now and then: where it says no,
-/// what is whole is kept beside `out` for a later run with [`Options::resume`]. After any other error nothing is left.
+/// what is whole is kept beside `out` for a later run with [`Options::resume`], as it is where all is whole and cannot be given
+/// its name. After any other error nothing is left.
 pub fn write(
     g: &Source,
     steps: &[Step<'_>],
@@ -268,7 +269,15 @@ pub fn write(
         }
     }
     journal.stop()?;
-    Ok(w.finish()?)
+    // The first part is the last to get its name.
+    let first = w.paths().next().map(partial);
+    match w.finish() {
+        Err(e) if first.is_some_and(|p| p.exists()) => {
+            journal.keep(steps.len())?;
+            Err(e.into())
+        }
+        done => Ok(done?),
+    }
 }
 
 /// The output's keys and values in llama-quantize's order: the source's, what is made, what was asked for, importance.

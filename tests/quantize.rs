@@ -331,6 +331,43 @@ fn what_was_stopped_is_gone_on_with() {
 }
 
 #[test]
+fn what_cannot_be_given_its_name_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (from, to, whole) = (path("from.gguf"), path("to.gguf"), path("whole.gguf"));
+    many_tensors(&from);
+    let arg = |p: &Path| p.to_str().unwrap().to_string();
+    quantize(&[&arg(&from), &arg(&whole), "Q8_0"]).assert().success();
+    // A folder is told of at once, also where nothing would be written.
+    fs::create_dir(&to).unwrap();
+    for dry in [&[][..], &["--dry-run"]] {
+        let out = quantize(&[&[arg(&from).as_str(), &arg(&to), "Q8_0"], dry].concat())
+            .assert()
+            .failure()
+            .get_output()
+            .clone();
+        assert!(String::from_utf8_lossy(&out.stderr).contains("is a folder, expected the name of a file"));
+    }
+    fs::remove_dir(&to).unwrap();
+    // One that comes later keeps the file from its name, not from the disk.
+    let (mut child, said) = stuck(&from, &to, &[]);
+    fs::create_dir(&to).unwrap();
+    let last = said.lines().map(|l| l.unwrap()).last().unwrap();
+    assert!(
+        last.contains("to.gguf: rename: ") && last.contains("is whole, in ") && last.ends_with("to.gguf.partial"),
+        "{last}"
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(fs::read(path("to.gguf.partial")).unwrap() == fs::read(&whole).unwrap());
+    fs::remove_dir(&to).unwrap();
+    let out = quantize(&[&arg(&from), &arg(&to), "Q8_0", "--resume"]).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && said.contains("1500 of 1500 tensors are there already"), "{said}");
+    assert!(fs::read(&to).unwrap() == fs::read(&whole).unwrap());
+    assert!(!path("to.gguf.partial").exists() && !path("to.gguf.partial.json").exists());
+}
+
+#[test]
 fn tensors_are_given_formats_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from.gguf"), dir.path().join("to.gguf"));

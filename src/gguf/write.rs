@@ -173,7 +173,11 @@ impl GgufWriter {
             };
             Part { path, temp: None, tensors }
         };
-        let parts = ranges.into_iter().enumerate().map(part).collect();
+        let parts: Vec<Part> = ranges.into_iter().enumerate().map(part).collect();
+        // Told now: at the end of the work the file could not be given its name.
+        if let Some(p) = parts.iter().find(|p| p.path.is_dir()) {
+            return Err(Blame(&p.path).at("create", "is a folder, expected the name of a file"));
+        }
         Ok(GgufWriter {
             path: path.to_path_buf(),
             metadata,
@@ -299,16 +303,22 @@ impl GgufWriter {
         Ok(())
     }
 
-    /// Renames what was written to its names, in one piece each, and returns them.
+    /// Renames what was written to its names, in one piece each, and returns them. What cannot be renamed stays under the
+    /// name that it has, which the error tells: it is whole, and may be the work of hours.
     pub fn finish(mut self) -> Result<Vec<PathBuf>, GgufError> {
         if let Some(t) = self.due() {
             let problem = format!("the last bytes given: {} of {}", self.given, self.sizes[self.next]);
             return Err(Blame(&self.path).at(field(t), problem));
         }
         // The first last, which is the one that people name.
-        for p in self.parts.iter().rev() {
-            let temp = p.temp.as_deref().unwrap_or(&p.path);
-            fs::rename(temp, &p.path).map_err(|e| Blame(&p.path).at("rename", e))?;
+        for p in self.parts.iter_mut().rev() {
+            let Some(temp) = p.temp.take() else { continue };
+            if let Err(e) = fs::rename(&temp, &p.path) {
+                let e =
+                    Blame(&p.path).at("rename", format_args!("{e}; what was written is whole, in {}", temp.display()));
+                self.parts.iter_mut().for_each(|p| p.temp = None);
+                return Err(e);
+            }
         }
         sync_folder(&self.path).map_err(|e| Blame(&self.path).at("sync of the folder", e))?;
         Ok(std::mem::take(&mut self.parts).into_iter().map(|p| p.path).collect())
