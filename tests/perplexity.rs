@@ -380,6 +380,30 @@ fn a_killed_run_goes_on_and_ends_with_the_same_digits() {
 }
 
 #[test]
+fn a_base_file_that_gets_no_name_does_not_cost_the_run() {
+    let b = Bench::new();
+    let args = ["-f", "text", "-c", "128", "-b", "128", "--kl-divergence-base", "base"];
+    let want = b.succeeds(&args);
+    let want_base = fs::read(b.path("base")).unwrap();
+    fs::remove_file(b.path("base")).unwrap();
+    let mut command = b.command(&args);
+    let mut child = command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|l| l.contains("seconds per pass")), "it ended too early");
+    fs::create_dir(b.path("base")).unwrap();
+    let last = lines.last().unwrap();
+    assert!(child.wait().unwrap().code() == Some(1) && last.contains("base: rename: "), "{last}");
+    // In the way at the beginning, it is told of at once.
+    let (_, err, code) = b.ends(&[&args[..], &["--resume"]].concat());
+    assert!(code == Some(1) && err.contains("base: create: is a directory"), "{err}");
+    fs::remove_dir(b.path("base")).unwrap();
+    let (out, err, code) = b.ends(&[&args[..], &["--resume"]].concat());
+    assert!(code == Some(0) && err.contains("resuming behind "), "{err}");
+    assert!(out == want && fs::read(b.path("base")).unwrap() == want_base, "{out}");
+    assert_eq!(fs::read_dir(b.path("cache/perplexity")).unwrap().count(), 0);
+}
+
+#[test]
 fn windows_score_their_last_tokens() {
     let b = Bench::new();
     let args = ["-f", "text", "-c", "96", "--ppl-stride", "32", "--chunks", "2", "--json"];

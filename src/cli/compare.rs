@@ -126,6 +126,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         let title = format!("divergence from {}", label(&models[0]));
         write(path, svg(&title, &points).as_bytes()).with_context(|| path.display().to_string())?;
     }
+    run.done()?;
     match a.output {
         Form::Md => {
             let table = markdown(&models);

@@ -67,6 +67,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
             Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         },
     )?;
+    run.done()?;
     if a.json {
         let mut result = json!({"model": e.gguf.path(), "base": path, "compact": layout.top, "n_ctx": context,
             "chunks": each.len(), "seconds": run.progress.seconds(), "each_chunk": each});

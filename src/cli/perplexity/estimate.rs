@@ -72,6 +72,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         },
     )?;
     writer.map_or(Ok(()), BaseWriter::finish)?;
+    run.done()?;
     let seconds = run.progress.seconds();
     if a.json {
         let result = serde_json::json!({

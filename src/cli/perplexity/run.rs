@@ -60,7 +60,7 @@ impl Run {
     }
 
     /// Computes every group that is not yet there (`compute`: first unit, how many; a record for each) and tells every
-    /// unit's record in order; `tell` may stop it. Nothing is kept of a run that is done.
+    /// unit's record in order; `tell` may stop it. What was computed is kept until [`Run::done`].
     pub fn drive(
         &mut self,
         mut compute: impl FnMut(usize, usize) -> anyhow::Result<Vec<Vec<f64>>>,
@@ -88,9 +88,12 @@ impl Run {
             }
             self.progress.done(told);
         }
-        self.progress.finish()?;
-        self.state.remove()?;
-        Ok(())
+        Ok(self.progress.finish()?)
+    }
+
+    /// Nothing is kept of a run that is done: when all that it writes has its name.
+    pub fn done(&self) -> anyhow::Result<()> {
+        Ok(self.state.remove()?)
     }
 
     fn save(&mut self, records: Vec<Vec<f64>>) {

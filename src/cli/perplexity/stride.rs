@@ -44,6 +44,7 @@ pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
             Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         },
     )?;
+    run.done()?;
     if a.json {
         let result = serde_json::json!({
             "model": e.gguf.path(), "file": a.file, "n_ctx": window, "stride": stride, "windows": each.len(),

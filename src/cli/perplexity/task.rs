@@ -88,6 +88,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
             Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         },
     )?;
+    run.done()?;
     let (p, chance) = (tally.accuracy(), tally.chance());
     let (error, (from, to)) = (tally.error(p), tally.interval());
     if a.json {
