@@ -11,7 +11,9 @@
 
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions, UncheckedAdvice};
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+#[cfg(target_os = "linux")]
+use std::io::Read;
+use std::io::{self, ErrorKind};
 use std::ops::{Deref, Range};
 #[cfg(target_os = "linux")]
 use std::os::fd::IntoRawFd;
@@ -355,13 +357,11 @@ impl Mapping {
                 let problem = format!("{found} bytes, expected {}: it was cut short while in use", self.map.len());
                 return Err(io::Error::new(ErrorKind::UnexpectedEof, problem));
             }
-            let (mut file, mut left) = (&self.file, range.len() as u64);
-            file.seek(SeekFrom::Start(range.start as u64))?;
-            let mut buffer = vec![0; 1 << 20];
-            while left > 0 {
-                let n = left.min(buffer.len() as u64);
-                file.read_exact(&mut buffer[..n as usize])?;
-                left -= n;
+            // Each read says where: several threads read parts of the file at once, and its position is one for all.
+            let mut buffer = vec![0; range.len().min(1 << 20)];
+            for at in range.clone().step_by(1 << 20) {
+                let n = (range.end - at).min(buffer.len());
+                self.file.read_exact_at(&mut buffer[..n], at as u64)?;
             }
             Ok(())
         };
@@ -416,6 +416,26 @@ mod tests {
         whole.slice(0..50_000).populate().unwrap();
         let e = whole.slice(40_000..80_000).populate().unwrap_err();
         assert_eq!(e.to_string(), "50000 bytes, expected 100000: it was cut short while in use");
+    }
+
+    #[test]
+    fn several_threads_read_parts_of_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, vec![7u8; 5 << 20]).unwrap();
+        let whole = Bytes::map(&path).unwrap();
+        let Source::Mapped(m) = &whole.source else { panic!("a mapping") };
+        // As `populate` reads where the system does not know how to bring pages in.
+        std::thread::scope(|s| {
+            for i in 0..8 {
+                s.spawn(move || {
+                    for _ in 0..50 {
+                        let e = m.read_error(&(i * 512 << 10..5 << 20));
+                        assert!(e.is_none(), "{e:?}");
+                    }
+                });
+            }
+        });
     }
 
     /// Kilobytes of this process that a line of /proc/self/status tells.
