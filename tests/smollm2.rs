@@ -133,6 +133,10 @@ fn batches_of_any_size_and_reused_caches_agree() {
     assert!(s.forward(&Batch::of(&tokens[..4], 0, 2)).is_err(), "a sequence too many");
     assert!(s.forward(&Batch::of(&[u32::MAX], 0, 0)).is_err(), "no such token");
     assert!(s.forward(&Batch::of(&tokens[..129], 0, 0)).is_err(), "past the context");
+    // Sizes that no arithmetic holds are refused, not wrapped.
+    for (context, sequences) in [(usize::MAX, 1), (usize::MAX - 15, 1), (1 << 63, 2), (1 << 31, 1 << 31)] {
+        assert!(e.session(&SessionOptions { context, sequences, ..o }).is_err(), "{context} x {sequences}");
+    }
 }
 
 #[test]

@@ -110,6 +110,16 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
 }
 
 #[test]
+fn a_context_of_nothing_is_the_model_s() {
+    for (context, says) in [(&["-c", "0"][..], "| ctx 8192\n"), (&[], "| ctx 8192\n"), (&["-c", "64"], "| ctx 64\n")] {
+        let args = [&["run", "-p", "The capital of France is", "-n", "1", "--temp", "0"], context].concat();
+        let (out, err, code) = ends(&mut oxcart(&args));
+        assert_eq!((out.as_str(), code), ("The capital of France is Paris\n", Some(0)), "{err}");
+        assert!(err.contains(says), "{context:?}: {err}");
+    }
+}
+
+#[test]
 fn weights_come_into_memory_and_workers_to_processors_in_many_ways() {
     let run = |more: &[&str]| {
         let mut args = vec!["run", "-p", "The capital of France is", "-n", "8", "--temp", "0"];
@@ -210,6 +220,9 @@ fn failures_are_one_line_and_have_their_status() {
         (&["run", "-m", "no-such-model", "-p", "x"], 1, "no-such-model"),
         (&["run", "-p", "x", "--isa", "avx3"], 1, "--isa: unknown instruction set"),
         (&["run", "-p", "x", "-c", "1"], 1, "the prompt has 1 tokens, the context 1"),
+        (&["run", "-p", "x", "-c", "18446744073709551615"], 2, "expected 0 (the model's own) to 2^31"),
+        (&["chat", "-p", "x", "-c", "2147483649"], 2, "expected 0 (the model's own) to 2^31"),
+        (&["inspect", "x", "-c", "-1"], 2, "unexpected argument"),
         (&["run", "-p", "x", "-t", "0"], 1, "--threads 0"),
         (&["run", "-p", "x", "--top-p", "2"], 2, "--top-p"),
         (&["run", "-p", "x", "-ctk", "q9"], 2, "expected f16, bf16 or q8_0"),

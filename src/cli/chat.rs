@@ -37,8 +37,8 @@ pub struct Args {
     /// Tokens of an answer, at most
     #[arg(short = 'n', long, visible_alias = "predict", value_name = "N", allow_negative_numbers = true)]
     n_predict: Option<i64>,
-    /// Tokens of context [default: what the model was trained for]
-    #[arg(short, long, value_name = "N")]
+    /// Tokens of context; 0: what the model was trained for [default: config.toml's, or that]
+    #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
     /// Print the figures of every answer, with --line
     #[arg(long)]
@@ -96,7 +96,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
         opening: Opening {
             engine: a.engine.options()?,
             session: a.session.options(0, 1),
-            context: a.ctx_size.or(config.ctx_size),
+            context: a.ctx_size.or(config.ctx_size).filter(|&n| n > 0),
             template,
             describe: facts,
             kv_limit: if keep { config.kv_cache_bytes() } else { 0 },
@@ -118,7 +118,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
 fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> anyhow::Result<()> {
     let file = file.map(|p| Conversation::open(&p)).transpose()?;
     let e = a.engine.open_aside()?;
-    let context = a.ctx_size.or(config.ctx_size).unwrap_or(e.model.config.n_context);
+    let context = a.ctx_size.or(config.ctx_size).filter(|&n| n > 0).unwrap_or(e.model.config.n_context);
     let mut session = session(&e, &a.session.options(context, 1))?;
     let template = match &a.chat_template_file {
         Some(f) => {

@@ -111,6 +111,11 @@ pub fn kv_type(s: &str) -> Result<KvType, String> {
     KvType::ALL.into_iter().find(|t| t.name() == s).ok_or_else(|| "expected f16, bf16 or q8_0".into())
 }
 
+/// Tokens of context; 0 for what the model was trained for, as llama.cpp has it.
+pub fn context(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|n| (0..=1 << 31).contains(n)).ok_or_else(|| "expected 0 (the model's own) to 2^31".into())
+}
+
 /// Bytes: a number, with K, M or G behind it for powers of 1024.
 fn memory(s: &str) -> Result<u64, String> {
     let (digits, shift) = match s.as_bytes().last().map(u8::to_ascii_uppercase) {

@@ -32,9 +32,9 @@ pub struct Args {
     /// Show the value of this key alone, in full; may be repeated
     #[arg(long, value_name = "KEY", conflicts_with_all = ["metadata", "tensors", "summary"])]
     key: Vec<String>,
-    /// Tokens for which memory is told [default: 4096, or what the model was trained for if that is less]
-    #[arg(short, long, value_name = "N")]
-    ctx_size: Option<u64>,
+    /// Tokens for which memory is told; 0: what the model was trained for [default: that, but 4096 at most]
+    #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
+    ctx_size: Option<usize>,
     #[command(flatten)]
     session: SessionArgs,
     /// Print one JSON object
@@ -152,10 +152,7 @@ fn totals(g: &Gguf) -> (u64, u64) {
 /// Memory at the context asked for; `None` for files without a model in them.
 fn memory(a: &Args, g: &Gguf) -> anyhow::Result<Option<Needs>> {
     let Some(geo) = Geometry::of(g)? else { return Ok(None) };
-    let context = a.ctx_size.unwrap_or_else(|| geo.trained().unwrap_or(4096).min(4096));
-    if context == 0 {
-        bail!("--ctx-size 0: expected at least 1");
-    }
+    let context = geo.context(a.ctx_size.map(|n| n as u64));
     let session = a.session.options(usize::try_from(context)?, 1);
     match Needs::of(&geo, totals(g).1, context, &session) {
         None => bail!("{}: memory at a context of {context}: more than 2^64 bytes", a.file.display()),

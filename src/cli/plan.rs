@@ -17,9 +17,9 @@ pub struct Args {
     /// A GGUF file, or a name of the catalogue, NAME[:QUANT]; nothing is fetched [default: SmolLM2-135M-Instruct]
     #[arg(value_name = "MODEL")]
     model: Option<String>,
-    /// Tokens of context [default: 4096, or what the model was trained for if that is less]
-    #[arg(short, long, value_name = "N")]
-    ctx_size: Option<u64>,
+    /// Tokens of context; 0: what the model was trained for [default: that, but 4096 at most]
+    #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
+    ctx_size: Option<usize>,
     #[command(flatten)]
     session: SessionArgs,
     /// Worker threads [default: all processors available]
@@ -89,10 +89,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         bail!("--threads {threads}: expected 1 to 4096");
     }
     let subject = Subject::find(a.model.as_deref())?;
-    let context = a.ctx_size.unwrap_or_else(|| subject.geometry.trained().unwrap_or(4096).min(4096));
-    if context == 0 {
-        bail!("--ctx-size 0: expected at least 1");
-    }
+    let context = subject.geometry.context(a.ctx_size.map(|n| n as u64));
     let needs = subject.needs(context, &a.session)?;
     let machine = Machine::here();
     let fit = Fit::of(&needs, &machine);

@@ -36,8 +36,8 @@ pub struct Args {
     /// Generate at most N tokens [default: until the model ends or the context is full]
     #[arg(short = 'n', long, visible_alias = "predict", value_name = "N", allow_negative_numbers = true)]
     n_predict: Option<i64>,
-    /// Tokens of context [default: what the model was trained for]
-    #[arg(short, long, value_name = "N")]
+    /// Tokens of context; 0: what the model was trained for, as without it
+    #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
     /// When the context is full, forget half of it and go on, the text that is left moved up; otherwise generation ends
     #[arg(long)]
@@ -67,7 +67,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         }
     };
     let e = a.engine.open()?;
-    let context = a.ctx_size.unwrap_or(e.model.config.n_context);
+    let context = a.ctx_size.filter(|&n| n > 0).unwrap_or(e.model.config.n_context);
     let mut s = session(&e, &a.session.options(context, 1))?;
     eprintln!("{}", facts(&e, context));
     let prompt = if a.chat {

@@ -29,14 +29,11 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `capacity` positions of each of `n_seqs` sequences.
     pub fn new(c: &Config, n_seqs: usize, capacity: usize, k_type: KvType, v_type: KvType) -> io::Result<KvCache> {
-        let capacity = capacity.next_multiple_of(BLOCK);
+        let too_large = || io::Error::new(io::ErrorKind::OutOfMemory, "the KV cache is larger than the address space");
+        let capacity = capacity.checked_next_multiple_of(BLOCK).ok_or_else(too_large)?;
         let bytes = |t: KvType| {
-            [c.n_layers, n_seqs, c.n_kv_heads, capacity, t.row_bytes(c.head_dim)]
-                .into_iter()
-                .try_fold(1usize, |n, m| n.checked_mul(m))
-                .ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::OutOfMemory, "the KV cache is larger than the address space")
-                })
+            let sizes = [c.n_layers, n_seqs, c.n_kv_heads, capacity, t.row_bytes(c.head_dim)];
+            sizes.into_iter().try_fold(1usize, |n, m| n.checked_mul(m)).ok_or_else(too_large)
         };
         Ok(KvCache {
             k: Shared::sparse(bytes(k_type)?)?,

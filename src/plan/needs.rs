@@ -51,7 +51,7 @@ impl Geometry {
         };
         let key_len = g.uint(&key("attention.key_length"))?.unwrap_or(dim / heads);
         Ok(Some(Geometry {
-            trained: g.uint(&key("context_length"))?,
+            trained: g.uint(&key("context_length"))?.filter(|&n| n > 0),
             layers_kv_heads,
             key_len,
             value_len: g.uint(&key("attention.value_length"))?.unwrap_or(key_len),
@@ -81,9 +81,15 @@ impl Geometry {
         }
     }
 
-    /// Tokens that the model was trained for.
-    pub fn trained(&self) -> Option<u64> {
-        self.trained
+    /// Tokens of context: those asked for; where that is 0, what the model was trained for; without a wish no more than
+    /// 4096 of it.
+    pub fn context(&self, asked: Option<u64>) -> u64 {
+        let trained = self.trained.unwrap_or(4096);
+        match asked {
+            None => trained.min(4096),
+            Some(0) => trained,
+            Some(n) => n,
+        }
     }
 }
 
@@ -183,6 +189,24 @@ mod tests {
         let m = Needs::of(&geo, 0, 32768, &args(KvType::Q8_0)).unwrap();
         assert_eq!(m.kv_cache_per_token, 327_680 * 17 / 32);
         assert!(Needs::of(&geo, 0, u64::MAX, &args(KvType::F16)).is_none());
+    }
+
+    #[test]
+    fn a_context_is_asked_for_or_the_model_s() {
+        let geo = |trained| Geometry {
+            trained,
+            layers_kv_heads: vec![],
+            key_len: 1,
+            value_len: 1,
+            heads: 1,
+            dim: 1,
+            ffn: 1,
+            vocab: 1,
+        };
+        let of = |trained| [None, Some(0), Some(9000)].map(|asked| geo(trained).context(asked));
+        assert_eq!(of(Some(32768)), [4096, 32768, 9000]);
+        assert_eq!(of(Some(512)), [512, 512, 9000]);
+        assert_eq!(of(None), [4096, 4096, 9000]);
     }
 
     #[test]
