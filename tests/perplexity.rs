@@ -355,7 +355,7 @@ fn a_killed_run_goes_on_and_ends_with_the_same_digits() {
         &["-f", "text", "-c", "64", "-b", "256", "-ub", "48", "--ppl-output-type", "1", "--chunks", "12"],
         &["--kl-divergence", "--kl-divergence-base", "base", "-b", "128"],
         &["-f", "text", "-c", "64", "--ppl-stride", "48", "--chunks", "4"],
-        &["-f", "hs", "--hellaswag", "-b", "32"],
+        &["-f", "hs", "--hellaswag", "--hellaswag-tasks", "0", "-b", "32"],
         &["-f", "mc", "--multiple-choice", "-b", "32"],
     ];
     for args in runs {

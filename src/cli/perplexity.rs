@@ -71,7 +71,7 @@ pub struct Args {
     /// HellaSwag: llama.cpp's text file, or JSONL
     #[arg(long, requires = "file")]
     hellaswag: bool,
-    /// Questions of HellaSwag
+    /// Questions of HellaSwag; 0: all
     #[arg(long, value_name = "N", default_value_t = 400)]
     hellaswag_tasks: usize,
     /// Winogrande: llama.cpp's CSV, or JSONL

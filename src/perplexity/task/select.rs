@@ -2,7 +2,7 @@
 
 use rand_mt::Mt;
 
-/// `n` of `all` as for HellaSwag: drawn without putting back, in the order drawn; all of them where `n` is larger. Numbers
+/// `n` of `all` as for HellaSwag: drawn without putting back, in the order drawn; all of them where `n` is 0 or larger. Numbers
 /// below a bound are drawn as libstdc++'s `uniform_int_distribution` does (Lemire, arXiv 1805.10941).
 pub fn drawn(all: usize, n: usize) -> Vec<usize> {
     let mut rng = Mt::new(1);
@@ -17,7 +17,8 @@ pub fn drawn(all: usize, n: usize) -> Vec<usize> {
         }
         (product >> 32) as usize
     };
-    (0..n.min(all)).map(|_| left.remove(below(left.len() as u32))).collect()
+    let n = if n == 0 { all } else { n.min(all) };
+    (0..n).map(|_| left.remove(below(left.len() as u32))).collect()
 }
 
 /// `n` of `all` as for Winogrande and multiple choice: drawn, the last one taking the place of each; all of them in their
@@ -41,8 +42,8 @@ mod tests {
     #[test]
     fn every_question_is_drawn_once() {
         for all in [1, 2, 7, 400] {
-            for pick in [drawn, sampled] {
-                let mut got = pick(all, all);
+            for (pick, n) in [(drawn as fn(_, _) -> _, all), (drawn, 0), (sampled, all), (sampled, 0)] {
+                let mut got: Vec<usize> = pick(all, n);
                 got.sort_unstable();
                 assert_eq!(got, (0..all).collect::<Vec<_>>());
             }
