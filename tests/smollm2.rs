@@ -42,7 +42,9 @@ fn logits(e: &Arc<Engine>, tokens: &[u32], o: &SessionOptions) -> Vec<Vec<f32>> 
     (0..).zip(tokens).for_each(|(i, &t)| batch.push(t, i, 0, true));
     let rows = Mutex::new(vec![Vec::new(); tokens.len()]);
     e.session(o).unwrap().forward_each(&batch, &|i, row| rows.lock().unwrap()[i] = row.to_vec()).unwrap();
-    rows.into_inner().unwrap()
+    let rows = rows.into_inner().unwrap();
+    assert!(rows.iter().all(|r| r.len() == e.model.config.n_vocab), "every token's row came, and all of it");
+    rows
 }
 
 /// Where few logits are wanted, the last layer goes on with those tokens alone.
@@ -58,6 +60,7 @@ fn logits_do_not_depend_on_which_others_are_wanted() {
         let rows = Mutex::new(vec![Vec::new(); wanted.len()]);
         e.session(&o).unwrap().forward_each(&batch, &|i, row| rows.lock().unwrap()[i] = row.to_vec()).unwrap();
         for (&t, row) in wanted.iter().zip(rows.into_inner().unwrap()) {
+            assert_eq!(row.len(), all[t].len(), "token {t} of {wanted:?}: no row, or not all of it");
             let off = row.iter().zip(&all[t]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             // Sums of few columns are added up in another order; a byte of an activation may round differently.
             assert!(off < 0.05, "token {t} of {wanted:?}: off by {off}");
@@ -118,7 +121,8 @@ fn batches_of_any_size_and_reused_caches_agree() {
     let tokens = e.tokenizer.encode(text().as_bytes(), true, false).unwrap();
     let o = SessionOptions { context: 128, sequences: 2, ..SessionOptions::default() };
     let want = e.session(&o).unwrap().forward(&Batch::of(&tokens[..60], 0, 0)).unwrap();
-    let near = |got: &[f32]| got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-2);
+    assert_eq!(want.len(), e.model.config.n_vocab);
+    let near = |got: &[f32]| got.len() == want.len() && got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-2);
     for ubatch in [1, 7, 32] {
         let mut s = e.session(&SessionOptions { ubatch, ..o }).unwrap();
         assert!(near(&s.forward(&Batch::of(&tokens[..60], 0, 0)).unwrap()), "ubatch {ubatch}");
