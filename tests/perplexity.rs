@@ -375,8 +375,13 @@ fn a_killed_run_goes_on_and_ends_with_the_same_digits() {
         let left = fs::read_dir(b.path("cache/perplexity")).unwrap().count();
         assert_eq!(left, 0, "nothing is left of a run that is done");
     }
-    let (_, err, code) = b.ends(&[runs[0], &["--resume", "--chunks", "2"]].concat());
-    assert!(code == Some(0) && err.contains("nothing to resume"), "{err}");
+    // Half against one reference and half against another would be no figure: the same text, the same path, other rows.
+    kill_early(b.command(runs[2]));
+    b.succeeds(&[runs[0], &["-ctk", "q8_0"]].concat());
+    for args in [&[runs[2], &["--resume"]].concat(), &[runs[0], &["--resume", "--chunks", "2"]].concat()] {
+        let (_, err, code) = b.ends(args);
+        assert!(code == Some(0) && err.contains("nothing to resume"), "{args:?}: {err}");
+    }
 }
 
 #[test]

@@ -234,10 +234,21 @@ impl Base {
         PerplexityError::Base { file: self.path.clone(), field: field.into(), problem }
     }
 
-    /// Reads a row, counted from the first of the file.
-    pub fn row(&self, row: usize) -> Result<Row, PerplexityError> {
+    /// The bytes of its first and its last row, by which it is told from one that another model wrote.
+    pub fn ends(&self) -> Result<Vec<u8>, PerplexityError> {
+        let last = self.layout.n_chunk * rows(self.layout.n_ctx) - 1;
+        Ok([self.row_bytes(0)?, self.row_bytes(last)?].concat())
+    }
+
+    fn row_bytes(&self, row: usize) -> Result<Vec<u8>, PerplexityError> {
         let mut bytes = vec![0; self.layout.row_bytes()];
         self.file.read_exact_at(&mut bytes, self.layout.row_at(row)).map_err(io_error(&self.path, "read"))?;
+        Ok(bytes)
+    }
+
+    /// Reads a row, counted from the first of the file.
+    pub fn row(&self, row: usize) -> Result<Row, PerplexityError> {
+        let bytes = self.row_bytes(row)?;
         let row = match self.layout.top {
             None => Row::full(&bytes, self.layout.n_vocab),
             Some(k) => Row::top(&bytes, k, self.layout.n_vocab),

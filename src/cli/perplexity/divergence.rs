@@ -35,6 +35,8 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let tokens = &base.tokens()[..n * context];
     let mut key = a.key(&e, "kl-divergence");
     key.add_tokens(tokens);
+    // Another reference's, of the same text, may stand at the same path by now.
+    key.add(base.ends()?);
     key.add(format!("{layout:?} {}", path.display()));
     let mut run = a.start(&key, "chunk", n, group)?;
     let batch = a.batch_size.min(group * context);
