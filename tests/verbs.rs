@@ -110,6 +110,22 @@ fn text_goes_to_stdout_and_figures_to_stderr() {
 }
 
 #[test]
+fn what_is_only_looked_at_has_a_name_too() {
+    let path = oxcart::catalog::default_model().expect("the default model can be fetched");
+    let path = path.to_str().expect("UTF-8");
+    for before in [&["inspect", "--summary", "--json"][..], &["tokenize", "--ids", "-p", "The cart", "-m"]] {
+        let by = |model: &str| {
+            let (out, err, code) = ends(&mut oxcart(&[before, &[model]].concat()));
+            assert_eq!(code, Some(0), "{before:?} {model}: {err}");
+            out
+        };
+        assert_eq!(by("SmolLM2-135M-Instruct"), by(path), "{before:?}");
+        let (_, err, code) = ends(&mut oxcart(&[before, &["no-such-model"]].concat()));
+        assert!(code == Some(1) && err.contains("no-such-model"), "{before:?}: {err}");
+    }
+}
+
+#[test]
 fn a_context_of_nothing_is_the_model_s() {
     for (context, says) in [(&["-c", "0"][..], "| ctx 8192\n"), (&[], "| ctx 8192\n"), (&["-c", "64"], "| ctx 64\n")] {
         let args = [&["run", "-p", "The capital of France is", "-n", "1", "--temp", "0"], context].concat();

@@ -14,6 +14,7 @@ use oxcart_quant::isa::IsaError;
 use oxcart_quant::{Format, Isa, Kernels};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Which model, and how it computes.
@@ -126,6 +127,18 @@ fn memory(s: &str) -> Result<u64, String> {
     };
     let n = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
     n.ok_or_else(|| "expected a number of bytes, as 18G, 500M or 0".into())
+}
+
+/// The file that a path or a name of the catalogue means; what is not here is not fetched, as it is only looked at.
+pub fn file_here(name_or_path: &str) -> anyhow::Result<PathBuf> {
+    let path = Path::new(name_or_path);
+    // What looks like a file and is none is told of by who opens it.
+    if path.exists() || name_or_path.ends_with(".gguf") {
+        return Ok(path.to_path_buf());
+    }
+    let (model, file) = catalog::find(Some(name_or_path), None)?;
+    let first = model.local(file)?.and_then(|here| here.parts.into_iter().next());
+    first.with_context(|| format!("{name_or_path}: not on this machine; oxcart pull {name_or_path} fetches it"))
 }
 
 /// The kernels that `--isa` names.

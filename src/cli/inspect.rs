@@ -1,7 +1,7 @@
 //! `oxcart inspect`: what a GGUF holds, and what memory it needs. Works on every architecture and on every type of ggml,
 //! also on those that oxcart does not run.
 
-use super::engine::SessionArgs;
+use super::engine::{SessionArgs, file_here};
 use crate::gguf::{Gguf, MetadataValue, TensorKind, Value, one_line};
 use crate::plan::{Geometry, Needs};
 use anyhow::{Context, bail};
@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
 
 /// How many elements of an array the JSON has, where it is not asked for by name.
 const FIRST: usize = 6;
@@ -17,9 +16,9 @@ const FIRST: usize = 6;
 /// What to show of which file.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A GGUF file (any part of a split one)
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// A GGUF file (any part of a split one), or a name of the catalogue, NAME[:QUANT]; nothing is fetched
+    #[arg(value_name = "MODEL")]
+    model: String,
     /// Show the metadata
     #[arg(long)]
     metadata: bool,
@@ -43,7 +42,7 @@ pub struct Args {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    let g = Gguf::open(&a.file)?;
+    let g = Gguf::open(&file_here(&a.model)?)?;
     // First, so that nothing is printed of a file whose numbers are refused.
     let memory = if a.key.is_empty() && sections(&a)[2] { memory(&a, &g)? } else { None };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -62,7 +61,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
 fn values(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
     let mut object = serde_json::Map::new();
     for key in &a.key {
-        let v = g.value(key).with_context(|| format!("{}: {key}: missing", a.file.display()))?;
+        let v = g.value(key).with_context(|| format!("{}: {key}: missing", g.path().display()))?;
         if a.json {
             object.insert(key.clone(), value_json(v, usize::MAX));
             continue;
@@ -155,7 +154,7 @@ fn memory(a: &Args, g: &Gguf) -> anyhow::Result<Option<Needs>> {
     let context = geo.context(a.ctx_size.map(|n| n as u64));
     let session = a.session.options(usize::try_from(context)?, 1);
     match Needs::of(&geo, totals(g).1, context, &session) {
-        None => bail!("{}: memory at a context of {context}: more than 2^64 bytes", a.file.display()),
+        None => bail!("{}: memory at a context of {context}: more than 2^64 bytes", g.path().display()),
         needs => Ok(needs),
     }
 }
@@ -169,7 +168,7 @@ fn sections(a: &Args) -> [bool; 3] {
 fn whole(a: &Args, g: &Gguf, memory: Option<Needs>) -> serde_json::Value {
     let [metadata, tensors, summary] = sections(a);
     let mut o = json!({
-        "file": a.file, "parts": g.parts(), "version": g.version(), "alignment": g.alignment(),
+        "file": g.path(), "parts": g.parts(), "version": g.version(), "alignment": g.alignment(),
         "file_bytes": g.file_size(),
     });
     if metadata {
@@ -260,7 +259,7 @@ fn count(n: u64) -> String {
 fn text(a: &Args, g: &Gguf, memory: Option<Needs>, out: &mut impl Write) -> std::io::Result<()> {
     let [metadata, tensors, summary] = sections(a);
     let files = if g.parts().len() > 1 { format!(", {} files", g.parts().len()) } else { String::new() };
-    let file = one_line(&a.file.display().to_string(), usize::MAX);
+    let file = one_line(&g.path().display().to_string(), usize::MAX);
     writeln!(out, "{file}: GGUF version {}, {}{files}", g.version(), size(g.file_size()))?;
     if metadata {
         writeln!(out, "\nmetadata: {} keys", g.metadata().count())?;

@@ -1,5 +1,6 @@
 //! `oxcart tokenize`: the token ids of a text.
 
+use super::engine::file_here;
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
 use anyhow::Context;
@@ -9,9 +10,9 @@ use std::path::PathBuf;
 /// Flags as llama-tokenize has them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model file; its vocabulary is enough
-    #[arg(short, long, value_name = "FILE")]
-    model: PathBuf,
+    /// A GGUF file, whose vocabulary is enough, or a name of the catalogue, NAME[:QUANT]; nothing is fetched
+    #[arg(short, long, value_name = "MODEL")]
+    model: String,
     /// The text itself
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
@@ -39,11 +40,11 @@ pub struct Args {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    let mut g = Gguf::open(&a.model)?;
+    let mut g = Gguf::open(&file_here(&a.model)?)?;
     for spec in &a.override_kv {
         g.override_kv(spec)?;
     }
-    let t = Tokenizer::from_gguf(&g).with_context(|| a.model.display().to_string())?;
+    let t = Tokenizer::from_gguf(&g).with_context(|| g.path().display().to_string())?;
     t.notes().iter().for_each(|n| eprintln!("{n}"));
     let text = match (&a.prompt, &a.file) {
         (Some(p), _) => p.clone().into_bytes(),
