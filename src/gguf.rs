@@ -21,8 +21,7 @@ pub use gguf_rs_lib::format::{GGUFValueType, MetadataArray, MetadataValue};
 pub use kind::{ForeignKind, TensorKind};
 pub(crate) use values::one_line;
 pub use values::{Numbers, Strings, Value};
-pub use write::{GgufWriter, NewTensor, Parts, Unfinished, partial};
-pub(crate) use write::{create_beside, sync_folder};
+pub use write::{GgufWriter, NewTensor, Parts, Unfinished};
 
 use crate::mmap::Bytes;
 use oxcart_quant::Format;

@@ -16,6 +16,7 @@
 //! the cache stores them, and whether the arithmetic is exact. Which instruction set computed them is left out: all are
 //! within rounding of one another.
 
+use crate::disk;
 use crate::engine::Session;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -393,7 +394,7 @@ impl KvStore {
         if own > self.limit {
             return Err(format!("the KV cache needs {}, the limit is {}", gib(own), gib(self.limit)));
         }
-        let dir = self.path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = disk::folder(&self.path);
         let mut others = files(dir);
         others.retain(|f| f.path.file_name() != self.path.file_name());
         let mut total: u64 = own + others.iter().map(|f| f.bytes).sum::<u64>();
@@ -409,11 +410,10 @@ impl KvStore {
             return Err(format!("KV caches in use take {}, the limit is {}", gib(total), gib(self.limit)));
         }
         // A system that does not tell is not asked again.
-        if let Ok(s) = rustix::fs::fstatvfs(&self.file) {
-            let free = s.f_bavail.saturating_mul(s.f_frsize);
-            if free < needs.saturating_add(LEAVE_FREE) {
-                return Err(format!("{} are free on the disk, {} must stay so", gib(free), gib(LEAVE_FREE)));
-            }
+        if let Ok(free) = disk::free_space(dir)
+            && free < needs.saturating_add(LEAVE_FREE)
+        {
+            return Err(format!("{} are free on the disk, {} must stay so", gib(free), gib(LEAVE_FREE)));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 //! Imports point left only: [`model`] never sees text, [`tokenizer`] never sees a matrix, the crate `oxcart-quant` never
 //! sees a file. Only [`generate`] joins session, sampler and tokenizer. The verbs in [`cli`] are leaves.
 //!
-//! * [`mmap`], [`gguf`]: files as mapped bytes, metadata and tensor views;
+//! * [`disk`], [`mmap`], [`gguf`]: files that appear whole, files as mapped bytes, metadata and tensor views;
 //! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
 //! * [`load`], [`placement`]: weights in memory before they are used, and kept there; workers on processors;
@@ -31,6 +31,7 @@ pub mod chat;
 pub mod cli;
 pub mod config;
 pub mod convert;
+pub mod disk;
 pub mod engine;
 pub mod generate;
 pub mod gguf;

@@ -9,14 +9,13 @@
 //! * [`base`], [`row`]: a reference model's predictions in a file; [`divergence`], [`report`]: another's distance from them;
 //! * [`compare`], [`plot`]: several models on one text;
 //! * [`task`]: HellaSwag, Winogrande, multiple choice;
-//! * [`state`]: long runs that are cut off and go on; [`publish`]: files that appear whole.
+//! * [`state`]: long runs that are cut off and go on.
 
 pub mod base;
 pub mod chunk;
 pub mod compare;
 pub mod divergence;
 pub mod plot;
-pub mod publish;
 pub mod report;
 pub mod row;
 mod score;

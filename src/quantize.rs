@@ -16,7 +16,8 @@ pub mod recipe;
 mod resume;
 pub mod source;
 
-use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, Parts, TensorKind, Unfinished, Value, partial};
+use crate::disk::{folder, free_space, partial};
+use crate::gguf::{GgufError, GgufWriter, MetadataValue, NewTensor, Parts, TensorKind, Unfinished, Value};
 use importance::Importance;
 use oxcart_quant::{Format, Quantizer};
 use recipe::{Mix, RecipeError, Wishes};
@@ -326,10 +327,9 @@ impl Options {
 
 /// Refuses what the disk has no room for. What another run left is gone on with or replaced, so its bytes are there.
 fn enough_space(out: &Path, files: &[(PathBuf, u64)]) -> Result<(), QuantizeError> {
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder(out);
     // A folder that cannot be asked is told of by the writer.
-    let Ok(s) = rustix::fs::statvfs(folder) else { return Ok(()) };
-    let free = s.f_bavail.saturating_mul(s.f_frsize);
+    let Ok(free) = free_space(folder) else { return Ok(()) };
     let needed = files.iter().fold(0u64, |n, (file, size)| {
         n.saturating_add(size.saturating_sub(std::fs::metadata(partial(file)).map_or(0, |m| m.len())))
     });

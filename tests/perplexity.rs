@@ -400,7 +400,7 @@ fn a_base_file_that_gets_no_name_does_not_cost_the_run() {
     assert!(child.wait().unwrap().code() == Some(1) && last.contains("base: rename: "), "{last}");
     // In the way at the beginning, it is told of at once.
     let (_, err, code) = b.ends(&[&args[..], &["--resume"]].concat());
-    assert!(code == Some(1) && err.contains("base: create: is a directory"), "{err}");
+    assert!(code == Some(1) && err.contains("base: create: is a folder"), "{err}");
     fs::remove_dir(b.path("base")).unwrap();
     let (out, err, code) = b.ends(&[&args[..], &["--resume"]].concat());
     assert!(code == Some(0) && err.contains("resuming behind "), "{err}");

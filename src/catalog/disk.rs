@@ -1,6 +1,7 @@
 //! The cache folder, locks, checksums and the space that is left.
 
 use super::{CatalogError, Result, io_error};
+use crate::disk;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek};
@@ -51,8 +52,7 @@ pub(super) fn lock(path: &Path, what: &str) -> Result<File> {
 
 /// Refuses to begin what the disk has no room for.
 pub(super) fn check_space(dir: &Path, needed: u64) -> Result<()> {
-    let s = rustix::fs::statvfs(dir).map_err(|e| io_error(dir)(e.into()))?;
-    let free = s.f_bavail.saturating_mul(s.f_frsize);
+    let free = disk::free_space(dir).map_err(io_error(dir))?;
     if free < needed {
         return Err(CatalogError::Space { dir: dir.to_path_buf(), free, needed });
     }
@@ -61,13 +61,7 @@ pub(super) fn check_space(dir: &Path, needed: u64) -> Result<()> {
 
 /// Makes a finished file durable and gives it its name.
 pub(super) fn publish(file: &File, from: &Path, to: &Path) -> Result<()> {
-    file.sync_all().map_err(io_error(from))?;
-    fs::rename(from, to).map_err(io_error(to))?;
-    if let Some(dir) = to.parent() {
-        // The name is durable only when its folder is.
-        File::open(dir).and_then(|d| d.sync_all()).map_err(io_error(dir))?;
-    }
-    Ok(())
+    disk::publish(file, from, to).map_err(io_error(to))
 }
 
 /// 64 lower-case hex digits.

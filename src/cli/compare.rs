@@ -3,10 +3,10 @@
 use super::engine::{EngineArgs, SessionArgs, facts};
 use super::perplexity::run::Run;
 use super::perplexity::{check_memory, tokens};
+use crate::disk;
 use crate::engine::Session;
 use crate::perplexity::compare::{Contender, add, group, kept_bytes};
 use crate::perplexity::plot::{Point, svg};
-use crate::perplexity::publish::write;
 use crate::perplexity::state::Key;
 use crate::perplexity::{chunks, report};
 use anyhow::{Context, bail};
@@ -79,6 +79,10 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if a.batch_size == 0 || a.session.ubatch_size == 0 {
         bail!("--batch-size and --ubatch-size: expected at least 1");
     }
+    if let Some(plot) = &a.plot {
+        // Now, not after the work.
+        disk::check_name(plot).with_context(|| plot.display().to_string())?;
+    }
     let name = a.file.display().to_string();
     let bytes = std::fs::read(&a.file).with_context(|| name.clone())?;
     let mut models: Vec<Contender> = Vec::new();
@@ -124,7 +128,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         };
         let points: Vec<Point> = models[1..].iter().map(point).collect();
         let title = format!("divergence from {}", label(&models[0]));
-        write(path, svg(&title, &points).as_bytes()).with_context(|| path.display().to_string())?;
+        disk::write(path, svg(&title, &points).as_bytes()).with_context(|| path.display().to_string())?;
     }
     run.done()?;
     match a.output {

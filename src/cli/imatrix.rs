@@ -2,6 +2,7 @@
 
 use super::engine::{EngineArgs, SessionArgs, facts};
 use super::interrupt::interruptible;
+use crate::disk;
 use crate::imatrix::collect::{self, Collector};
 use crate::imatrix::statistics::Statistics;
 use crate::imatrix::{FileFormat, Imatrix};
@@ -79,6 +80,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if a.show_statistics {
         return show_statistics(&a);
     }
+    // Now, not after the first chunks.
+    disk::check_name(&a.output).with_context(|| a.output.display().to_string())?;
     let mut known = Imatrix { chunk_size: a.ctx_size, ..Imatrix::default() };
     for file in &a.in_file {
         let m = Imatrix::read(file)?;

@@ -2,7 +2,8 @@
 
 use super::interrupt::interruptible;
 use crate::convert;
-use crate::gguf::{Gguf, MetadataValue, Value, parse_override, partial};
+use crate::disk::partial;
+use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
 use crate::quantize::importance::Importance;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;

@@ -8,6 +8,7 @@
 //! sort the metadata, and do not pad the last tensor, which ggml reads with its padding.
 
 use super::{Blame, GgufError, TensorKind, Value, one_line};
+use crate::disk::{check_name, create_beside, partial, sync_folder};
 use gguf_rs_lib::format::{self, GGUFHeader, GGUFValueType, MetadataValue};
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
@@ -175,8 +176,8 @@ impl GgufWriter {
         };
         let parts: Vec<Part> = ranges.into_iter().enumerate().map(part).collect();
         // Told now: at the end of the work the file could not be given its name.
-        if let Some(p) = parts.iter().find(|p| p.path.is_dir()) {
-            return Err(Blame(&p.path).at("create", "is a folder, expected the name of a file"));
+        for p in &parts {
+            check_name(&p.path).map_err(|e| Blame(&p.path).at("create", e))?;
         }
         Ok(GgufWriter {
             path: path.to_path_buf(),
@@ -411,28 +412,6 @@ impl Drop for GgufWriter {
     }
 }
 
-/// Creates a file of a name that nobody has yet, `NAME.PID-N.partial`: never through a link, nor over the file of another
-/// run, though process ids come again.
-pub(crate) fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
-    let mut n = 0;
-    loop {
-        let mut temp = path.as_os_str().to_owned();
-        temp.push(format!(".{}-{n}.partial", std::process::id()));
-        match File::options().write(true).create_new(true).open(&temp) {
-            Ok(file) => return Ok((file, temp.into())),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < 1000 => n += 1,
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-/// The name of an unfinished file that another run finds.
-pub fn partial(path: &Path) -> PathBuf {
-    let mut temp = path.as_os_str().to_owned();
-    temp.push(".partial");
-    temp.into()
-}
-
 /// Locks a file for this process; the lock ends with the file.
 fn lock(file: &File) -> io::Result<()> {
     match file.try_lock() {
@@ -494,15 +473,6 @@ fn zeros(w: &mut impl Write, mut n: u64) -> io::Result<()> {
         let now = n.min(block.len() as u64);
         w.write_all(&block[..now as usize])?;
         n -= now;
-    }
-    Ok(())
-}
-
-/// Makes the renaming last through a power failure, where the system can.
-pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()?;
     }
     Ok(())
 }

@@ -6,9 +6,8 @@
 //! ```
 
 use super::{Entry, Imatrix, Problem};
-use crate::gguf::{GgufError, create_beside, sync_folder};
-use std::fs;
-use std::io::Write;
+use crate::disk;
+use crate::gguf::GgufError;
 use std::path::Path;
 
 /// Takes a file apart; every length is held against what is left of it.
@@ -78,19 +77,11 @@ pub(super) fn write(m: &Imatrix, path: &Path) -> Result<(), GgufError> {
     number(&mut out, text.len() as u64);
     out.extend(text.as_bytes());
 
-    let fail = |field: &str, e: std::io::Error| GgufError {
+    disk::write(path, &out).map_err(|e| GgufError {
         file: path.to_path_buf(),
-        field: field.to_string(),
+        field: "write".to_string(),
         problem: e.to_string(),
-    };
-    let (mut file, temp) = create_beside(path).map_err(|e| fail("create", e))?;
-    let written = file.write_all(&out).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temp, path));
-    if let Err(e) = written {
-        // There is nothing to add where that fails too.
-        let _ = fs::remove_file(&temp);
-        return Err(fail("write", e));
-    }
-    sync_folder(path).map_err(|e| fail("sync of the folder", e))
+    })
 }
 
 #[cfg(test)]

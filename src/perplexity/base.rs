@@ -9,9 +9,9 @@
 //! The full layout is llama-perplexity's own; the rows are in [`super::row`]. Rows have one size and their place, so they
 //! are written and read where they belong, by any worker, and the file is never in memory.
 
-use super::publish::{partial, publish};
 use super::row::{self, Row};
 use super::{PerplexityError, rows};
+use crate::disk::{check_name, partial, publish};
 use oxcart_quant::f32ops::Ops;
 use std::fs::File;
 use std::io::{self, Write};
@@ -74,14 +74,6 @@ fn io_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Perple
     move |error| PerplexityError::Io { file: path.to_path_buf(), what, error }
 }
 
-/// A folder in the place of the file would be told of by the rename at the end, after all the work.
-fn check_name(path: &Path) -> Result<(), PerplexityError> {
-    if path.is_dir() {
-        return Err(io_error(path, "create")(io::ErrorKind::IsADirectory.into()));
-    }
-    Ok(())
-}
-
 /// A base file being written: `FILE.partial` until [`BaseWriter::finish`].
 pub struct BaseWriter {
     file: File,
@@ -93,7 +85,7 @@ impl BaseWriter {
     /// Begins the file. `tokens` are all chunks' tokens, as the text has them.
     pub fn create(path: &Path, layout: Layout, tokens: &[u32]) -> Result<BaseWriter, PerplexityError> {
         assert_eq!(tokens.len(), layout.n_chunk * layout.n_ctx);
-        check_name(path)?;
+        check_name(path).map_err(io_error(path, "create"))?;
         let temp = partial(path);
         let mut file = File::create(&temp).map_err(io_error(&temp, "create"))?;
         file.write_all(&layout.head(tokens)).map_err(io_error(&temp, "write"))?;
@@ -102,7 +94,7 @@ impl BaseWriter {
 
     /// Continues a file that was begun for the same text and layout.
     pub fn resume(path: &Path, layout: Layout, tokens: &[u32]) -> Result<BaseWriter, PerplexityError> {
-        check_name(path)?;
+        check_name(path).map_err(io_error(path, "create"))?;
         let temp = partial(path);
         let file = File::options().read(true).write(true).open(&temp).map_err(io_error(&temp, "open"))?;
         let want = layout.head(tokens);

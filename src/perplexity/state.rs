@@ -8,7 +8,7 @@
 //! resumed run ends with the same digits. The key says of which run they are.
 
 use super::PerplexityError;
-use super::publish::write;
+use crate::disk::write;
 use crate::gguf::Gguf;
 use sha2::{Digest, Sha256};
 use std::io;

@@ -5,6 +5,7 @@
 //! the system never has gigabytes of it to write at once.
 
 use super::QuantizeError;
+use crate::disk;
 use crate::gguf::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -43,12 +44,9 @@ struct Note {
     tensors: usize, // whole ones
 }
 
-/// Writes the note in one piece.
+/// Writes the note in one piece, which lasts as the tensors do that it counts.
 fn save(path: &Path, note: &Note) -> io::Result<()> {
-    let mut temp = path.as_os_str().to_owned();
-    temp.push(".new");
-    fs::write(&temp, serde_json::to_vec(note)?)?;
-    fs::rename(&temp, path)
+    disk::write(path, &serde_json::to_vec(note)?)
 }
 
 /// Notes how many tensors are whole. Dropped between [`Journal::begin`] and [`Journal::keep`], it leaves nothing.

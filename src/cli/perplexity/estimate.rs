@@ -2,6 +2,7 @@
 
 use super::Args;
 use crate::cli::engine::facts;
+use crate::disk::{folder, free_space};
 use crate::engine::Engine;
 use crate::perplexity::base::{BaseWriter, Layout};
 use crate::perplexity::{Score, chunk, chunks, nll, row, rows};
@@ -101,9 +102,8 @@ fn layout(a: &Args, e: &Engine, n_ctx: usize, n_chunk: usize) -> anyhow::Result<
 /// Refuses to begin a file that the disk has no room for.
 fn check_space(path: &Path, layout: &Layout) -> anyhow::Result<()> {
     let needed = layout.file_bytes().unwrap_or(u64::MAX);
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let s = rustix::fs::statvfs(dir).with_context(|| dir.display().to_string())?;
-    let free = s.f_bavail.saturating_mul(s.f_frsize);
+    let dir = folder(path);
+    let free = free_space(dir).with_context(|| dir.display().to_string())?;
     if free < needed {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
         bail!(

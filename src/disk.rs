@@ -1,0 +1,117 @@
+//! Files that appear whole or not at all: written under another name, synced, renamed. And the space that a disk has left.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The folder of a file.
+pub fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The name of an unfinished file that another run finds: `NAME.partial`, in the same folder.
+pub fn partial(path: &Path) -> PathBuf {
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(".partial");
+    temp.into()
+}
+
+/// Refuses a path that no file can be renamed to, before the work whose end that is; and what is no file, as a device: it
+/// would not be written but replaced.
+pub fn check_name(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(m) if m.is_file() => Ok(()),
+        Ok(m) => {
+            let what = if m.is_dir() { "a folder" } else { "no regular file" };
+            Err(io::Error::other(format!("is {what}, expected the name of a file")))
+        }
+        Err(_) => fs::metadata(folder(path)).map(|_| ()),
+    }
+}
+
+/// Creates a file of a name that nobody has yet, `NAME.PID-N.partial`: never through a link, nor over the file of another
+/// run, though process ids come again.
+pub fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
+    let mut n = 0;
+    loop {
+        let mut temp = path.as_os_str().to_owned();
+        temp.push(format!(".{}-{n}.partial", std::process::id()));
+        match File::options().write(true).create_new(true).open(&temp) {
+            Ok(file) => return Ok((file, temp.into())),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < 1000 => n += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Makes a finished file durable and gives it its name.
+pub fn publish(file: &File, from: &Path, to: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    fs::rename(from, to)?;
+    sync_folder(to)
+}
+
+/// Makes the renaming to a path last through a power failure: a name is durable only when its folder is.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(folder(path))?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Writes a file of these bytes. One that fails leaves nothing, and an older file as it was.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temp = partial(path);
+    // What a killed run left; never through a link.
+    match fs::remove_file(&temp) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).open(&temp)?;
+    let written = file.write_all(bytes).and_then(|()| publish(&file, &temp, path));
+    if written.is_err() {
+        // There is nothing to add where that fails too.
+        let _ = fs::remove_file(&temp);
+    }
+    written
+}
+
+/// Bytes that are free where a file or folder is.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let s = rustix::fs::statvfs(path)?;
+    Ok(s.f_bavail.saturating_mul(s.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_whole_or_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        for text in ["first", "second"] {
+            // A link in the place of the unfinished file is not followed.
+            std::os::unix::fs::symlink(dir.path().join("other"), partial(&path)).unwrap();
+            write(&path, text.as_bytes()).unwrap();
+            assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names()), (text, 1));
+        }
+        let (_, beside) = create_beside(&path).unwrap();
+        assert_ne!(create_beside(&path).unwrap().1, beside);
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        let before = names();
+        assert!(write(&dir.path().join("folder"), b"x").is_err() && names() == before, "nothing is left");
+    }
+
+    #[test]
+    fn names_that_no_file_can_have_are_known_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |path: &Path| check_name(path).map_err(|e| e.to_string());
+        assert_eq!(told(&dir.path().join("new")), Ok(()));
+        assert_eq!(told(Path::new("no-such-file")), Ok(()));
+        assert_eq!(told(dir.path()), Err("is a folder, expected the name of a file".into()));
+        assert_eq!(told(Path::new("/dev/null")), Err("is no regular file, expected the name of a file".into()));
+        assert_eq!(told(&dir.path().join("no/x")), Err("No such file or directory (os error 2)".into()));
+    }
+}
