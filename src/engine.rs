@@ -452,6 +452,17 @@ impl Session {
         self.tokens[seq].truncate(len);
     }
 
+    /// Begins a sequence anew with a chunk of a text, which is added to `batch`: with BOS in the place of its first token
+    /// where the model wants one, as llama.cpp feeds chunks. `wanted` tells the positions whose logits are asked for.
+    pub fn begin_chunk(&mut self, batch: &mut Batch, seq: usize, chunk: &[u32], wanted: impl Fn(usize) -> bool) {
+        self.truncate(seq, 0);
+        let tokenizer = &self.engine.tokenizer;
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        for (i, &t) in chunk.iter().enumerate() {
+            batch.push(if i == 0 { bos.unwrap_or(t) } else { t }, i as u32, seq as u32, wanted(i));
+        }
+    }
+
     /// The tokens of a sequence.
     pub fn tokens(&self, seq: usize) -> &[u32] {
         &self.tokens[seq]

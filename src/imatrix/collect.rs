@@ -119,14 +119,9 @@ impl Site {
 /// Reads `count` chunks from chunk `first` on, each its own sequence, without asking for logits.
 pub fn read(s: &mut Session, tokens: &[u32], first: usize, count: usize) -> Result<(), EngineError> {
     let context = s.context();
-    let bos = s.engine().tokenizer.bos().filter(|_| s.engine().tokenizer.add_bos());
     let mut batch = Batch::default();
     for c in 0..count {
-        s.truncate(c, 0);
-        let chunk = &tokens[(first + c) * context..(first + c + 1) * context];
-        for (i, &t) in chunk.iter().enumerate() {
-            batch.push(if i == 0 { bos.unwrap_or(t) } else { t }, i as u32, c as u32, false);
-        }
+        s.begin_chunk(&mut batch, c, &tokens[(first + c) * context..][..context], |_| false);
     }
     s.forward_each(&batch, &|_, _| ())
 }

@@ -29,19 +29,13 @@ pub fn feed(
     count: usize,
     row: &(dyn Fn(usize, u32, &[f32]) + Sync),
 ) -> Result<(), EngineError> {
-    let bos = s.engine().tokenizer.bos().filter(|_| s.engine().tokenizer.add_bos());
+    let scored = |i: usize| i >= context / 2 && i + 1 < context;
     let mut batch = Batch::default();
     let mut next = Vec::with_capacity(count * rows(context)); // the token that each row of logits predicts
     for c in 0..count {
         let chunk = &tokens[(first + c) * context..(first + c + 1) * context];
-        s.truncate(c, 0);
-        for (i, &t) in chunk.iter().enumerate() {
-            let scored = i >= context / 2 && i + 1 < context;
-            batch.push(if i == 0 { bos.unwrap_or(t) } else { t }, i as u32, c as u32, scored);
-            if scored {
-                next.push(chunk[i + 1]);
-            }
-        }
+        s.begin_chunk(&mut batch, c, chunk, scored);
+        next.extend((0..context).filter(|&i| scored(i)).map(|i| chunk[i + 1]));
     }
     s.forward_each(&batch, &|i, logits| row(i, next[i], logits))
 }
