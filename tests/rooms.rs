@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("perplexity", &["disk", "engine", "gguf", "model", "tokenizer"]),
     ("plan", &["catalog", "engine", "gguf", "machine", "model"]),
     ("bench", &["engine", "model", "plan"]),
-    ("tui", &["catalog", "chat", "config", "engine", "generate", "kv_store", "sample"]),
+    ("tui", &["catalog", "chat", "config", "engine", "generate", "kv_store", "machine", "sample"]),
     (
         "cli",
         &[

@@ -9,6 +9,7 @@ mod task;
 
 use super::engine::{EngineArgs, SessionArgs};
 use crate::engine::{Engine, Session, SessionOptions};
+use crate::machine::Machine;
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -191,7 +192,7 @@ pub(super) fn tokens(e: &Engine, bytes: &[u8]) -> anyhow::Result<Vec<u32>> {
 
 /// Refuses to begin what there is no memory for: `needed` bytes beside the models, which the system may drop and read again.
 pub(super) fn check_memory(models: &[&Arc<Engine>], needed: u64) -> anyhow::Result<()> {
-    let Some(free) = available_memory() else { return Ok(()) };
+    let Some(free) = Machine::here().available else { return Ok(()) };
     let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
     if needed > free {
         bail!("memory: {:.2} GiB needed beside the model, {:.2} GiB available", gib(needed), gib(free));
@@ -203,11 +204,4 @@ pub(super) fn check_memory(models: &[&Arc<Engine>], needed: u64) -> anyhow::Resu
         eprintln!("memory: {files:.2} GiB of weights, {free:.2} GiB available: they are read again for every batch");
     }
     Ok(())
-}
-
-/// Bytes that the system could give; none where it does not tell.
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }

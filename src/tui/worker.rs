@@ -9,6 +9,7 @@ use crate::chat::{self, Message, Template};
 use crate::engine::{Engine, EngineOptions, Session, SessionOptions};
 use crate::generate::{End, Event as Heard, generate_with};
 use crate::kv_store::{self, KvStore};
+use crate::machine::Machine;
 use crate::sample::{SampleParams, Sampler};
 use std::hint::black_box;
 use std::ops::ControlFlow;
@@ -312,7 +313,7 @@ impl Desk {
         let matrices = e.model.weights.matrices();
         let of = matrices.iter().map(|m| m.len() as u64).sum();
         let there = !matrices.iter().any(|m| m.is_mapped());
-        if there || e.stream().is_some() || super::memory::available().is_none_or(|free| of > free) {
+        if there || e.stream().is_some() || Machine::here().available.is_none_or(|free| of > free) {
             self.say(Event::Loading(1, 1));
             return None;
         }
