@@ -119,6 +119,36 @@ fn parts_of_a_text_join_to_the_whole() {
     }
 }
 
+#[test]
+fn a_text_is_read_as_for_its_perplexity() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (txt, out) = (path("t.txt"), path("out.gguf"));
+    // One token short of another chunk: the line break at its end, which is no part of it, would make it one.
+    let (e, mut text) = (engine(1), text());
+    text.truncate(600);
+    let count = |text: &str| e.tokenizer.encode(text.as_bytes(), true, false).unwrap().len();
+    while count(&text) % CONTEXT != CONTEXT - 1 {
+        text += " cart";
+    }
+    std::fs::write(&txt, text.clone() + "\n").unwrap();
+    assert_eq!(count(&(text.clone() + "\n")) % CONTEXT, 0);
+    let args = ["imatrix", "-f", &txt, "-c", "32", "--no-ppl", "-o", &out];
+    oxcart(&args).assert().success();
+    assert_eq!(Imatrix::read(Path::new(&out)).unwrap().chunks as usize, count(&text) / CONTEXT);
+    for (bytes, says) in
+        [(&b"a line\n\x7fELF\0\0"[..], "t.txt: line 2: a zero byte"), (b"na\xefve\n", "t.txt: line 1: not UTF-8")]
+    {
+        std::fs::write(&txt, bytes).unwrap();
+        let out = oxcart(&args).assert().failure().get_output().clone();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains(says), "{said}");
+    }
+    // What the output cannot be called is told before anything is read.
+    let o = oxcart(&["imatrix", "-f", "missing", "-o", dir.path().to_str().unwrap()]).assert().failure();
+    assert!(String::from_utf8_lossy(&o.get_output().stderr).contains("is a folder, expected the name of a file"));
+}
+
 /// A model of two layers with two experts each, in F32, and importance for it. Returns the weights of the experts.
 fn model(path: &Path) -> (Vec<f32>, Imatrix) {
     let number = |n: u32| Value::from(MetadataValue::U32(n));

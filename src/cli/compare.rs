@@ -91,7 +91,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         let (threads, isa) = (a.threads, a.isa.clone());
         let e = EngineArgs { model: Some(model.clone()), threads, isa, ..EngineArgs::default() }.open()?;
         eprintln!("{}", facts(&e, a.ctx_size));
-        let encoded = tokens(&e, &bytes).with_context(|| name.clone())?;
+        let encoded = tokens("compare", &e, &bytes, false).with_context(|| name.clone())?;
         if let Some(first) = models.first() {
             let (n, found) = (first.engine().model.config.n_vocab, e.model.config.n_vocab);
             if n != found {

@@ -2,6 +2,7 @@
 
 use super::engine::{EngineArgs, SessionArgs, facts};
 use super::interrupt::interruptible;
+use super::perplexity::tokens;
 use crate::disk;
 use crate::imatrix::collect::{self, Collector};
 use crate::imatrix::statistics::Statistics;
@@ -155,7 +156,7 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     let e = a.engine.open()?;
     let bytes = std::fs::read(text).with_context(|| text.display().to_string())?;
     let context = a.ctx_size as usize;
-    let tokens = e.tokenizer.encode(&bytes, true, a.parse_special).with_context(|| text.display().to_string())?;
+    let tokens = tokens("imatrix", &e, &bytes, a.parse_special).with_context(|| text.display().to_string())?;
     let skip = a.chunk.saturating_mul(context);
     let tokens = tokens.get(skip..).with_context(|| {
         format!("{}: {} tokens, fewer than --chunk {} leaves out", text.display(), tokens.len(), a.chunk)

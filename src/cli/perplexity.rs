@@ -156,7 +156,7 @@ impl Args {
     fn tokens(&self, e: &Engine) -> anyhow::Result<Vec<u32>> {
         let file = self.file.as_ref().map_or(String::new(), |f| f.display().to_string());
         let bytes = self.bytes()?;
-        tokens(e, &bytes).context(file)
+        tokens("perplexity", e, &bytes, false).context(file)
     }
 
     /// A session of so many sequences, if there is memory for it.
@@ -168,8 +168,9 @@ impl Args {
     }
 }
 
-/// A text's tokens; without its last line break, as llama-perplexity reads files.
-pub(super) fn tokens(e: &Engine, bytes: &[u8]) -> anyhow::Result<Vec<u32>> {
+/// The tokens of a text that something is measured on, by `verb`; without its last line break, as llama.cpp's tools read
+/// files. `special`: those that it names (<|im_end|>) are taken as such.
+pub(super) fn tokens(verb: &str, e: &Engine, bytes: &[u8], special: bool) -> anyhow::Result<Vec<u32>> {
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let line = |at: usize| bytes[..at].iter().filter(|&&b| b == b'\n').count() + 1;
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
@@ -179,14 +180,14 @@ pub(super) fn tokens(e: &Engine, bytes: &[u8]) -> anyhow::Result<Vec<u32>> {
         Ok(text) => text.as_bytes(),
         Err(e) if e.error_len().is_some() => bail!("line {}: not UTF-8, expected a text", line(e.valid_up_to())),
         Err(e) => {
-            eprintln!("perplexity: the text ends within a character, which is left out");
+            eprintln!("{verb}: the text ends within a character, which is left out");
             &bytes[..e.valid_up_to()]
         }
     };
     let start = std::time::Instant::now();
-    eprintln!("perplexity: tokenizing the input ..");
-    let tokens = e.tokenizer.encode(bytes, true, false)?;
-    eprintln!("perplexity: tokenization took {:.3} ms", start.elapsed().as_secs_f64() * 1e3);
+    eprintln!("{verb}: tokenizing the input ..");
+    let tokens = e.tokenizer.encode(bytes, true, special)?;
+    eprintln!("{verb}: tokenization took {:.3} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(tokens)
 }
 
