@@ -431,23 +431,23 @@ amx! {
         let row_bytes = cache.v_type.row_bytes(hd);
         let mut rows = cache.v[positions.start * row_bytes..positions.end * row_bytes].chunks_exact(row_bytes);
         for pair in 0..positions.len().div_ceil(32) * ROWS {
-            let tiles = to.iter_mut().skip(pair / ROWS).step_by(CHUNK / 32).map(|t| &mut t.0[pair % ROWS]).enumerate();
+            let tiles = to.iter_mut().skip(pair / ROWS).step_by(CHUNK / 32).map(|t| &mut t.0[pair % ROWS]);
             let none = Avx512(_mm512_setzero_ps());
             // Written out: a closure called by code without the instructions would be called for every vector.
             match (rows.next(), rows.next()) {
                 (Some(even), Some(odd)) => {
-                    for (i, to) in tiles {
+                    for (i, to) in tiles.enumerate() {
                         let (even, odd) = (load_v(cache.v_type, even, hd, i), load_v(cache.v_type, odd, hd, i));
                         put(interleaved(even, odd, order), to);
                     }
                 }
                 (Some(even), None) => {
-                    for (i, to) in tiles {
+                    for (i, to) in tiles.enumerate() {
                         put(interleaved(load_v(cache.v_type, even, hd, i), none, order), to);
                     }
                 }
                 (None, _) => {
-                    for (_, to) in tiles {
+                    for to in tiles {
                         to.fill(0);
                     }
                 }
