@@ -1,21 +1,31 @@
 //! Chat templates: the Jinja that comes with a model, run by minijinja with what Hugging Face's renderer adds to it.
 //!
-//! A template comes from a stranger's file: it gets a budget of steps and of output.
+//! A template comes from a stranger's file: it gets a budget of steps, of output and of nesting, and a stack of its own, as
+//! deep as its length can make the recursion of who reads it. (What it keeps in lists of its own is not counted.)
 
 use super::Message;
 use crate::gguf::{Gguf, GgufError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::value::{Kwargs, Serde, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, Value, context};
 use serde::Serialize;
+use std::error::Error as _;
 use std::io::Write;
 
 /// ChatML, for models without a template.
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-/// The longest template.
-const MOST_SOURCE: usize = 1 << 20;
+/// The longest template. (Those of models with tools have some 20 KB.)
+const MOST_SOURCE: usize = 64 << 10;
+/// Stack for compiling and rendering: 16 KiB for a byte of source, each of which may be a level of an expression. What is not
+/// reached takes no memory.
+const STACK: usize = 1 << 30;
+/// Levels of a value that is written out, and values in it.
+const MOST_LEVELS: usize = 64;
+const MOST_VALUES: usize = 1 << 20;
+/// The longest field that a number in `str.format` may ask for, in digits.
+const MOST_WIDTH: usize = 4;
 /// Steps of a rendering: some thousands of messages, in the templates that work hardest.
 const FUEL: u64 = 1_000_000;
 
@@ -67,19 +77,8 @@ impl Template {
         for mark in ["{% generation %}", "{%- generation %}", "{%- generation -%}", "{% generation -%}"] {
             source = source.replace(mark, "").replace(&mark.replace("generation", "endgeneration"), "");
         }
-        let bad = |e: Error| TemplateError::Source(one_line(&e));
-        let mut env = Environment::new();
-        // The environment outlives its source, and there is one a process.
-        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(bad)?);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_fuel(Some(FUEL));
-        env.set_recursion_limit(64);
-        env.add_filter("tojson", tojson);
-        env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", |format: String| strftime(&format, now()));
-        env.add_template_owned("chat", source).map_err(bad)?;
+        let env =
+            on_a_deep_stack(|| compiled(source)).and_then(|r| r).map_err(|e| TemplateError::Source(one_line(&e)))?;
         Ok(Template { env, bos: bos.to_string(), eos: eos.to_string() })
     }
 
@@ -94,9 +93,75 @@ impl Template {
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        self.env.get_template("chat").map_err(bad)?.render_captured_to(values, &mut out).map_err(bad)?;
+        on_a_deep_stack(|| self.env.get_template("chat")?.render_captured_to(values, &mut out).map(drop))
+            .and_then(|r| r)
+            .map_err(bad)?;
         String::from_utf8(out.text).map_err(|e| TemplateError::Render(e.to_string()))
     }
+}
+
+/// The environment of a template, which is `chat` there.
+fn compiled(source: String) -> Result<Environment<'static>, Error> {
+    let mut env = Environment::new();
+    // The environment outlives its source, and there is one a process.
+    env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    env.set_unknown_method_callback(method);
+    env.set_formatter(|out, state, value| {
+        bounded(value)?;
+        minijinja::escape_formatter(out, state, value)
+    });
+    env.set_fuel(Some(FUEL));
+    env.set_recursion_limit(64);
+    env.add_filter("tojson", tojson);
+    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", |format: String| strftime(&format, now()));
+    env.add_template_owned("chat", source)?;
+    Ok(env)
+}
+
+/// Runs `f` on a thread whose stack the deepest expression of a template fits in.
+fn on_a_deep_stack<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let failed = |what: String| Error::new(ErrorKind::InvalidOperation, what);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("oxcart-template".into()).stack_size(STACK);
+        let thread = thread.spawn_scoped(scope, f).map_err(|e| failed(format!("no stack for it: {e}")))?;
+        thread.join().map_err(|_| failed("the interpreter failed".into()))
+    })
+}
+
+/// Methods of Python's strings, lists and dictionaries.
+fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if name == "format"
+        && value.as_str().is_some_and(|s| s.split(|c: char| !c.is_ascii_digit()).any(|n| n.len() > MOST_WIDTH))
+    {
+        let problem = format!("format: a field of more than {MOST_WIDTH} digits");
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Refuses a value that holds itself, or more than will be written out.
+fn bounded(value: &Value) -> Result<(), Error> {
+    let mut left = vec![(value.clone(), 0)];
+    let mut values = 0;
+    while let Some((value, level)) = left.pop() {
+        values += 1;
+        if level > MOST_LEVELS || values > MOST_VALUES {
+            let problem = format!("a value of more than {MOST_LEVELS} levels or {MOST_VALUES} values");
+            return Err(Error::new(ErrorKind::InvalidOperation, problem));
+        }
+        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain) {
+            continue;
+        }
+        let map = value.kind() != ValueKind::Seq && value.kind() != ValueKind::Iterable;
+        for item in value.try_iter().into_iter().flatten().take(MOST_VALUES) {
+            let inner = if map { value.get_item(&item)? } else { item };
+            left.push((inner, level + 1));
+        }
+    }
+    Ok(())
 }
 
 /// Text up to a length: a template must not fill the memory.
@@ -122,6 +187,7 @@ impl Write for Limited {
 /// JSON as Python's `json.dumps(ensure_ascii=False)` writes it, which models were trained on: spaces after `,` and `:`,
 /// nothing escaped for HTML.
 fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
+    bounded(&value)?;
     let indent: Option<usize> = options.get("indent")?;
     let bad = |e: serde_json::Error| Error::new(ErrorKind::InvalidOperation, e.to_string());
     let value = serde_json::to_value(&value).map_err(bad)?;
@@ -155,8 +221,13 @@ impl serde_json::ser::Formatter for Spaced {
 }
 
 fn one_line(e: &Error) -> String {
-    let text = e.to_string();
-    text.lines().next().unwrap_or_default().trim_end_matches('.').to_string()
+    let mut text = e.to_string();
+    // What went wrong with the output stands behind.
+    if let Some(why) = e.source() {
+        text = format!("{text}: {why}");
+    }
+    let line = text.lines().next().unwrap_or_default().trim_end_matches('.');
+    line.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
 }
 
 /// Days since 1970 and the seconds of the day, in UTC.
@@ -262,9 +333,26 @@ mod tests {
             "{{ 'x' * 1000000000 }}",
             "{% if %}",
             "{{ messages[9].content.strip() }}",
+            "{% set ns = namespace() %}{% set ns.ns = ns %}{{ ns|tojson }}",
+            "{% set ns = namespace() %}{% set ns.ns = ns %}{{ ns }}",
+            "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+            "{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+            "{{ '{:>9999999999}'.format('a') }}",
+            "{{ raise_exception('\u{1b}[2J') }}",
+            &("{{ ".to_string() + &"not ".repeat(16_000) + " }}"),
         ] {
             let e = render(source).expect_err(source).to_string();
-            assert!(e.starts_with("chat template: ") && !e.contains('\n'), "{source}: {e}");
+            assert!(e.starts_with("chat template: ") && !e.contains(char::is_control), "{source}: {e}");
+        }
+        // As deep as the longest can be: whatever comes out, the program goes on.
+        for (first, part, last) in [
+            ("{{ ", "not ", "1 }}"),
+            ("{{ ", "-", "1 }}"),
+            ("{{ 1", "+1", " }}"),
+            ("{{ 1", "|string", " }}"),
+            ("{{ messages", ".a", " }}"),
+        ] {
+            let _ = render(&(first.to_string() + &part.repeat((MOST_SOURCE - 32) / part.len()) + last));
         }
         assert!(
             render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string().contains("roles must")
