@@ -81,7 +81,9 @@ pub struct Bench {
 impl Bench {
     /// Room for a test's tokens.
     pub fn new(e: &Arc<Engine>, test: Test, o: &SessionOptions) -> Result<Bench, EngineError> {
-        let context = test.depth + test.tokens();
+        let context = test.depth.saturating_add(test.tokens());
+        // First, since it is refused where there is no memory for it.
+        let session = e.session(&SessionOptions { context, ..*o })?;
         // Random tokens, the same in every run.
         let (mut state, n) = (1u64, e.model.config.n_vocab as u64);
         let tokens = (0..context)
@@ -90,7 +92,7 @@ impl Bench {
                 ((state >> 33) % n) as u32
             })
             .collect();
-        Ok(Bench { session: e.session(&SessionOptions { context, ..*o })?, tokens })
+        Ok(Bench { session, tokens })
     }
 
     /// Tokens that one reading of the weights serves.

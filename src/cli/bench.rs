@@ -15,22 +15,22 @@ pub struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     /// Tokens of prompts
-    #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_value = "512")]
+    #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = tokens)]
     n_prompt: Vec<usize>,
     /// Tokens to generate
-    #[arg(short = 'n', long, value_name = "N,..", value_delimiter = ',', default_value = "128")]
+    #[arg(short = 'n', long, value_name = "N,..", value_delimiter = ',', default_value = "128", value_parser = tokens)]
     n_gen: Vec<usize>,
     /// A prompt and then generation, timed together
     #[arg(long, visible_alias = "pg", value_name = "PP,TG", value_parser = pair)]
     n_prompt_gen: Vec<(usize, usize)>,
     /// Tokens in the context beforehand
-    #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_value = "0")]
+    #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_value = "0", value_parser = tokens)]
     n_depth: Vec<usize>,
     /// Tokens of a batch: the same as -ub here, accepted for llama-bench's sake
     #[arg(short, long, value_name = "N", default_value_t = 2048)]
     batch_size: usize,
     /// Tokens of a forward pass
-    #[arg(long, visible_alias = "ub", value_name = "N,..", value_delimiter = ',', default_value = "512")]
+    #[arg(long, visible_alias = "ub", value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = tokens)]
     ubatch_size: Vec<usize>,
     /// How the cache stores keys
     #[arg(long, visible_alias = "ctk", value_name = "TYPE,..", value_delimiter = ',', default_value = "f16", value_parser = kv_type)]
@@ -56,7 +56,12 @@ enum Form {
 
 fn pair(s: &str) -> Result<(usize, usize), String> {
     let (p, n) = s.split_once(',').ok_or("expected PP,TG")?;
-    Ok((p.parse().map_err(|_| "expected PP,TG")?, n.parse().map_err(|_| "expected PP,TG")?))
+    Ok((tokens(p)?, tokens(n)?))
+}
+
+/// A number of tokens, such that a few of them together are one, too.
+fn tokens(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|n| (0..=1 << 31).contains(n)).ok_or_else(|| "expected 0 to 2^31 tokens".into())
 }
 
 /// One line of the table: names and values, in order.

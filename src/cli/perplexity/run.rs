@@ -5,6 +5,7 @@ use crate::catalog::cache_dir;
 use crate::cli::progress::Progress;
 use crate::engine::Engine;
 use crate::perplexity::state::{Key, State};
+use anyhow::bail;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,10 @@ impl Run {
         let mut state = State::new(&cache_dir()?.join("perplexity"), key);
         if resume {
             if state.load()? {
+                let found = state.records().len();
+                if found > total {
+                    bail!("{}: {found} {unit}s, expected {total} at most", state.path().display());
+                }
                 eprintln!("perplexity: resuming behind {} of {total} {unit}s", state.records().len());
             } else {
                 eprintln!("perplexity: nothing to resume, starting from the beginning");
