@@ -18,6 +18,7 @@
 //!
 //! Keys are named as the flags are. Every key may be left out; an unknown one, or a value that cannot be, is an error.
 
+use crate::disk;
 use crate::sample::SampleParams;
 use etcetera::BaseStrategy;
 use serde::Deserialize;
@@ -141,7 +142,7 @@ impl Config {
     pub fn load() -> Result<Config, ConfigError> {
         let path = Config::path()?;
         let named = std::env::var_os("OXCART_CONFIG").is_some_and(|p| !p.is_empty());
-        match std::fs::read_to_string(&path) {
+        match disk::read_text(&path, disk::MOST_SETTINGS) {
             Ok(text) => Config::parse(&text, &path),
             Err(e) if e.kind() == io::ErrorKind::NotFound && !named => Ok(Config::default()),
             Err(error) => Err(ConfigError::Io { path, error }),
@@ -156,7 +157,7 @@ impl Config {
             ConfigError::Line {
                 path: path.to_path_buf(),
                 line: line + 1,
-                text: text.lines().nth(line).unwrap_or_default().trim().chars().take(80).collect(),
+                text: shown(text.lines().nth(line).unwrap_or_default()),
                 problem: e.message().replace('\n', ", "),
             }
         })?;
@@ -222,6 +223,11 @@ impl Sampling {
             ..base
         }
     }
+}
+
+/// A line as an error shows it: not all of a long one, and nothing that a terminal would obey.
+fn shown(line: &str) -> String {
+    line.trim().chars().take(80).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]

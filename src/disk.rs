@@ -1,7 +1,8 @@
-//! Files that appear whole or not at all: written under another name, synced, renamed. And the space that a disk has left.
+//! Files that appear whole or not at all: written under another name, synced, renamed. Files that are read whole, if they have
+//! an end. And the space that a disk has left.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The folder of a file.
@@ -76,6 +77,30 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
+/// Bytes of a text that is read whole, at most.
+pub const MOST_TEXT: u64 = 1 << 30;
+/// Bytes of a file of settings or of a template, at most.
+pub const MOST_SETTINGS: u64 = 1 << 20;
+
+/// A file's bytes, `most` of them at most: a device has no end.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > most {
+        true => Err(io::Error::other(format!("more than {most} bytes, expected at most as many"))),
+        false => Ok(bytes),
+    }
+}
+
+/// The same of a file that is a text.
+pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    String::from_utf8(read(path, most)?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let line = e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1;
+        io::Error::new(io::ErrorKind::InvalidData, format!("line {line}: not UTF-8, expected a text"))
+    })
+}
+
 /// Bytes that are free where a file or folder is.
 pub fn free_space(path: &Path) -> io::Result<u64> {
     let s = rustix::fs::statvfs(path)?;
@@ -102,6 +127,19 @@ mod tests {
         fs::create_dir(dir.path().join("folder")).unwrap();
         let before = names();
         assert!(write(&dir.path().join("folder"), b"x").is_err() && names() == before, "nothing is left");
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_read_to_it() {
+        let told = |path: &str, most| read_text(Path::new(path), most).map_err(|e| e.to_string());
+        assert_eq!(told("/dev/zero", 100), Err("more than 100 bytes, expected at most as many".into()));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"one\ntwo").unwrap();
+        assert_eq!(read_text(&path, 7).unwrap(), "one\ntwo");
+        assert!(read_text(&path, 6).is_err());
+        fs::write(&path, b"one\nt\xFFo").unwrap();
+        assert_eq!(read_text(&path, 7).unwrap_err().to_string(), "line 2: not UTF-8, expected a text");
     }
 
     #[test]

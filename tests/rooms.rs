@@ -13,7 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sample", &[]),
     ("gguf", &["disk", "mmap"]),
     ("placement", &["machine"]),
-    ("config", &["sample"]),
+    ("config", &["disk", "sample"]),
     ("catalog", &["disk", "sample"]),
     ("safetensors", &["gguf", "mmap"]),
     ("model", &["gguf", "mmap"]),

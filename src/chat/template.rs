@@ -4,7 +4,7 @@
 //! deep as its length can make the recursion of who reads it. (What it keeps in lists of its own is not counted.)
 
 use super::Message;
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::{self, Gguf, GgufError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
@@ -57,7 +57,12 @@ impl Template {
     /// The template of a file; ChatML where it has none.
     pub fn from_gguf(g: &Gguf, t: &Tokenizer) -> Result<Template, TemplateError> {
         let source = g.str("tokenizer.chat_template")?.unwrap_or(CHATML);
-        Template::from_source(source, t)
+        Template::from_source(source, t).map_err(|e| match e {
+            TemplateError::Source(problem) => {
+                TemplateError::Source(format!("{problem} (tokenizer.chat_template of {})", g.path().display()))
+            }
+            other => other,
+        })
     }
 
     /// A template of one's own: its source, or `chatml`.
@@ -226,8 +231,7 @@ fn one_line(e: &Error) -> String {
     if let Some(why) = e.source() {
         text = format!("{text}: {why}");
     }
-    let line = text.lines().next().unwrap_or_default().trim_end_matches('.');
-    line.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
+    gguf::one_line(text.lines().next().unwrap_or_default().trim_end_matches('.'), 400)
 }
 
 /// Days since 1970 and the seconds of the day, in UTC.

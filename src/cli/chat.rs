@@ -8,6 +8,7 @@ use crate::catalog;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
 use crate::config::Config;
+use crate::disk;
 use crate::generate::{End, Event, generate_with};
 use crate::sample::Sampler;
 use crate::tui::{self, Chat, Opening, Scheme};
@@ -86,7 +87,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
     // What has to be fetched is announced and fetched before the screen is taken.
     catalog::resolve(a.engine.model.as_deref(), None)?;
     let template = match &a.chat_template_file {
-        Some(f) => Some(std::fs::read_to_string(f).with_context(|| f.display().to_string())?),
+        Some(f) => Some(disk::read_text(f, disk::MOST_SETTINGS).with_context(|| f.display().to_string())?),
         None => None,
     };
     let scheme = a.theme.or_else(|| Scheme::named(config.theme.as_ref()?));
@@ -122,8 +123,9 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
     let mut session = session(&e, &a.session.options(context, 1))?;
     let template = match &a.chat_template_file {
         Some(f) => {
-            let source = std::fs::read_to_string(f).with_context(|| f.display().to_string())?;
-            Template::from_source(&source, &e.tokenizer)?
+            let named = || f.display().to_string();
+            let source = disk::read_text(f, disk::MOST_SETTINGS).with_context(named)?;
+            Template::from_source(&source, &e.tokenizer).with_context(named)?
         }
         None => Template::from_gguf(&e.gguf, &e.tokenizer)?,
     };

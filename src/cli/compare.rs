@@ -84,7 +84,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         disk::check_name(plot).with_context(|| plot.display().to_string())?;
     }
     let name = a.file.display().to_string();
-    let bytes = std::fs::read(&a.file).with_context(|| name.clone())?;
+    let bytes = disk::read(&a.file, disk::MOST_TEXT).with_context(|| name.clone())?;
     let mut models: Vec<Contender> = Vec::new();
     let mut text = Vec::new();
     for model in &a.models {

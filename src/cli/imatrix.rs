@@ -154,7 +154,7 @@ fn joined(known: &Imatrix, seen: &Collector, a: &Args, text: &Path) -> anyhow::R
 
 fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     let e = a.engine.open()?;
-    let bytes = std::fs::read(text).with_context(|| text.display().to_string())?;
+    let bytes = disk::read(text, disk::MOST_TEXT).with_context(|| text.display().to_string())?;
     let context = a.ctx_size as usize;
     let tokens = tokens("imatrix", &e, &bytes, a.parse_special).with_context(|| text.display().to_string())?;
     let skip = a.chunk.saturating_mul(context);

@@ -8,6 +8,7 @@ mod stride;
 mod task;
 
 use super::engine::{EngineArgs, SessionArgs};
+use crate::disk;
 use crate::engine::{Engine, Session, SessionOptions};
 use crate::machine::Machine;
 use anyhow::{Context, bail};
@@ -145,7 +146,7 @@ impl Args {
     /// The file's bytes.
     fn bytes(&self) -> anyhow::Result<Vec<u8>> {
         let Some(file) = &self.file else { bail!("--file: expected a text") };
-        let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+        let bytes = disk::read(file, disk::MOST_TEXT).with_context(|| file.display().to_string())?;
         if bytes.is_empty() {
             bail!("{}: empty, expected a text or a data set", file.display());
         }

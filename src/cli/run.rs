@@ -5,6 +5,7 @@ use super::interrupt::interruptible;
 use super::progress::reading;
 use super::sampling::SamplingArgs;
 use crate::chat::{self, Message, Template};
+use crate::disk;
 use crate::generate::{Event, generate};
 use crate::sample::Sampler;
 use anyhow::{Context, bail};
@@ -56,7 +57,7 @@ pub struct Args {
 pub fn run(a: Args) -> anyhow::Result<()> {
     let text = match (&a.prompt, &a.file) {
         (Some(p), _) => p.clone(),
-        (None, Some(f)) => std::fs::read_to_string(f).with_context(|| f.display().to_string())?,
+        (None, Some(f)) => disk::read_text(f, disk::MOST_TEXT).with_context(|| f.display().to_string())?,
         (None, None) => {
             if std::io::stdin().is_terminal() {
                 bail!("no prompt: give -p TEXT, -f FILE, or text on stdin");

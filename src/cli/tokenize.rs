@@ -1,6 +1,7 @@
 //! `oxcart tokenize`: the token ids of a text.
 
 use super::engine::file_here;
+use crate::disk;
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
 use anyhow::Context;
@@ -48,7 +49,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     t.notes().iter().for_each(|n| eprintln!("{n}"));
     let text = match (&a.prompt, &a.file) {
         (Some(p), _) => p.clone().into_bytes(),
-        (None, Some(f)) => std::fs::read(f).with_context(|| f.display().to_string())?,
+        (None, Some(f)) => disk::read(f, disk::MOST_TEXT).with_context(|| f.display().to_string())?,
         (None, None) => {
             let mut b = Vec::new();
             std::io::stdin().read_to_end(&mut b).context("stdin")?;
