@@ -18,9 +18,10 @@ const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n
     {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 /// The longest template. (Those of models with tools have some 20 KB.)
 const MOST_SOURCE: usize = 64 << 10;
-/// Stack for compiling and rendering: 16 KiB for a byte of source, each of which may be a level of an expression. What is not
-/// reached takes no memory.
-const STACK: usize = 1 << 30;
+/// Stack for compiling, for each byte of source, which may be a level of an expression; and for rendering, whose steps may
+/// nest values. What is not reached takes no memory.
+const STACK_A_BYTE: usize = 64 << 10;
+const STACK: usize = 512 << 20;
 /// Levels of a value that is written out, and values in it.
 const MOST_LEVELS: usize = 64;
 const MOST_VALUES: usize = 1 << 20;
@@ -82,8 +83,9 @@ impl Template {
         for mark in ["{% generation %}", "{%- generation %}", "{%- generation -%}", "{% generation -%}"] {
             source = source.replace(mark, "").replace(&mark.replace("generation", "endgeneration"), "");
         }
-        let env =
-            on_a_deep_stack(|| compiled(source)).and_then(|r| r).map_err(|e| TemplateError::Source(one_line(&e)))?;
+        let env = on_a_deep_stack(STACK_A_BYTE * source.len() + (1 << 20), || compiled(source))
+            .and_then(|r| r)
+            .map_err(|e| TemplateError::Source(one_line(&e)))?;
         Ok(Template { env, bos: bos.to_string(), eos: eos.to_string() })
     }
 
@@ -98,7 +100,7 @@ impl Template {
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        on_a_deep_stack(|| self.env.get_template("chat")?.render_captured_to(values, &mut out).map(drop))
+        on_a_deep_stack(STACK, || self.env.get_template("chat")?.render_captured_to(values, &mut out).map(drop))
             .and_then(|r| r)
             .map_err(bad)?;
         String::from_utf8(out.text).map_err(|e| TemplateError::Render(e.to_string()))
@@ -126,11 +128,11 @@ fn compiled(source: String) -> Result<Environment<'static>, Error> {
     Ok(env)
 }
 
-/// Runs `f` on a thread whose stack the deepest expression of a template fits in.
-fn on_a_deep_stack<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+/// Runs `f` on a thread with so large a stack.
+fn on_a_deep_stack<T: Send>(bytes: usize, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
     let failed = |what: String| Error::new(ErrorKind::InvalidOperation, what);
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("oxcart-template".into()).stack_size(STACK);
+        let thread = std::thread::Builder::new().name("oxcart-template".into()).stack_size(bytes);
         let thread = thread.spawn_scoped(scope, f).map_err(|e| failed(format!("no stack for it: {e}")))?;
         thread.join().map_err(|_| failed("the interpreter failed".into()))
     })
