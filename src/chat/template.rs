@@ -83,15 +83,13 @@ impl Template {
         for mark in ["{% generation %}", "{%- generation %}", "{%- generation -%}", "{% generation -%}"] {
             source = source.replace(mark, "").replace(&mark.replace("generation", "endgeneration"), "");
         }
-        let env = on_a_deep_stack(STACK_A_BYTE * source.len() + (1 << 20), || compiled(source))
-            .and_then(|r| r)
-            .map_err(|e| TemplateError::Source(one_line(&e)))?;
+        let stack = STACK_A_BYTE * source.len() + (1 << 20);
+        let env = on_a_deep_stack(stack, || compiled(source)).map_err(TemplateError::Source)?;
         Ok(Template { env, bos: bos.to_string(), eos: eos.to_string() })
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant begins to speak.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        let bad = |e: Error| TemplateError::Render(one_line(&e));
         let most: usize = 64 * 1024 + messages.iter().map(|m| m.content.len() + 1024).sum::<usize>() * 2;
         let mut out = Limited { text: Vec::new(), most };
         let values = context! {
@@ -101,8 +99,7 @@ impl Template {
             eos_token => self.eos.as_str(),
         };
         on_a_deep_stack(STACK, || self.env.get_template("chat")?.render_captured_to(values, &mut out).map(drop))
-            .and_then(|r| r)
-            .map_err(bad)?;
+            .map_err(TemplateError::Render)?;
         String::from_utf8(out.text).map_err(|e| TemplateError::Render(e.to_string()))
     }
 }
@@ -128,13 +125,13 @@ fn compiled(source: String) -> Result<Environment<'static>, Error> {
     Ok(env)
 }
 
-/// Runs `f` on a thread with so large a stack.
-fn on_a_deep_stack<T: Send>(bytes: usize, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
-    let failed = |what: String| Error::new(ErrorKind::InvalidOperation, what);
+/// Runs `f` on a thread with so large a stack. There its error becomes a text, too: it may hold the template's values.
+fn on_a_deep_stack<T: Send>(bytes: usize, f: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("oxcart-template".into()).stack_size(bytes);
-        let thread = thread.spawn_scoped(scope, f).map_err(|e| failed(format!("no stack for it: {e}")))?;
-        thread.join().map_err(|_| failed("the interpreter failed".into()))
+        let thread = thread.spawn_scoped(scope, || f().map_err(|e| one_line(&e)));
+        let end = thread.map_err(|e| format!("no stack for it: {e}"))?.join();
+        end.unwrap_or_else(|_| Err("the interpreter failed".into()))
     })
 }
 
