@@ -153,11 +153,11 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let c: Config = toml::from_str(text).map_err(|e| {
             let at = e.span().map_or(0, |s| s.start.min(text.len()));
-            let line = text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
+            let line = disk::line_of(text.as_bytes(), at);
             ConfigError::Line {
                 path: path.to_path_buf(),
-                line: line + 1,
-                text: shown(text.lines().nth(line).unwrap_or_default()),
+                line,
+                text: shown(text.lines().nth(line - 1).unwrap_or_default()),
                 problem: e.message().replace('\n', ", "),
             }
         })?;

@@ -95,10 +95,14 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// The same of a file that is a text.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read(path, most)?).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let line = e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1;
+        let line = line_of(e.as_bytes(), e.utf8_error().valid_up_to());
         io::Error::new(io::ErrorKind::InvalidData, format!("line {line}: not UTF-8, expected a text"))
     })
+}
+
+/// The line of a text, counted from one, that its byte `at` is in.
+pub fn line_of(text: &[u8], at: usize) -> usize {
+    text[..at].iter().filter(|&&b| b == b'\n').count() + 1
 }
 
 /// Bytes that are free where a file or folder is.

@@ -60,6 +60,7 @@ impl Spread {
 }
 
 /// A vector in memory.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
 struct Vector([f32; 16]);
 

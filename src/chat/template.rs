@@ -156,13 +156,13 @@ fn bounded(value: &Value) -> Result<(), Error> {
             let problem = format!("a value of more than {MOST_LEVELS} levels or {MOST_VALUES} values");
             return Err(Error::new(ErrorKind::InvalidOperation, problem));
         }
-        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain) {
-            continue;
-        }
-        let map = value.kind() != ValueKind::Seq && value.kind() != ValueKind::Iterable;
+        let by_key = match value.kind() {
+            ValueKind::Seq | ValueKind::Iterable => false,
+            ValueKind::Map | ValueKind::Plain => true,
+            _ => continue,
+        };
         for item in value.try_iter().into_iter().flatten().take(MOST_VALUES) {
-            let inner = if map { value.get_item(&item)? } else { item };
-            left.push((inner, level + 1));
+            left.push((if by_key { value.get_item(&item)? } else { item }, level + 1));
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `oxcart bench`: llama-bench's flags and columns, and the share of what the machine could do.
 
-use super::engine::{EngineArgs, beyond_memory, kv_type};
+use super::engine::{EngineArgs, beyond_memory, kv_type, tokens};
 use crate::bench::{Bench, Test, Timing, limits, mean_and_deviation};
 use crate::engine::{Engine, SessionOptions};
 use anyhow::bail;
@@ -57,11 +57,6 @@ enum Form {
 fn pair(s: &str) -> Result<(usize, usize), String> {
     let (p, n) = s.split_once(',').ok_or("expected PP,TG")?;
     Ok((tokens(p)?, tokens(n)?))
-}
-
-/// A number of tokens, such that a few of them together are one, too.
-fn tokens(s: &str) -> Result<usize, String> {
-    s.parse().ok().filter(|n| (0..=1 << 31).contains(n)).ok_or_else(|| "expected 0 to 2^31 tokens".into())
 }
 
 /// One line of the table: names and values, in order.

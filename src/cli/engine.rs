@@ -114,7 +114,12 @@ pub fn kv_type(s: &str) -> Result<KvType, String> {
 
 /// Tokens of context; 0 for what the model was trained for, as llama.cpp has it.
 pub fn context(s: &str) -> Result<usize, String> {
-    s.parse().ok().filter(|n| (0..=1 << 31).contains(n)).ok_or_else(|| "expected 0 (the model's own) to 2^31".into())
+    tokens(s).map_err(|_| "expected 0 (the model's own) to 2^31".into())
+}
+
+/// A number of tokens, such that a few of them together are one, too.
+pub fn tokens(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|n| (0..=1 << 31).contains(n)).ok_or_else(|| "expected 0 to 2^31 tokens".into())
 }
 
 /// Bytes: a number, with K, M or G behind it for powers of 1024.

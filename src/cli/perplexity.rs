@@ -173,7 +173,7 @@ impl Args {
 /// files. `special`: those that it names (<|im_end|>) are taken as such.
 pub(super) fn tokens(verb: &str, e: &Engine, bytes: &[u8], special: bool) -> anyhow::Result<Vec<u32>> {
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let line = |at: usize| bytes[..at].iter().filter(|&&b| b == b'\n').count() + 1;
+    let line = |at| disk::line_of(bytes, at);
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
         bail!("line {}: a zero byte, expected a text", line(at));
     }

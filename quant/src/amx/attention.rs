@@ -18,7 +18,7 @@
 //! larger than they would be otherwise, by a factor that f32 and bf16 do not mind.
 
 use super::block::{Block, END, before, begin, begin_behind, register};
-use super::{ROWS, Tiles};
+use super::{ROWS, Tiles, Vector};
 use crate::attention::{BLOCK, CHUNK, Cache, Partial, Queries, load_k, load_v, scale_k};
 use crate::avx512::{slab::load512, transpose};
 use crate::isa::amx;
@@ -41,11 +41,6 @@ const SLACK: f32 = 8.0;
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
 struct Tile([[u16; 32]; ROWS]);
-
-/// 16 numbers of f32: of 16 rows, or of a row.
-#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
-#[repr(C, align(64))]
-struct Vector([f32; 16]);
 
 /// Indices by which the words of a vector's halves alternate. The compiler must not see what they are: it would move words,
 /// which takes longer than bytes.

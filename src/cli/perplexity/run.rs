@@ -51,7 +51,7 @@ impl Run {
                 if found > total {
                     bail!("{}: {found} {unit}s, expected {total} at most", state.path().display());
                 }
-                eprintln!("perplexity: resuming behind {} of {total} {unit}s", state.records().len());
+                eprintln!("perplexity: resuming behind {found} of {total} {unit}s");
             } else {
                 eprintln!("perplexity: nothing to resume, starting from the beginning");
             }
