@@ -27,7 +27,7 @@ fn time(kernels: &Kernels, kind: KvType, rows: usize, hd: usize, positions: usiz
     seconds(|| {
         for r in (0..rows).step_by(attention.rows) {
             let n = attention.rows.min(rows - r);
-            let q = Queries { q: &x[r * hd..][..n * hd], limits: &limits[..n], scale: 0.1 };
+            let q = Queries { q: &x[r * hd..][..n * hd], limits: &limits[..n], tokens: n, scale: 0.1 };
             let mut out = Partial { m: &mut m[..n], s: &mut s[..n], o: &mut o[..n * hd] };
             attention.run(&q, &cache, 0..positions, &mut out, &mut scratch);
         }

@@ -310,6 +310,11 @@ impl Engine {
         &self.team
     }
 
+    /// So many tokens may be fed one by one or together, in any pieces: their logits are the same, to the last bit.
+    pub fn alike(&self) -> usize {
+        self.model.weights.alike(self.kernels)
+    }
+
     /// What its user should know: of the tokenizer, and of what was asked for and could not be had.
     pub fn notes(&self) -> &[String] {
         &self.notes

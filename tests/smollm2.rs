@@ -86,6 +86,40 @@ fn results_do_not_depend_on_threads() {
     }
 }
 
+/// Few tokens fed together have the logits that they have one by one, and leave the same behind.
+#[test]
+fn few_tokens_together_are_the_same_as_one_by_one() {
+    let o = SessionOptions { context: 1100, ..SessionOptions::default() };
+    for k in isas().into_iter().chain([Kernels::exact()]) {
+        let e = engine(2, k);
+        let most = e.alike();
+        assert!(most >= 3, "{}: {most}", k.label());
+        let mut tokens = e.tokenizer.encode(text().repeat(4).as_bytes(), true, false).unwrap();
+        for (begin, kv) in [(20, KvType::F16), (1015, KvType::Q8_0)] {
+            // Scalar code would take a minute for the long one.
+            if begin > 20 && k.isa == Isa::Scalar {
+                continue;
+            }
+            tokens.resize(1100, tokens[7]);
+            let mut s = e.session(&SessionOptions { k_type: kv, v_type: kv, ..o }).unwrap();
+            s.forward(&Batch::of(&tokens[..begin], 0, 0)).unwrap();
+            let end = begin + 2 * most + 1;
+            let want: Vec<_> = (begin..end).map(|i| s.forward(&Batch::of(&tokens[i..=i], i, 0)).unwrap()).collect();
+            for n in 2..=most {
+                s.truncate(0, begin);
+                let mut got = vec![Vec::new(); end - begin];
+                for i in (begin..end).step_by(n) {
+                    let mut batch = Batch::default();
+                    (i..end.min(i + n)).for_each(|i| batch.push(tokens[i], i as u32, 0, true));
+                    let rows = Mutex::new(&mut got);
+                    s.forward_each(&batch, &|j, row| rows.lock().unwrap()[i - begin + j] = row.to_vec()).unwrap();
+                }
+                assert!(got == want, "{}, {kv:?} from {begin} on: other bits {n} by {n}", k.label());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_isa_and_cache_type_predicts_alike() {
     let o = SessionOptions { context: 128, ..SessionOptions::default() };

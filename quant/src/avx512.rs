@@ -244,14 +244,13 @@ avx512! {
         if order == Order::PAIRED { 0x3333 } else { 0x00FF }
     }
 
-    /// Puts columns together two by two; the last of an odd number stands beside zeros.
+    /// Puts columns together two by two; the last of an odd number stands beside itself.
     fn pairs<const ORDER: u8>(cols: &[Column], n: usize, to: &mut [Pair]) {
-        let zeros: Column = bytemuck::Zeroable::zeroed();
         // The sums of the groups are the upper eight.
         let groups = _mm512_or_si512(_mm512_srli_epi32::<1>(sixteenth::<ORDER>()), _mm512_set1_epi32(8));
         for (cols, to) in cols.chunks_exact(n).zip(to.chunks_exact_mut(n.div_ceil(2))) {
             for (cols, to) in cols.chunks(2).zip(to) {
-                let two = [&cols[0], cols.get(1).unwrap_or(&zeros)];
+                let two = [&cols[0], cols.get(1).unwrap_or(&cols[0])];
                 // What belongs to a group is the same in both of its halves.
                 let [d, _] = halves::<ORDER>(two.map(|c| _mm512_castps_si512(floats(&c.d))));
                 let sums = two.map(|c| _mm512_permutexvar_epi32(groups, _mm512_castps_si512(floats(&c.sum))));
@@ -264,6 +263,16 @@ avx512! {
                 }
             }
         }
+    }
+
+    /// Dots of a pair of columns, or of rows, times their scales and less their minimums, added to `acc`.
+    #[inline]
+    fn scaled<const MIN: bool, const ORDER: u8>(
+        dots: [__m512i; 2], (scale, min): (__m512, __m512), x: &Pair, acc: __m512,
+    ) -> __m512 {
+        let dot = _mm512_cvtepi32_ps(folded::<ORDER>(dots));
+        let acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, floats(&x.d)), acc);
+        if MIN { _mm512_fnmadd_ps(min, floats(&x.sum), acc) } else { acc }
     }
 
     /// One row's slab times two columns', added to `acc`. The slab is `turned`; its scales and minimums are those of the
@@ -280,9 +289,62 @@ avx512! {
                 dots[c] = _mm512_dpbusd_epi32(dots[c], slab.q[j], signed(&x.q[c][j]));
             }
         }
-        let dot = _mm512_cvtepi32_ps(folded::<ORDER>(dots));
-        let acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(slab.scale, floats(&x.d)), acc);
-        if MIN { _mm512_fnmadd_ps(slab.min, floats(&x.sum), acc) } else { acc }
+        scaled::<MIN, ORDER>(dots, (slab.scale, slab.min), x, acc)
+    }
+
+    /// Two rows' slabs times one column's, added to `acc`: the sums of [`accumulate_pair`] to the last bit, in the lanes of the
+    /// first and of the second column. Neither side is `turned`; the slabs' scales are as they were unpacked.
+    #[inline]
+    fn accumulate_rows<const MIN: bool, const ORDER: u8>(slabs: [Slab; 2], x: &Pair, acc: __m512) -> __m512 {
+        let mut dots = [_mm512_setzero_si512(); 2];
+        for r in 0..2 {
+            let mut four = [_mm512_setzero_si512(); 4];
+            for j in 0..4 {
+                four[j] = _mm512_dpbusd_epi32(four[j], slabs[r].q[j], signed(&x.q[0][j]));
+            }
+            dots[r] = parts(four);
+            if !MIN {
+                // SAFETY: 64 aligned bytes.
+                dots[r] = _mm512_add_epi32(dots[r], unsafe { _mm512_load_si512(x.start[0].as_ptr().cast()) });
+            }
+        }
+        // Which lane of which slab: minimums are the upper eight of a slab's scales.
+        let groups = folded_groups::<ORDER>();
+        let second = _mm512_mask_or_epi32(groups, !first_column(ORDER), groups, _mm512_set1_epi32(16));
+        let [a, b] = [slabs[0].scale, slabs[1].scale];
+        let scale = _mm512_permutex2var_ps(a, second, b);
+        let min = _mm512_permutex2var_ps(a, _mm512_or_si512(second, _mm512_set1_epi32(8)), b);
+        scaled::<MIN, ORDER>(dots, (scale, min), x, acc)
+    }
+
+    /// The group of 32 that each lane of a folded vector belongs to.
+    #[inline]
+    fn folded_groups<const ORDER: u8>() -> __m512i {
+        let groups = _mm512_srli_epi32::<1>(sixteenth::<ORDER>());
+        let [groups, _] = halves::<ORDER>([groups, groups]);
+        groups
+    }
+
+    /// Four rows times one column, in formats with groups of 32: two rows share a vector of dots, as two columns do in
+    /// [`gemv_pairs`].
+    #[inline]
+    fn gemv_single<const MIN: bool, const ORDER: u8, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, cols: &[Pair], out: &mut Out<'_>,
+    ) {
+        let rows = Rows::<STREAMS, BYTES>::at(w, step);
+        let mut acc = [_mm512_setzero_ps(); 2];
+        for (s, x) in cols.iter().enumerate().take(w.slabs()) {
+            let slab = |r: usize| unpack(rows.slab(w, r, s));
+            // Not a loop: it would not be unrolled, and keep its sums in memory.
+            acc[0] = accumulate_rows::<MIN, ORDER>([slab(0), slab(1)], x, acc[0]);
+            acc[1] = accumulate_rows::<MIN, ORDER>([slab(2), slab(3)], x, acc[1]);
+        }
+        let first = first_column(ORDER);
+        let row = |r: usize| _mm512_maskz_mov_ps(if r % 2 == 0 { first } else { !first }, acc[r / 2]);
+        let totals = totals([row(0), row(1), row(2), row(3)]);
+        for (r, row) in rows.each() {
+            out.column(0, row, 1)[0] = totals[r];
+        }
     }
 
     /// Four rows times several columns, in formats with groups of 32: two columns share a vector of dots, of which each has
@@ -292,8 +354,7 @@ avx512! {
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Pair],
         acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
-        let groups = _mm512_srli_epi32::<1>(sixteenth::<ORDER>());
-        let [groups, _] = halves::<ORDER>([groups, groups]);
+        let groups = folded_groups::<ORDER>();
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
@@ -336,20 +397,18 @@ avx512! {
         _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
     }
 
-    /// Four rows, see [`Rows`]. `ONE` column in registers, or several in `acc`, (n, rows): in formats with groups of 16, for
-    /// the others there is [`gemv_pairs`].
+    /// Four rows, see [`Rows`], in formats with groups of 16. `ONE` column in registers, or several in `acc`, (n, rows).
     #[inline]
-    fn gemv_rows<const G: usize, const MIN: bool, const ORDER: u8, const BYTES: usize, const ONE: bool>(
+    fn gemv_rows<const MIN: bool, const ORDER: u8, const BYTES: usize, const ONE: bool>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Column],
         acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
         let lanes = sixteenth::<ORDER>();
-        let lanes = if G == 32 { _mm512_srli_epi32::<1>(lanes) } else { lanes };
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
-            let min = if G == 32 { slab.scale } else { slab.min };
-            Slab { q: if ONE { slab.q } else { turned(slab.q) }, scale: _mm512_permutexvar_ps(lanes, slab.scale), min }
+            let q = if ONE { slab.q } else { turned(slab.q) };
+            Slab { q, scale: _mm512_permutexvar_ps(lanes, slab.scale), min: slab.min }
         };
         let mut sums = [_mm512_setzero_ps(); STREAMS];
         acc.fill([0.0; 16]);
@@ -408,21 +467,21 @@ avx512! {
         let (n, offset) = (x.n(), w.format.spec().codes.as_ref().expect("installed for formats with codes").offset);
         let cols = scratch.sums.take::<Column>(w.slabs() * n);
         columns::<G, MIN, ORDER>(x, w.slabs(), offset, cols);
-        if n == 1 {
-            (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
-                gemv_rows::<G, MIN, ORDER, BYTES, true>(unpack, &w, i, n, cols, &mut [], out)
-            });
-        } else if G == 32 {
+        let steps = 0..Rows::<STREAMS, BYTES>::steps(&w);
+        if G == 32 {
             let two = scratch.tile.take::<Pair>(w.slabs() * n.div_ceil(2));
             pairs::<ORDER>(cols, n, two);
-            let acc = scratch.floats.take::<[f32; 16]>(n.div_ceil(2) * STREAMS);
-            (0..Rows::<STREAMS, BYTES>::steps(&w))
-                .for_each(|i| gemv_pairs::<MIN, ORDER, BYTES>(unpack, &w, i, n, two, acc, out));
+            if n == 1 {
+                steps.for_each(|i| gemv_single::<MIN, ORDER, BYTES>(unpack, &w, i, two, out));
+            } else {
+                let acc = scratch.floats.take::<[f32; 16]>(n.div_ceil(2) * STREAMS);
+                steps.for_each(|i| gemv_pairs::<MIN, ORDER, BYTES>(unpack, &w, i, n, two, acc, out));
+            }
+        } else if n == 1 {
+            steps.for_each(|i| gemv_rows::<MIN, ORDER, BYTES, true>(unpack, &w, i, n, cols, &mut [], out));
         } else {
             let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
-            (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
-                gemv_rows::<G, MIN, ORDER, BYTES, false>(unpack, &w, i, n, cols, acc, out)
-            });
+            steps.for_each(|i| gemv_rows::<MIN, ORDER, BYTES, false>(unpack, &w, i, n, cols, acc, out));
         }
     }
 

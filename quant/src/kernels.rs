@@ -43,6 +43,12 @@ impl Kernel {
         if n <= self.gemv_cols { self.gemv } else { self.gemm }
     }
 
+    /// Up to so many columns, the product of one does not depend on how many others there are, to the last bit.
+    pub fn alike_cols(&self) -> usize {
+        // Where one column takes the way of many, all do.
+        if self.gemv_cols > 1 { self.gemv_cols } else { usize::MAX }
+    }
+
     /// The encoding in which it wants `n` columns.
     pub fn act(&self, n: usize) -> Act {
         self.slot(n).act

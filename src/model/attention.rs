@@ -4,13 +4,11 @@
 use super::config::Pairs;
 use super::decoder::{Batch, Local, Pass, split_runs};
 use oxcart_quant::act::Wants;
-use oxcart_quant::attention::{BLOCK, Partial, Queries, merge};
+use oxcart_quant::attention::{BLOCK, FEW, Partial, Queries, merge};
 use oxcart_quant::format::SLAB;
 
 /// Positions of a range, where a small batch has its positions divided among workers.
 const RANGE: usize = 512;
-/// Tokens up to which that is done; larger batches have tasks enough.
-const SMALL: usize = 4;
 /// Query rows of a task whose limits need no allocation.
 const ROWS: usize = 256;
 
@@ -57,15 +55,15 @@ pub(super) fn tiles(b: &Batch, heads_per_kv: usize, rows: usize) -> Vec<Tile> {
 }
 
 /// Into how many ranges of how many positions the batch's attention is divided. A matter of the batch alone, not of the
-/// number of workers.
+/// number of workers, and the same for all batches of few tokens; larger ones have tasks enough.
 pub(super) fn ranges(b: &Batch) -> (usize, usize) {
     let seen = b.pos.iter().max().map_or(0, |&p| p as usize + 1);
-    if b.len() <= SMALL { (RANGE, seen.div_ceil(RANGE)) } else { (seen.next_multiple_of(BLOCK), 1) }
+    if b.len() <= FEW { (RANGE, seen.div_ceil(RANGE)) } else { (seen.next_multiple_of(BLOCK), 1) }
 }
 
 /// The most (range, token) pairs of a divided batch.
 pub(super) fn most_parts(capacity: usize) -> usize {
-    SMALL * capacity.div_ceil(RANGE)
+    FEW * capacity.div_ceil(RANGE)
 }
 
 impl Pass<'_, '_> {
@@ -134,7 +132,7 @@ impl Pass<'_, '_> {
             let (o, rest) = out.split_at_mut(room);
             let (m, rest) = rest.split_at_mut(rows);
             let mut part = Partial { m, s: &mut rest[..rows], o };
-            let queries = Queries { q: more, limits, scale: 1.0 / (hd as f32).sqrt() };
+            let queries = Queries { q: more, limits, tokens: tile.len, scale: 1.0 / (hd as f32).sqrt() };
             // SAFETY: the cache is not written in this phase.
             let cache = unsafe { self.cache.view(layer, batch.seq[tile.first] as usize, head, tile.seen) };
             self.k.attention.run(&queries, &cache, positions, &mut part, scratch);

@@ -4,7 +4,7 @@ use super::ModelError;
 use super::config::Config;
 use crate::gguf::{Gguf, Tensor};
 use crate::mmap::Bytes;
-use oxcart_quant::{Format, Kernels, Matrix, Wants};
+use oxcart_quant::{Format, Kernels, Matrix, Wants, attention};
 use std::ops::RangeInclusive;
 
 /// A matrix in the file.
@@ -200,6 +200,12 @@ impl Weights {
         if tied {
             self.embedding.bytes = self.output.bytes.clone();
         }
+    }
+
+    /// Tokens up to which products and attention do not depend on how many others there are, to the last bit.
+    pub fn alike(&self, k: &Kernels) -> usize {
+        let layers = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.ffn.gate, &l.ffn.up, &l.ffn.down]);
+        layers.chain([&self.output]).map(|w| k.kernel(w.format).alike_cols()).fold(attention::FEW, usize::min)
     }
 
     /// Bytes of all matrices that every forward pass may use.

@@ -19,7 +19,7 @@
 
 use super::block::{Block, END, before, begin, begin_behind, register};
 use super::{ROWS, Tiles, Vector};
-use crate::attention::{BLOCK, CHUNK, Cache, Partial, Queries, load_k, load_v, scale_k};
+use crate::attention::{BLOCK, CHUNK, Cache, FEW, Partial, Queries, load_k, load_v, scale_k};
 use crate::avx512::{slab::load512, transpose};
 use crate::isa::amx;
 use crate::lanes::Avx512;
@@ -132,7 +132,7 @@ amx! {
     ) {
         let rows = q.limits.len();
         let hd = q.q.len() / rows.max(1);
-        if rows < LEAST || !hd.is_multiple_of(32) {
+        if rows < LEAST || q.tokens <= FEW || !hd.is_multiple_of(32) {
             return crate::attention::avx512(q, cache, range, out, scratch);
         }
         align_stack!();

@@ -165,6 +165,32 @@ fn every_kernel_computes_the_product() {
     assert!(failures.is_empty(), "{} failures, the first: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
 }
 
+/// What one column's product is does not depend on how many others stand beside it, as far as `alike_cols` says: the same bits.
+#[test]
+fn few_columns_do_not_change_one() {
+    let mut noise = Noise(11);
+    let rungs = Isa::ALL.into_iter().filter_map(Kernels::for_isa);
+    for k in rungs.chain([Kernels::exact(), Kernels::ggml()]) {
+        for spec in FORMATS {
+            // Whole slabs, and what is left of one; rows that are not four together.
+            for (rows, cols) in [(7, 768), (16, 256), (5, 576)] {
+                if spec.format.row_bytes(cols).is_none() {
+                    continue;
+                }
+                let data = blocks(spec.format, rows, cols, &mut noise);
+                let m = Matrix::new(spec.format, rows, cols, &data).unwrap();
+                let most = k.kernel(spec.format).alike_cols().min(16);
+                let x: Vec<Vec<f32>> = (0..most).map(|_| (0..cols).map(|_| noise.unit()).collect()).collect();
+                let want: Vec<_> = x.iter().flat_map(|x| product(k, &m, std::slice::from_ref(x))).collect();
+                for n in 2..=most {
+                    let name = format!("{}, {rows} x {cols}, {n} columns", name(k, spec.format, n));
+                    assert!(product(k, &m, &x[..n]) == want[..n], "{name}: other bits than one by one");
+                }
+            }
+        }
+    }
+}
+
 /// A rung without its kernels would pass every other test.
 #[test]
 fn every_rung_has_kernels_of_its_own() {
