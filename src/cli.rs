@@ -5,6 +5,7 @@
 mod bench;
 mod chat;
 mod compare;
+mod drafting;
 mod engine;
 mod imatrix;
 mod inspect;
@@ -99,7 +100,7 @@ pub fn main() -> ExitCode {
 
 /// llama.cpp's flags of several letters behind one dash, which clap would read as several flags of one letter.
 fn long_flags(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    const FLAGS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv", "-ofreq", "-Cr"];
+    const FLAGS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv", "-ofreq", "-Cr", "-md"];
     args.map(|a| match FLAGS.iter().find(|f| a == **f) {
         Some(f) => format!("-{f}").into(),
         None => a,

@@ -2,6 +2,7 @@
 //!
 //! ```toml
 //! model = "SmolLM2-135M-Instruct"      # a file, or a name of the catalogue
+//! model-draft = "small.gguf"           # a smaller model with the same vocabulary, that guesses ahead
 //! ctx-size = 8192                      # tokens of context
 //! threads = 16
 //! system-prompt = "Be brief."
@@ -36,6 +37,8 @@ const KV_CACHE_GIB: f64 = 20.0;
 pub struct Config {
     /// The model where none is named: a file, or a name of the catalogue.
     pub model: Option<String>,
+    /// A smaller model that guesses ahead, likewise.
+    pub model_draft: Option<String>,
     /// Tokens of context.
     pub ctx_size: Option<usize>,
     /// Worker threads.

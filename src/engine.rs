@@ -620,6 +620,16 @@ impl Session {
         Ok(())
     }
 
+    /// Feeds a batch and returns the logits of every token that wants them.
+    pub fn forward_all(&mut self, batch: &Batch) -> Result<Vec<Vec<f32>>, EngineError> {
+        let wanted = batch.logits.iter().filter(|&&l| l).count();
+        let logits = Mutex::new(vec![Vec::new(); wanted]);
+        self.forward_each(batch, &|i, row| {
+            logits.lock().unwrap_or_else(|e| e.into_inner())[i] = row.to_vec();
+        })?;
+        Ok(logits.into_inner().unwrap_or_else(|e| e.into_inner()))
+    }
+
     /// Feeds a batch and returns the logits of the last token that wants them.
     pub fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
         let last = batch.logits.iter().filter(|&&l| l).count().checked_sub(1);

@@ -1,5 +1,6 @@
 //! Generation: the one place where session, sampler and tokenizer meet.
 
+use crate::draft::Drafter;
 use crate::engine::{EngineError, Session};
 use crate::model::Batch;
 use crate::sample::Sampler;
@@ -30,6 +31,10 @@ pub struct Report {
     pub prompt_time: Duration,
     /// Tokens generated, the one that ended it included.
     pub generated: Vec<u32>,
+    /// Tokens that were guessed and fed.
+    pub drafted: usize,
+    /// Of those, the ones that were right.
+    pub accepted: usize,
     /// Time for all of them but the first, which came with the prompt.
     pub time: Duration,
     /// Why it ended.
@@ -69,21 +74,23 @@ pub enum GenerateError {
 }
 
 /// Continues `prompt` (all tokens of sequence 0, those already in the cache included) by at most `limit` tokens.
-/// `listen` hears what happens and may break off.
+/// `drafter` makes it faster and changes nothing else. `listen` hears what happens and may break off.
 pub fn generate(
     s: &mut Session,
     sampler: &mut Sampler,
+    drafter: &mut Drafter,
     prompt: &[u32],
     limit: Option<usize>,
     mut listen: impl FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Report, GenerateError> {
-    generate_with(s, sampler, prompt, limit, |_, event| listen(event))
+    generate_with(s, sampler, drafter, prompt, limit, |_, event| listen(event))
 }
 
 /// The same for a listener that looks into the session as it grows, to save what it remembers.
 pub fn generate_with(
     s: &mut Session,
     sampler: &mut Sampler,
+    drafter: &mut Drafter,
     prompt: &[u32],
     limit: Option<usize>,
     mut listen: impl FnMut(&Session, Event<'_>) -> ControlFlow<()>,
@@ -102,6 +109,8 @@ pub fn generate_with(
         fed,
         prompt_time: Duration::ZERO,
         generated: Vec::new(),
+        drafted: 0,
+        accepted: 0,
         time: Duration::ZERO,
         end: End::Stopped,
     };
@@ -127,30 +136,60 @@ pub fn generate_with(
 
     let start = Instant::now();
     let mut text = engine.tokenizer.decoder();
-    report.end = loop {
-        if limit.is_some_and(|l| report.generated.len() >= l) {
+    let together = engine.alike();
+    drafter.begin(prompt);
+    // What was fed last: a token that is certain (the prompt's last at first), guesses behind it, and the logits after each.
+    let (mut guesses, mut rows) = (Vec::new(), vec![logits]);
+    report.end = 'text: loop {
+        let left = limit.map_or(usize::MAX, |l| l.saturating_sub(report.generated.len()));
+        if left == 0 {
             break End::Length;
         }
-        let id = sampler.sample(&logits);
-        sampler.accept(id);
-        report.generated.push(id);
-        if engine.tokenizer.is_eog(id) {
-            break End::Eog;
+        // As far as the guesses are what the model says, their logits hold.
+        let (certain, mut ids) = (s.len(0) - guesses.len(), Vec::new());
+        for (i, row) in rows.iter().enumerate().take(left) {
+            let id = sampler.sample(row);
+            sampler.accept(id);
+            drafter.told(id);
+            ids.push(id);
+            let right = guesses.get(i) == Some(&id);
+            report.accepted += usize::from(right);
+            if !right || engine.tokenizer.is_eog(id) {
+                break;
+            }
         }
-        let piece = text.push(id);
-        if !piece.is_empty() && listen(s, Event::Text(&piece)).is_break() {
-            break End::Stopped;
+        // The last one is not fed yet, as far as anybody can tell.
+        s.truncate(0, certain + ids.len() - 1);
+        for (i, &id) in ids.iter().enumerate() {
+            report.generated.push(id);
+            if engine.tokenizer.is_eog(id) {
+                break 'text End::Eog;
+            }
+            let piece = text.push(id);
+            if !piece.is_empty() && listen(s, Event::Text(&piece)).is_break() {
+                s.truncate(0, certain + i);
+                break 'text End::Stopped;
+            }
         }
-        if limit.is_some_and(|l| report.generated.len() >= l) {
+        let left = left - ids.len();
+        if left == 0 {
             break End::Length;
         }
         if !s.make_room(0) {
             break End::Context;
         }
-        logits = match s.forward(&Batch::of(&[id], s.len(0), 0)) {
+        guesses = drafter.guess((left - 1).min(s.context() - s.len(0) - 1).min(together - 1))?;
+        let mut batch = Batch::default();
+        for (i, &id) in ids.last().into_iter().chain(&guesses).enumerate() {
+            batch.push(id, (s.len(0) + i) as u32, 0, true);
+        }
+        let begun = Instant::now();
+        rows = match s.forward_all(&batch) {
             Err(EngineError::Stopped) => break End::Stopped,
-            logits => logits?,
+            rows => rows?,
         };
+        drafter.took(batch.len(), begun.elapsed());
+        report.drafted += guesses.len();
     };
     report.time = start.elapsed();
     let rest = text.finish();
@@ -171,7 +210,7 @@ impl Report {
             format!("{what} time = {ms:10.2} ms / {n:5} {unit} ({each:8.2} ms per token, {rate:8.2} tokens per second)")
         };
         let steps = self.generated.len().saturating_sub(1);
-        [
+        let mut lines = vec![
             line("prompt eval", self.prompt_time, self.fed, "tokens"),
             line("       eval", self.time, steps, "runs  "),
             format!(
@@ -179,7 +218,12 @@ impl Report {
                 (self.prompt_time + self.time).as_secs_f64() * 1e3,
                 self.fed + self.generated.len()
             ),
-        ]
-        .join("\n")
+        ];
+        if self.drafted > 0 {
+            let (accepted, drafted) = (self.accepted, self.drafted);
+            let rate = accepted as f64 / drafted as f64;
+            lines.push(format!("draft acceptance rate = {rate:.5} ({accepted:5} accepted / {drafted:5} generated)"));
+        }
+        lines.join("\n")
     }
 }

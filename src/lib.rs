@@ -13,6 +13,7 @@
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
 //! * [`load`], [`placement`]: weights in memory before they are used, and kept there; workers on processors;
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
+//! * [`draft`]: guesses at the tokens to come, so that a pass gives several;
 //! * [`kv_store`]: what sessions remember, kept on disk;
 //! * [`config`]: what a person sets once;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
@@ -32,6 +33,7 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod disk;
+pub mod draft;
 pub mod engine;
 pub mod generate;
 pub mod gguf;

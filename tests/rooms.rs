@@ -26,11 +26,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("quantize", &["disk", "gguf", "imatrix", "mmap"]),
     ("convert", &["gguf", "mmap", "quantize", "safetensors"]),
     ("chat", &["gguf", "kv_store", "tokenizer"]),
-    ("generate", &["engine", "model", "sample"]),
+    ("draft", &["engine", "load", "model"]),
+    ("generate", &["draft", "engine", "model", "sample"]),
     ("perplexity", &["disk", "engine", "gguf", "model", "tokenizer"]),
     ("plan", &["catalog", "engine", "gguf", "machine", "model"]),
     ("bench", &["engine", "model", "plan"]),
-    ("tui", &["catalog", "chat", "config", "engine", "generate", "kv_store", "machine", "sample"]),
+    ("tui", &["catalog", "chat", "config", "draft", "engine", "generate", "kv_store", "machine", "sample"]),
     (
         "cli",
         &[
@@ -40,6 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "convert",
             "disk",
+            "draft",
             "engine",
             "generate",
             "gguf",

@@ -1,6 +1,7 @@
 //! The default model, SmolLM2-135M-Instruct in Q4_1, through the library and through the program. Expected ids and figures
 //! are llama.cpp's (llama-cpp-python 0.3.36) on the same file.
 
+use oxcart::draft::Drafter;
 use oxcart::engine::{Engine, EngineOptions, SessionOptions};
 use oxcart::generate::{End, generate};
 use oxcart::model::Batch;
@@ -185,7 +186,7 @@ fn greedy_text_is_llama_cpp_s() {
         let mut s = e.session(&SessionOptions { context: 256, ..SessionOptions::default() }).unwrap();
         let tokens = e.tokenizer.encode(prompt.as_bytes(), true, true).unwrap();
         let mut text = String::new();
-        let r = generate(&mut s, &mut Sampler::new(greedy.clone()), &tokens, Some(12), |event| {
+        let r = generate(&mut s, &mut Sampler::new(greedy.clone()), &mut Drafter::new(0), &tokens, Some(12), |event| {
             if let oxcart::generate::Event::Text(t) = event {
                 text.push_str(t);
             }
@@ -267,7 +268,7 @@ fn what_was_said_far_back_is_found_again() {
         tokens.extend(e.tokenizer.encode(begin.as_bytes(), false, false).unwrap());
         let length = e.tokenizer.encode(end.as_bytes(), false, false).unwrap().len();
         let mut text = String::new();
-        generate(&mut s, &mut Sampler::new(greedy.clone()), &tokens, Some(length), |event| {
+        generate(&mut s, &mut Sampler::new(greedy.clone()), &mut Drafter::new(0), &tokens, Some(length), |event| {
             if let oxcart::generate::Event::Text(t) = event {
                 text.push_str(t);
             }

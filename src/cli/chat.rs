@@ -1,5 +1,6 @@
 //! `oxcart chat`: a conversation, on the full screen of a terminal or line by line.
 
+use super::drafting::DraftArgs;
 use super::engine::{EngineArgs, SessionArgs, facts, session};
 use super::interrupt::interruptible;
 use super::kept::{Dialogue, KeepArgs, lasting_name};
@@ -26,6 +27,8 @@ pub struct Args {
     session: SessionArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
     /// System prompt
     #[arg(long, visible_alias = "sys", value_name = "TEXT")]
     system_prompt: Option<String>,
@@ -75,6 +78,7 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
     let own_model = begun.map(|c| c.model().to_string()).filter(|m| !m.is_empty());
     a.engine.model = a.engine.model.or(own_model).or_else(|| config.model.clone());
     a.engine.threads = a.engine.threads.or(config.threads);
+    a.draft.model_draft = a.draft.model_draft.or_else(|| config.model_draft.clone());
     a.system_prompt = a.system_prompt.or_else(|| config.system_prompt.clone());
     match terminal && !a.line {
         true => screen(a, &config, file),
@@ -86,6 +90,9 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
 fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<()> {
     // What has to be fetched is announced and fetched before the screen is taken.
     catalog::resolve(a.engine.model.as_deref(), None)?;
+    if let Some(small) = &a.draft.model_draft {
+        catalog::resolve(Some(small), None)?;
+    }
     let template = match &a.chat_template_file {
         Some(f) => Some(disk::read_text(f, disk::MOST_SETTINGS).with_context(|| f.display().to_string())?),
         None => None,
@@ -99,6 +106,8 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
             session: a.session.options(0, 1),
             context: a.ctx_size.or(config.ctx_size).filter(|&n| n > 0),
             template,
+            draft_max: a.draft.draft_max,
+            model_draft: a.draft.model_draft,
             describe: facts,
             kv_limit: if keep { config.kv_cache_bytes() } else { 0 },
         },
@@ -120,7 +129,9 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
     let file = file.map(|p| Conversation::open(&p)).transpose()?;
     let e = a.engine.open_aside()?;
     let context = a.ctx_size.or(config.ctx_size).filter(|&n| n > 0).unwrap_or(e.model.config.n_context);
-    let mut session = session(&e, &a.session.options(context, 1))?;
+    let options = a.session.options(context, 1);
+    let mut session = session(&e, &options)?;
+    let mut drafter = a.draft.drafter(&e, &a.engine.options()?, &options)?;
     let template = match &a.chat_template_file {
         Some(f) => {
             let named = || f.display().to_string();
@@ -188,7 +199,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         let mut answer = String::new();
         let work = interruptible()?;
         let mut failed: Option<anyhow::Error> = None;
-        let result = generate_with(&mut session, &mut sampler, &prompt, limit, |session, event| {
+        let result = generate_with(&mut session, &mut sampler, &mut drafter, &prompt, limit, |session, event| {
             if let Event::Text(t) = event {
                 answer.push_str(t);
                 // On disk before it is seen.

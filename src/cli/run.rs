@@ -1,5 +1,6 @@
 //! `oxcart run`: continues a text. Text to stdout, figures to stderr.
 
+use super::drafting::DraftArgs;
 use super::engine::{EngineArgs, SessionArgs, facts, session};
 use super::interrupt::interruptible;
 use super::progress::reading;
@@ -22,6 +23,8 @@ pub struct Args {
     session: SessionArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
     /// The text to continue
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
@@ -69,7 +72,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     };
     let e = a.engine.open()?;
     let context = a.ctx_size.filter(|&n| n > 0).unwrap_or(e.model.config.n_context);
-    let mut s = session(&e, &a.session.options(context, 1))?;
+    let options = a.session.options(context, 1);
+    let mut s = session(&e, &options)?;
+    let mut drafter = a.draft.drafter(&e, &a.engine.options()?, &options)?;
     eprintln!("{}", facts(&e, context));
     let prompt = if a.chat {
         let mut messages: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
@@ -94,7 +99,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if bar.is_hidden() {
         say(std::mem::take(&mut begun))?;
     }
-    let report = generate(&mut s, &mut sampler, &prompt, limit, |event| {
+    let report = generate(&mut s, &mut sampler, &mut drafter, &prompt, limit, |event| {
         let said = match event {
             Event::Prompt { done, of } if done == of => {
                 // It shares a line of the terminal with the text.
@@ -120,6 +125,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if a.json {
         let result = serde_json::json!({
             "prompt_tokens": prompt, "tokens": report.generated, "text": whole, "seed": sampler.seed(),
+            "drafted": report.drafted, "accepted": report.accepted,
             "prompt_seconds": report.prompt_time.as_secs_f64(), "seconds": report.time.as_secs_f64(),
             "end": format!("{:?}", report.end).to_lowercase(),
         });

@@ -6,6 +6,7 @@
 use super::Msg;
 use crate::catalog;
 use crate::chat::{self, Message, Template};
+use crate::draft::Drafter;
 use crate::engine::{Engine, EngineOptions, Session, SessionOptions};
 use crate::generate::{End, Event as Heard, generate_with};
 use crate::kv_store::{self, KvStore};
@@ -32,6 +33,10 @@ pub struct Opening {
     pub session: SessionOptions,
     /// Tokens of context.
     pub context: Option<usize>,
+    /// Tokens that are guessed ahead, at most.
+    pub draft_max: usize,
+    /// A smaller model that guesses, too, by name or path; it must be on this machine.
+    pub model_draft: Option<String>,
     /// The source of a chat template, instead of the model's own.
     pub template: Option<String>,
     /// One line about a model at a context.
@@ -188,6 +193,7 @@ struct Ready {
     session: Session,
     template: Template,
     sampler: Option<(SampleParams, Sampler)>,
+    drafter: Drafter,
     kv: Kept,
     prefault: Option<Prefault>,
 }
@@ -292,8 +298,16 @@ impl Desk {
         let template = template.map_err(|e| text(&e))?;
         // What can be wrong with a file has been seen; the old model's cache makes way for the new one's.
         self.loaded = None;
-        let session =
-            engine.session(&SessionOptions { context, ubatch, ..self.opening.session }).map_err(|e| text(&e))?;
+        let options = SessionOptions { context, ubatch, ..self.opening.session };
+        let session = engine.session(&options).map_err(|e| text(&e))?;
+        let mut notes = engine.notes().to_vec();
+        let mut drafter = Drafter::new(self.opening.draft_max);
+        if let Some(small) = self.opening.model_draft.as_deref().filter(|_| self.opening.draft_max > 0) {
+            let small = catalog::resolve(Some(small), None).map_err(|e| text(&e));
+            let added = small.and_then(|s| drafter.add_model(&engine, &s.path, &o, &options).map_err(|e| text(&e)));
+            // Without it, the answer comes later, and is the same.
+            notes.extend(added.err());
+        }
         let name = engine.gguf.str("general.name").ok().flatten().map(str::to_string);
         let loaded = Loaded {
             name: found.name.map(str::to_string).or(name).unwrap_or_else(|| file_name(&found.path)),
@@ -302,9 +316,10 @@ impl Desk {
             bytes_per_token: per_token,
             cache_per_token: session.cache_bytes() / context.max(1),
             recommended: engine.recommended.clone(),
-            notes: engine.notes().to_vec(),
+            notes,
         };
-        Ok((Ready { engine, session, template, sampler: None, kv: Kept::default(), prefault: None }, loaded))
+        let kv = Kept::default();
+        Ok((Ready { engine, session, template, sampler: None, drafter, kv, prefault: None }, loaded))
     }
 
     /// Brings the weights into memory, so that the first question does not wait for the disk, until somebody asks for
@@ -387,7 +402,7 @@ impl Desk {
 
     fn answer(&self, ready: &mut Ready, ask: Ask) -> Result<Event, String> {
         let asked_to_stop = || self.stopped.load(Ordering::SeqCst) >= ask.id;
-        let Ready { engine, session, template, sampler, kv, .. } = ready;
+        let Ready { engine, session, template, sampler, drafter, kv, .. } = ready;
         let context = session.context();
         let encode = |kept: &[Message]| encode(engine, template, kept, ask.go_on);
         let ((mut prompt, begun, opened), left_out) =
@@ -422,7 +437,7 @@ impl Desk {
             self.say(Event::Text { text: "<think>\n".into(), tokens, time: Duration::ZERO, used: prompt.len() });
         }
         let way = self.watch(session, ask.id, prompt.len() - reused, reused, start);
-        let report = generate_with(session, sampler, &prompt, ask.limit, |session, event| {
+        let report = generate_with(session, sampler, drafter, &prompt, ask.limit, |session, event| {
             match event {
                 Heard::Prompt { done, of } => {
                     way.store(done, Ordering::SeqCst);

@@ -1,0 +1,28 @@
+//! The flags of speculative decoding.
+
+use crate::catalog;
+use crate::draft::{Drafter, MOST};
+use crate::engine::{Engine, EngineOptions, SessionOptions};
+
+/// Who guesses the tokens to come, and how many.
+#[derive(clap::Args)]
+pub struct DraftArgs {
+    /// Guess at most N tokens ahead and check them in one pass, where that is faster (0: never); the text stays the same,
+    /// token for token
+    #[arg(long, visible_aliases = ["draft", "draft-n", "spec-draft-n-max"], value_name = "N", default_value_t = MOST)]
+    pub draft_max: usize,
+    /// Let a smaller model with the same vocabulary guess, too: a file, or a name of the catalogue
+    #[arg(long, visible_alias = "md", value_name = "MODEL")]
+    pub model_draft: Option<String>,
+}
+
+impl DraftArgs {
+    /// What guesses for `engine`, opened by `o` and run in sessions of `s`.
+    pub fn drafter(&self, engine: &Engine, o: &EngineOptions, s: &SessionOptions) -> anyhow::Result<Drafter> {
+        let mut drafter = Drafter::new(self.draft_max);
+        if let Some(name) = self.model_draft.as_deref().filter(|_| self.draft_max > 0) {
+            drafter.add_model(engine, &catalog::resolve(Some(name), None)?.path, o, s)?;
+        }
+        Ok(drafter)
+    }
+}
