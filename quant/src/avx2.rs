@@ -13,7 +13,7 @@
 //!
 //! ```text
 //! gemv   4 rows at once (four memory streams), for each slab: codes to registers, then for each group of 32 positions
-//!            acc += float(dot of 32) * (scale * d)            8 lanes of 4 positions
+//!            acc += float(dot of 32) * (scale * d)            8 lanes of 4 positions; two sums, in turn
 //! gemm   16 rows at once, interleaved as in `avx512`; for each 4 columns, for each group:
 //!            16-bit sums of 2 x 4 accumulators, widened as rarely as they allow
 //! ```
@@ -31,7 +31,7 @@ use slab::{Slab, load};
 use std::arch::x86_64::*;
 
 /// Columns up to which the gemv is used.
-const GEMV_COLS: usize = 3;
+const GEMV_COLS: usize = 8;
 /// Rows that the gemv reads side by side.
 const STREAMS: usize = 4;
 /// Rows of a gemm tile.
@@ -231,52 +231,80 @@ avx2! {
         }
     }
 
-    /// `R` rows, see [`Rows`]; all `NC` columns.
+    /// One row's slab times one column's, added to the two sums of `acc`: one alone would wait for itself.
     #[inline]
-    fn gemv_rows<
-        const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize, const R: usize, const NC: usize,
-    >(
+    fn accumulate<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool>(
+        slab: &Slab, x: &Q8Block, col: &Column, mut acc: [__m256; 2],
+    ) -> [__m256; 2] {
+        // Through memory: a broadcast from there takes no shuffle.
+        let mut scale = [[0.0f32; 8]; 2];
+        for h in 0..SLAB / G / 8 {
+            let (d, sum) = (floats(&col.d.as_chunks().0[h]), floats(&col.sum.as_chunks().0[h]));
+            store_floats(&mut scale[h], _mm256_mul_ps(slab.scale[h], d));
+            if MIN {
+                acc[h] = _mm256_fnmadd_ps(slab.min[h], sum, acc[h]);
+            }
+        }
+        let scale = scale.as_flattened();
+        for g in 0..8 {
+            let start = if MIN || (WIDE && !VNNI) {
+                _mm256_setzero_si256()
+            } else {
+                // SAFETY: 8 readable integers.
+                unsafe { _mm256_loadu_si256(col.start[g].as_ptr().cast()) }
+            };
+            let dot = dot32::<WIDE, VNNI>(start, slab.q[g], signed(&x.q.as_chunks().0[g]));
+            let p = if G == 32 {
+                _mm256_set1_ps(scale[g])
+            } else {
+                _mm256_blend_ps::<0xF0>(_mm256_set1_ps(scale[2 * g]), _mm256_set1_ps(scale[2 * g + 1]))
+            };
+            acc[g % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), p, acc[g % 2]);
+        }
+        acc
+    }
+
+    /// Rows, see [`Rows`], times one column.
+    #[inline]
+    fn gemv_single<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, x: Acts<'_>, cols: &[Column], out: &mut Out<'_>,
     ) {
-        let mut acc = [[_mm256_setzero_ps(); NC]; R];
-        let rows = Rows::<R, BYTES>::at(w, step);
+        let mut acc = [[_mm256_setzero_ps(); 2]; STREAMS];
+        let rows = Rows::<STREAMS, BYTES>::at(w, step);
         for s in 0..w.slabs() {
-            let x: &[Q8Block; NC] = x.q8(s).try_into().expect("NC columns");
-            let cols: &[Column; NC] = cols[s * NC..][..NC].try_into().expect("NC columns");
-            for r in 0..R {
+            let (x, col) = (&x.q8(s)[0], &cols[s]);
+            for r in 0..STREAMS {
+                acc[r] = accumulate::<G, MIN, WIDE, VNNI>(&unpack(rows.slab(w, r, s)), x, col, acc[r]);
+            }
+        }
+        for (r, row) in rows.each() {
+            out.column(0, row, 1)[0] = sum8(_mm256_add_ps(acc[r][0], acc[r][1]));
+        }
+    }
+
+    /// Rows times several columns. `acc` is (rows, n).
+    #[inline]
+    fn gemv_several<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, x: Acts<'_>, cols: &[Column],
+        acc: &mut [[[f32; 8]; 2]], out: &mut Out<'_>,
+    ) {
+        let (rows, n) = (Rows::<STREAMS, BYTES>::at(w, step), x.n());
+        acc.fill([[0.0; 8]; 2]);
+        for s in 0..w.slabs() {
+            let (x, cols) = (x.q8(s), &cols[s * n..][..n]);
+            for (r, acc) in acc.chunks_exact_mut(n).enumerate() {
                 let slab = unpack(rows.slab(w, r, s));
-                for c in 0..NC {
-                    // Through memory: a broadcast from there takes no shuffle.
-                    let mut scale = [[0.0f32; 8]; 2];
-                    for h in 0..SLAB / G / 8 {
-                        let (d, sum) = (floats(&cols[c].d.as_chunks().0[h]), floats(&cols[c].sum.as_chunks().0[h]));
-                        store_floats(&mut scale[h], _mm256_mul_ps(slab.scale[h], d));
-                        if MIN {
-                            acc[r][c] = _mm256_fnmadd_ps(slab.min[h], sum, acc[r][c]);
-                        }
-                    }
-                    let scale = scale.as_flattened();
-                    for g in 0..8 {
-                        let start = if MIN || (WIDE && !VNNI) {
-                            _mm256_setzero_si256()
-                        } else {
-                            // SAFETY: 8 readable integers.
-                            unsafe { _mm256_loadu_si256(cols[c].start[g].as_ptr().cast()) }
-                        };
-                        let dot = dot32::<WIDE, VNNI>(start, slab.q[g], signed(&x[c].q.as_chunks().0[g]));
-                        let p = if G == 32 {
-                            _mm256_set1_ps(scale[g])
-                        } else {
-                            _mm256_blend_ps::<0xF0>(_mm256_set1_ps(scale[2 * g]), _mm256_set1_ps(scale[2 * g + 1]))
-                        };
-                        acc[r][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), p, acc[r][c]);
-                    }
+                for ((x, col), acc) in x.iter().zip(cols).zip(acc) {
+                    let sums = accumulate::<G, MIN, WIDE, VNNI>(&slab, x, col, [floats(&acc[0]), floats(&acc[1])]);
+                    store_floats(&mut acc[0], sums[0]);
+                    store_floats(&mut acc[1], sums[1]);
                 }
             }
         }
         for (r, row) in rows.each() {
-            for c in 0..NC {
-                out.column(c, row, 1)[0] = sum8(acc[r][c]);
+            for c in 0..n {
+                let [a, b] = &acc[r * n + c];
+                out.column(c, row, 1)[0] = sum8(_mm256_add_ps(floats(a), floats(b)));
             }
         }
     }
@@ -289,17 +317,12 @@ avx2! {
         let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
         let cols = scratch.sums.take::<Column>(w.slabs() * x.n());
         columns::<G>(x, w.slabs(), codes.offset, cols);
-        match x.n() {
-            1 => (0..Rows::<STREAMS, BYTES>::steps(&w)).for_each(|i| {
-                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, STREAMS, 1>(unpack, &w, i, x, cols, out)
-            }),
-            2 => (0..Rows::<2, BYTES>::steps(&w)).for_each(|i| {
-                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, 2>(unpack, &w, i, x, cols, out)
-            }),
-            GEMV_COLS => (0..Rows::<2, BYTES>::steps(&w)).for_each(|i| {
-                gemv_rows::<G, MIN, WIDE, VNNI, BYTES, 2, GEMV_COLS>(unpack, &w, i, x, cols, out)
-            }),
-            n => unreachable!("{n} columns go to the gemm"),
+        let steps = 0..Rows::<STREAMS, BYTES>::steps(&w);
+        if x.n() == 1 {
+            steps.for_each(|i| gemv_single::<G, MIN, WIDE, VNNI, BYTES>(unpack, &w, i, x, cols, out));
+        } else {
+            let acc = scratch.floats.take::<[[f32; 8]; 2]>(STREAMS * x.n());
+            steps.for_each(|i| gemv_several::<G, MIN, WIDE, VNNI, BYTES>(unpack, &w, i, x, cols, acc, out));
         }
     }
 
