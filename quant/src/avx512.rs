@@ -6,7 +6,7 @@
 //! ```text
 //! gemv   4 rows at once (four memory streams), for each slab:
 //!            slab = turned(unpack(row))        4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
-//!            for each column:
+//!            for each column (with groups of 32 each two, whose lanes are folded to one vector; of one column each two rows):
 //!                acc += float(4 vpdpbusd, one after the other) * (scale * d)       16 lanes, 16 weights each
 //!                acc -= min * (d * sum)                                            16 groups, or 8
 //!
@@ -193,32 +193,6 @@ avx512! {
         }
     }
 
-    /// One row's slab times one column's, added to `acc`. The slab is `turned` (of one column, neither side is: the dots are),
-    /// its scales are those of the lanes.
-    #[inline]
-    fn accumulate<const MIN: bool, const ONE: bool>(slab: &Slab, x: &Column, acc: __m512) -> __m512 {
-        // SAFETY: the fields are 64 bytes and aligned.
-        let (start, d, sum) = unsafe {
-            let start = _mm512_load_si512(x.start.as_ptr().cast());
-            (start, _mm512_load_ps(x.d.as_ptr()), _mm512_load_ps(x.sum.as_ptr()))
-        };
-        let mut dot = if MIN { _mm512_setzero_si512() } else { start };
-        if ONE {
-            let mut dots = [_mm512_setzero_si512(); 4];
-            for j in 0..4 {
-                dots[j] = _mm512_dpbusd_epi32(dots[j], slab.q[j], signed(&x.q[j]));
-            }
-            let sums = parts(dots);
-            dot = if MIN { sums } else { _mm512_add_epi32(dot, sums) };
-        } else {
-            for j in 0..4 {
-                dot = _mm512_dpbusd_epi32(dot, slab.q[j], signed(&x.q[j]));
-            }
-        }
-        let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(slab.scale, d), acc);
-        if MIN { _mm512_fnmadd_ps(slab.min, sum, acc) } else { acc }
-    }
-
     /// Of vectors of two columns, in which a lane is 16 weights: the lanes of the first half of each group of 32, and those of
     /// the second.
     #[inline]
@@ -275,21 +249,28 @@ avx512! {
         if MIN { _mm512_fnmadd_ps(min, floats(&x.sum), acc) } else { acc }
     }
 
-    /// One row's slab times two columns', added to `acc`. The slab is `turned`; its scales and minimums are those of the
+    /// Four rows' slabs times two columns', added to `acc`. Slabs are `turned`; their scales and minimums are those of the
     /// folded lanes.
     #[inline]
-    fn accumulate_pair<const MIN: bool, const ORDER: u8>(slab: &Slab, x: &Pair, acc: __m512) -> __m512 {
-        let mut dots = [_mm512_setzero_si512(); 2];
+    fn accumulate_pair<const MIN: bool, const ORDER: u8>(
+        slabs: &[Slab; STREAMS], x: &Pair, acc: &mut [[f32; 16]; STREAMS],
+    ) {
+        let mut dots = [[_mm512_setzero_si512(); 2]; STREAMS];
         for c in 0..2 {
-            if !MIN {
-                // SAFETY: 64 aligned bytes.
-                dots[c] = unsafe { _mm512_load_si512(x.start[c].as_ptr().cast()) };
-            }
+            dots.iter_mut().for_each(|d| d[c] = start::<MIN>(&x.start[c]));
+            // Each vector of the column is loaded once for all rows, whose sums do not wait for each other.
             for j in 0..4 {
-                dots[c] = _mm512_dpbusd_epi32(dots[c], slab.q[j], signed(&x.q[c][j]));
+                let q = signed(&x.q[c][j]);
+                for r in 0..STREAMS {
+                    dots[r][c] = _mm512_dpbusd_epi32(dots[r][c], slabs[r].q[j], q);
+                }
             }
         }
-        scaled::<MIN, ORDER>(dots, (slab.scale, slab.min), x, acc)
+        for r in 0..STREAMS {
+            let sum = scaled::<MIN, ORDER>(dots[r], (slabs[r].scale, slabs[r].min), x, floats(&acc[r]));
+            // SAFETY: 16 floats.
+            unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
+        }
     }
 
     /// Two rows' slabs times one column's, added to `acc`: the sums of [`accumulate_pair`] to the last bit, in the lanes of the
@@ -302,11 +283,7 @@ avx512! {
             for j in 0..4 {
                 four[j] = _mm512_dpbusd_epi32(four[j], slabs[r].q[j], signed(&x.q[0][j]));
             }
-            dots[r] = parts(four);
-            if !MIN {
-                // SAFETY: 64 aligned bytes.
-                dots[r] = _mm512_add_epi32(dots[r], unsafe { _mm512_load_si512(x.start[0].as_ptr().cast()) });
-            }
+            dots[r] = _mm512_add_epi32(start::<MIN>(&x.start[0]), parts(four));
         }
         // Which lane of which slab: minimums are the upper eight of a slab's scales.
         let groups = folded_groups::<ORDER>();
@@ -328,7 +305,7 @@ avx512! {
     /// Four rows times one column, in formats with groups of 32: two rows share a vector of dots, as two columns do in
     /// [`gemv_pairs`].
     #[inline]
-    fn gemv_single<const MIN: bool, const ORDER: u8, const BYTES: usize>(
+    fn gemv_single32<const MIN: bool, const ORDER: u8, const BYTES: usize>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, cols: &[Pair], out: &mut Out<'_>,
     ) {
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
@@ -340,7 +317,7 @@ avx512! {
             acc[1] = accumulate_rows::<MIN, ORDER>([slab(2), slab(3)], x, acc[1]);
         }
         let first = first_column(ORDER);
-        let row = |r: usize| _mm512_maskz_mov_ps(if r % 2 == 0 { first } else { !first }, acc[r / 2]);
+        let row = |r: usize| _mm512_maskz_mov_ps(if r.is_multiple_of(2) { first } else { !first }, acc[r / 2]);
         let totals = totals([row(0), row(1), row(2), row(3)]);
         for (r, row) in rows.each() {
             out.column(0, row, 1)[0] = totals[r];
@@ -367,11 +344,7 @@ avx512! {
             let block = |r: usize| rows.slab(w, r, s);
             let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
             for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
-                for r in 0..STREAMS {
-                    let sum = accumulate_pair::<MIN, ORDER>(&slabs[r], x, floats(&acc[r]));
-                    // SAFETY: 16 floats.
-                    unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
-                }
+                accumulate_pair::<MIN, ORDER>(&slabs, x, acc);
             }
         }
         for c in 0..n {
@@ -397,9 +370,53 @@ avx512! {
         _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
     }
 
-    /// Four rows, see [`Rows`], in formats with groups of 16. `ONE` column in registers, or several in `acc`, (n, rows).
+    /// Dots of 16 weights a lane, times the scales of both sides and less the minimums, added to `acc`.
     #[inline]
-    fn gemv_rows<const MIN: bool, const ORDER: u8, const BYTES: usize, const ONE: bool>(
+    fn scaled16<const MIN: bool>(dots: __m512i, slab: &Slab, x: &Column, acc: __m512) -> __m512 {
+        let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_mul_ps(slab.scale, floats(&x.d)), acc);
+        if MIN { _mm512_fnmadd_ps(slab.min, floats(&x.sum), acc) } else { acc }
+    }
+
+    /// What the dots of a column start from.
+    #[inline]
+    fn start<const MIN: bool>(start: &[i32; 16]) -> __m512i {
+        // SAFETY: 64 aligned bytes, as every field of `Column` and `Pair` is.
+        if MIN { _mm512_setzero_si512() } else { unsafe { _mm512_load_si512(start.as_ptr().cast()) } }
+    }
+
+    /// Four rows, see [`Rows`], times one column, in formats with groups of 16. Neither side is `turned`: the dots are.
+    #[inline]
+    fn gemv_single16<const MIN: bool, const ORDER: u8, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, cols: &[Column], out: &mut Out<'_>,
+    ) {
+        let lanes = sixteenth::<ORDER>();
+        let rows = Rows::<STREAMS, BYTES>::at(w, step);
+        let mut sums = [_mm512_setzero_ps(); STREAMS];
+        for (s, x) in cols.iter().enumerate().take(w.slabs()) {
+            let add = |r: usize, sum: __m512| {
+                let mut slab = unpack(rows.slab(w, r, s));
+                slab.scale = _mm512_permutexvar_ps(lanes, slab.scale);
+                let mut dots = [_mm512_setzero_si512(); 4];
+                for j in 0..4 {
+                    dots[j] = _mm512_dpbusd_epi32(dots[j], slab.q[j], signed(&x.q[j]));
+                }
+                scaled16::<MIN>(_mm512_add_epi32(start::<MIN>(&x.start), parts(dots)), &slab, x, sum)
+            };
+            // Not a loop: it would not be unrolled, and keep its sums in memory.
+            sums[0] = add(0, sums[0]);
+            sums[1] = add(1, sums[1]);
+            sums[2] = add(2, sums[2]);
+            sums[3] = add(3, sums[3]);
+        }
+        let totals = totals(sums);
+        for (r, row) in rows.each() {
+            out.column(0, row, 1)[0] = totals[r];
+        }
+    }
+
+    /// Four rows times several columns, in formats with groups of 16. `acc` is (n, rows).
+    #[inline]
+    fn gemv_columns<const MIN: bool, const ORDER: u8, const BYTES: usize>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Column],
         acc: &mut [[f32; 16]], out: &mut Out<'_>,
     ) {
@@ -407,37 +424,31 @@ avx512! {
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
-            let q = if ONE { slab.q } else { turned(slab.q) };
-            Slab { q, scale: _mm512_permutexvar_ps(lanes, slab.scale), min: slab.min }
+            Slab { q: turned(slab.q), scale: _mm512_permutexvar_ps(lanes, slab.scale), min: slab.min }
         };
-        let mut sums = [_mm512_setzero_ps(); STREAMS];
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
             let block = |r: usize| rows.slab(w, r, s);
-            if ONE {
-                // Not a loop: it would not be unrolled, and keep its sums in memory.
-                sums[0] = accumulate::<MIN, true>(&turn(block(0)), &x[0], sums[0]);
-                sums[1] = accumulate::<MIN, true>(&turn(block(1)), &x[0], sums[1]);
-                sums[2] = accumulate::<MIN, true>(&turn(block(2)), &x[0], sums[2]);
-                sums[3] = accumulate::<MIN, true>(&turn(block(3)), &x[0], sums[3]);
-                continue;
-            }
             let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
             for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
+                // Each vector of the column is loaded once for all rows, whose sums do not wait for each other.
+                let mut dots = [start::<MIN>(&x.start); STREAMS];
+                for j in 0..4 {
+                    let q = signed(&x.q[j]);
+                    for r in 0..STREAMS {
+                        dots[r] = _mm512_dpbusd_epi32(dots[r], slabs[r].q[j], q);
+                    }
+                }
                 for r in 0..STREAMS {
-                    let sum = accumulate::<MIN, false>(&slabs[r], x, floats(&acc[r]));
+                    let sum = scaled16::<MIN>(dots[r], &slabs[r], x, floats(&acc[r]));
                     // SAFETY: 16 floats.
                     unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
                 }
             }
         }
         for c in 0..n {
-            if !ONE {
-                for r in 0..STREAMS {
-                    sums[r] = floats(&acc[c * STREAMS + r]);
-                }
-            }
-            let totals = totals(sums);
+            let acc = |r: usize| floats(&acc[c * STREAMS + r]);
+            let totals = totals([acc(0), acc(1), acc(2), acc(3)]);
             for (r, row) in rows.each() {
                 out.column(c, row, 1)[0] = totals[r];
             }
@@ -472,16 +483,16 @@ avx512! {
             let two = scratch.tile.take::<Pair>(w.slabs() * n.div_ceil(2));
             pairs::<ORDER>(cols, n, two);
             if n == 1 {
-                steps.for_each(|i| gemv_single::<MIN, ORDER, BYTES>(unpack, &w, i, two, out));
+                steps.for_each(|i| gemv_single32::<MIN, ORDER, BYTES>(unpack, &w, i, two, out));
             } else {
                 let acc = scratch.floats.take::<[f32; 16]>(n.div_ceil(2) * STREAMS);
                 steps.for_each(|i| gemv_pairs::<MIN, ORDER, BYTES>(unpack, &w, i, n, two, acc, out));
             }
         } else if n == 1 {
-            steps.for_each(|i| gemv_rows::<MIN, ORDER, BYTES, true>(unpack, &w, i, n, cols, &mut [], out));
+            steps.for_each(|i| gemv_single16::<MIN, ORDER, BYTES>(unpack, &w, i, cols, out));
         } else {
             let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
-            steps.for_each(|i| gemv_rows::<MIN, ORDER, BYTES, false>(unpack, &w, i, n, cols, acc, out));
+            steps.for_each(|i| gemv_columns::<MIN, ORDER, BYTES>(unpack, &w, i, n, cols, acc, out));
         }
     }
 
