@@ -13,6 +13,7 @@ use crate::gguf::{Gguf, GgufError};
 use aho_corasick::AhoCorasick;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A tokenizer that cannot be built, or a text that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +63,16 @@ const SPACE: &[u8] = "\u{2581}".as_bytes();
 /// Bytes of a UTF-8 character by the upper half of its first byte; 1 where no character begins so.
 const LENGTHS: [usize; 16] = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4];
 
+/// Bytes of text that are encoded together at least, where it can be cut: the crate tokenizers takes some 150 bytes of
+/// memory for each.
+const TOGETHER: usize = 64 << 10;
+
 /// Encodes and decodes.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    together: usize,
+    /// No token has a newline and something else: none reaches across one.
+    newlines_apart: bool,
     scheme: Scheme,
     pieces: Pieces,
     kinds: Vec<Kind>,
@@ -211,10 +219,68 @@ impl Tokenizer {
         self.encode_str(std::str::from_utf8(text).expect("checked by the caller"), out)
     }
 
-    fn encode_str(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        let e = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
-        out.extend_from_slice(e.get_ids());
-        Ok(())
+    fn encode_str(&self, mut text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let mut parts = Vec::new();
+        while !text.is_empty() {
+            let (part, rest) = text.split_at(self.cut(text));
+            parts.push(part);
+            text = rest;
+        }
+        let encode = |part: &str| match self.inner.encode_fast(part, false) {
+            Ok(e) => Ok(e.get_ids().to_vec()),
+            Err(e) => Err(TokenizerError::Encode(e.to_string())),
+        };
+        if let [part] = parts[..] {
+            out.extend(encode(part)?);
+            return Ok(());
+        }
+        // A long text: on all processors, each taking the next part.
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(parts.len());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let part = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < parts.len());
+            std::iter::from_fn(|| part().map(|i| (i, encode(parts[i])))).collect::<Vec<_>>()
+        };
+        let mut done = std::thread::scope(|s| {
+            let helpers: Vec<_> = (1..threads).map(|_| s.spawn(work)).collect();
+            let mut done = work();
+            done.extend(helpers.into_iter().flat_map(|h| h.join().unwrap_or_else(|e| std::panic::resume_unwind(e))));
+            done
+        });
+        done.sort_by_key(|(i, _)| *i);
+        done.into_iter().try_for_each(|(_, ids)| {
+            out.extend(ids?);
+            Ok(())
+        })
+    }
+
+    /// Where to cut a text so that the tokens of its parts are its own: behind a newline; the end where there is none.
+    fn cut(&self, text: &str) -> usize {
+        let bytes = text.as_bytes();
+        let mut from = self.together;
+        while let Some(at) = bytes.get(from..).and_then(|b| b.iter().position(|&b| b == b'\n')) {
+            let cut = from + at + 1;
+            let apart = match &self.scheme {
+                // Every rule cuts there: a pattern that takes a newline takes nothing behind it but white space, and none
+                // looks further than the first character behind the newline.
+                Scheme::Bytes => {
+                    let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c.is_ascii_punctuation());
+                    word(text[..cut - 1].chars().next_back()) && word(text[cut..].chars().next())
+                }
+                Scheme::SentencePiece { .. } => self.newlines_apart,
+            };
+            if apart {
+                return cut;
+            }
+            from = cut;
+        }
+        text.len()
+    }
+
+    /// Encodes at least so many bytes together, where a text can be cut: what is encoded does not depend on it, how much
+    /// memory it takes does.
+    pub fn with_bytes_together(self, bytes: usize) -> Tokenizer {
+        Tokenizer { together: bytes, ..self }
     }
 
     /// The bytes of a token, of a control token its text; none where there is no such token.

@@ -58,6 +58,30 @@ fn llama_cpps_test_pairs_hold() {
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// A long text is encoded in parts, to save memory; its tokens are those of the whole.
+#[test]
+fn parts_of_a_text_have_the_tokens_of_the_whole() {
+    const WORDS: &[&str] = &[
+        "\n", "\n", "\n", "\r\n", "\n\n", " ", "  ", "\t", "the", " cart", "Ox", "牛", "车", "ثور", "é", "e\u{301}",
+        "\u{a0}", "\u{85}", "\u{200b}", "7", "2024", "'s", "'LL", "!", "...", "--", "$=", "\u{3000}", "ª", "Ⅳ", "🐂",
+        "}", "\n}", ";\n", "a\nb", "1\n2",
+    ];
+    let mut state = 7u64;
+    let mut pick = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        WORDS[(state >> 33) as usize % WORDS.len()]
+    };
+    let texts: Vec<String> = (0..60).map(|_| (0..200).map(|_| pick()).collect()).collect();
+    for name in VOCABULARIES {
+        let (whole, parts) = (tokenizer(&file(name)), tokenizer(&file(name)).with_bytes_together(1));
+        for text in &texts {
+            let [want, got] = [&whole, &parts].map(|t| t.encode(text.as_bytes(), true, true).unwrap());
+            let differ = want.iter().zip(&got).position(|(a, b)| a != b);
+            assert!(want == got, "{name}: {text:?}: from token {differ:?} on, {} and {}", want.len(), got.len());
+        }
+    }
+}
+
 /// `tests/tokenizer/ids.json` holds what llama.cpp (0.3.36 of its Python package) gave for texts written for this test:
 /// languages, code, digits, odd white space, control tokens written out, bytes that are no UTF-8. A text is a string or its
 /// bytes. `special` has the ids where control tokens in the text are read as such and this makes a difference. `null`

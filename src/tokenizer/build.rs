@@ -229,7 +229,25 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     }
     let special = special(&named)?;
     let eog = eog.into_iter().collect();
-    Ok(Tokenizer { inner, scheme, pieces, kinds, ids, special, bos, eos, eot, add_bos, add_eos, eog, notes })
+    let newlines_apart = !tokens.iter().any(|t| t.len() > 1 && t.contains('\n'));
+    let together = super::TOGETHER;
+    Ok(Tokenizer {
+        inner,
+        together,
+        newlines_apart,
+        scheme,
+        pieces,
+        kinds,
+        ids,
+        special,
+        bos,
+        eos,
+        eot,
+        add_bos,
+        add_eos,
+        eog,
+        notes,
+    })
 }
 
 fn kinds(g: &Gguf, n: usize) -> Result<Vec<Kind>, TokenizerError> {
