@@ -17,16 +17,17 @@ pub fn partial(path: &Path) -> PathBuf {
     temp.into()
 }
 
-/// Refuses a path that no file can be renamed to, before the work whose end that is; and what is no file, as a device: it
-/// would not be written but replaced.
-pub fn check_name(path: &Path) -> io::Result<()> {
+/// Where a file of this name is written: the name, or where the link leads that has it. Refuses what no file can be renamed
+/// to, before the work whose end that is; and what is no file, as a device: it would not be written but replaced.
+pub fn target(path: &Path) -> io::Result<PathBuf> {
+    let is = |what: &str| Err(io::Error::other(format!("is {what}, expected the name of a file")));
+    let link = fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
     match fs::metadata(path) {
-        Ok(m) if m.is_file() => Ok(()),
-        Ok(m) => {
-            let what = if m.is_dir() { "a folder" } else { "no regular file" };
-            Err(io::Error::other(format!("is {what}, expected the name of a file")))
-        }
-        Err(_) => fs::metadata(folder(path)).map(|_| ()),
+        Ok(m) if m.is_file() && link => path.canonicalize(),
+        Ok(m) if m.is_file() => Ok(path.to_path_buf()),
+        Ok(m) => is(if m.is_dir() { "a folder" } else { "no regular file" }),
+        Err(_) if link => is("a link that leads nowhere"),
+        Err(_) => fs::metadata(folder(path)).map(|_| path.to_path_buf()),
     }
 }
 
@@ -62,6 +63,7 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 
 /// Writes a file of these bytes. One that fails leaves nothing, and an older file as it was.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let path = &target(path)?;
     let temp = partial(path);
     // What a killed run left; never through a link.
     match fs::remove_file(&temp) {
@@ -149,9 +151,19 @@ mod tests {
     #[test]
     fn names_that_no_file_can_have_are_known_before() {
         let dir = tempfile::tempdir().unwrap();
-        let told = |path: &Path| check_name(path).map_err(|e| e.to_string());
-        assert_eq!(told(&dir.path().join("new")), Ok(()));
-        assert_eq!(told(Path::new("no-such-file")), Ok(()));
+        let told = |path: &Path| target(path).map_err(|e| e.to_string());
+        let [new, link, lost] = ["new", "link", "lost"].map(|n| dir.path().join(n));
+        assert_eq!(told(&new), Ok(new.clone()));
+        assert_eq!(told(Path::new("no-such-file")), Ok("no-such-file".into()));
+        // A link stays one, and what it leads to is written.
+        std::os::unix::fs::symlink("new", &link).unwrap();
+        assert_eq!(told(&link), Err("is a link that leads nowhere, expected the name of a file".into()));
+        write(&new, b"old").unwrap();
+        write(&link, b"text").unwrap();
+        assert_eq!(fs::read_to_string(&new).unwrap(), "text");
+        assert!(link.is_symlink() && told(&link) == Ok(new.canonicalize().unwrap()));
+        std::os::unix::fs::symlink("lost", &lost).unwrap();
+        assert!(told(&lost).is_err(), "a link to itself");
         assert_eq!(told(dir.path()), Err("is a folder, expected the name of a file".into()));
         assert_eq!(told(Path::new("/dev/null")), Err("is no regular file, expected the name of a file".into()));
         assert_eq!(told(&dir.path().join("no/x")), Err("No such file or directory (os error 2)".into()));

@@ -81,7 +81,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     }
     if let Some(plot) = &a.plot {
         // Now, not after the work.
-        disk::check_name(plot).with_context(|| plot.display().to_string())?;
+        disk::target(plot).with_context(|| plot.display().to_string())?;
     }
     let name = a.file.display().to_string();
     let bytes = disk::read(&a.file, disk::MOST_TEXT).with_context(|| name.clone())?;

@@ -82,7 +82,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         return show_statistics(&a);
     }
     // Now, not after the first chunks.
-    disk::check_name(&a.output).with_context(|| a.output.display().to_string())?;
+    disk::target(&a.output).with_context(|| a.output.display().to_string())?;
     let mut known = Imatrix { chunk_size: a.ctx_size, ..Imatrix::default() };
     for file in &a.in_file {
         let m = Imatrix::read(file)?;

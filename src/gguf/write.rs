@@ -8,7 +8,7 @@
 //! sort the metadata, and do not pad the last tensor, which ggml reads with its padding.
 
 use super::{Blame, GgufError, TensorKind, Value, one_line};
-use crate::disk::{check_name, create_beside, partial, sync_folder};
+use crate::disk::{create_beside, partial, sync_folder, target};
 use gguf_rs_lib::format::{self, GGUFHeader, GGUFValueType, MetadataValue};
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
@@ -174,10 +174,10 @@ impl GgufWriter {
             };
             Part { path, temp: None, tensors }
         };
-        let parts: Vec<Part> = ranges.into_iter().enumerate().map(part).collect();
+        let mut parts: Vec<Part> = ranges.into_iter().enumerate().map(part).collect();
         // Told now: at the end of the work the file could not be given its name.
-        for p in &parts {
-            check_name(&p.path).map_err(|e| Blame(&p.path).at("create", e))?;
+        for p in &mut parts {
+            p.path = target(&p.path).map_err(|e| Blame(&p.path).at("create", e))?;
         }
         Ok(GgufWriter {
             path: path.to_path_buf(),

@@ -11,7 +11,7 @@
 
 use super::row::{self, Row};
 use super::{PerplexityError, rows};
-use crate::disk::{check_name, partial, publish};
+use crate::disk::{partial, publish, target};
 use oxcart_quant::f32ops::Ops;
 use std::fs::File;
 use std::io::{self, Write};
@@ -85,17 +85,17 @@ impl BaseWriter {
     /// Begins the file. `tokens` are all chunks' tokens, as the text has them.
     pub fn create(path: &Path, layout: Layout, tokens: &[u32]) -> Result<BaseWriter, PerplexityError> {
         assert_eq!(tokens.len(), layout.n_chunk * layout.n_ctx);
-        check_name(path).map_err(io_error(path, "create"))?;
-        let temp = partial(path);
+        let path = target(path).map_err(io_error(path, "create"))?;
+        let temp = partial(&path);
         let mut file = File::create(&temp).map_err(io_error(&temp, "create"))?;
         file.write_all(&layout.head(tokens)).map_err(io_error(&temp, "write"))?;
-        Ok(BaseWriter { file, path: path.to_path_buf(), layout })
+        Ok(BaseWriter { file, path, layout })
     }
 
     /// Continues a file that was begun for the same text and layout.
     pub fn resume(path: &Path, layout: Layout, tokens: &[u32]) -> Result<BaseWriter, PerplexityError> {
-        check_name(path).map_err(io_error(path, "create"))?;
-        let temp = partial(path);
+        let path = target(path).map_err(io_error(path, "create"))?;
+        let temp = partial(&path);
         let file = File::options().read(true).write(true).open(&temp).map_err(io_error(&temp, "open"))?;
         let want = layout.head(tokens);
         let mut found = vec![0; want.len()];
@@ -104,7 +104,7 @@ impl BaseWriter {
             let problem = "of another run, expected the one that is resumed".into();
             return Err(PerplexityError::Base { file: temp, field: "header".into(), problem });
         }
-        Ok(BaseWriter { file, path: path.to_path_buf(), layout })
+        Ok(BaseWriter { file, path, layout })
     }
 
     /// Writes a row, counted from the first of the file; returns the negative log-likelihood of `next` in nats.
