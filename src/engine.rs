@@ -156,7 +156,7 @@ fn team(threads: usize, p: &Placement, notes: &mut Vec<String>) -> Result<Team, 
         return Team::new(threads).map_err(system("threads"));
     }
     let here = Here::find().map_err(system("processors"))?;
-    let places = p.of_workers(threads, &here).map_err(system("processors"))?;
+    let places = p.of_workers(threads, &here).map_err(system("--cpu-mask, --cpu-range"))?;
     if let Some(nodes) = p.spread_over(&here) {
         if nodes.len() == 1 {
             notes.push("--numa distribute: there is one memory node, nothing to spread over".into());
@@ -264,8 +264,11 @@ impl Engine {
             gguf.override_kv(spec)?;
         }
         let mut model = Model::from_gguf(&gguf)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)
-            .map_err(|error| EngineError::Tokenizer { file: gguf.path().to_path_buf(), error })?;
+        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|error| match error {
+            // It names the file already.
+            TokenizerError::Gguf(error) => EngineError::Gguf(error),
+            error => EngineError::Tokenizer { file: gguf.path().to_path_buf(), error },
+        })?;
         let mut notes = Vec::new();
         let team = team(o.threads, &o.placement, &mut notes)?;
         if let Some(flag) = o.residence.flag() {

@@ -169,7 +169,7 @@ impl EngineArgs {
         let threads = match self.threads {
             Some(n) => n,
             None if placement.is_some() => {
-                Here::find().and_then(|here| placement.n_processors(&here)).context("processors")?
+                Here::find().and_then(|here| placement.n_processors(&here)).context("--cpu-mask, --cpu-range")?
             }
             None => default_threads(),
         };

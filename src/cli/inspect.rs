@@ -61,7 +61,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
 fn values(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
     let mut object = serde_json::Map::new();
     for key in &a.key {
-        let v = g.value(key).with_context(|| format!("{}: {key}: missing", g.path().display()))?;
+        let named = || format!("{}: {}: missing", g.path().display(), one_line(key, 200));
+        let v = g.value(key).with_context(named)?;
         if a.json {
             object.insert(key.clone(), value_json(v, usize::MAX));
             continue;
