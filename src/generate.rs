@@ -35,6 +35,8 @@ pub struct Report {
     pub drafted: usize,
     /// Of those, the ones that were right.
     pub accepted: usize,
+    /// Passes that it took, without the prompt's.
+    pub passes: usize,
     /// Time for all of them but the first, which came with the prompt.
     pub time: Duration,
     /// Why it ended.
@@ -50,8 +52,13 @@ pub enum Event<'a> {
         /// Tokens to feed.
         of: usize,
     },
-    /// Text: whole characters, never empty.
-    Text(&'a str),
+    /// More of the text.
+    Text {
+        /// Whole characters, never none.
+        text: &'a str,
+        /// Passes that were made since the prompt's: as often were the weights read.
+        passes: usize,
+    },
 }
 
 /// A prompt that leaves no room.
@@ -111,6 +118,7 @@ pub fn generate_with(
         generated: Vec::new(),
         drafted: 0,
         accepted: 0,
+        passes: 0,
         time: Duration::ZERO,
         end: End::Stopped,
     };
@@ -166,7 +174,7 @@ pub fn generate_with(
                 break 'text End::Eog;
             }
             let piece = text.push(id);
-            if !piece.is_empty() && listen(s, Event::Text(&piece)).is_break() {
+            if !piece.is_empty() && listen(s, Event::Text { text: &piece, passes: report.passes }).is_break() {
                 s.truncate(0, certain + i);
                 break 'text End::Stopped;
             }
@@ -190,12 +198,13 @@ pub fn generate_with(
         };
         drafter.took(batch.len(), begun.elapsed());
         report.drafted += guesses.len();
+        report.passes += 1;
     };
     report.time = start.elapsed();
     let rest = text.finish();
     if !rest.is_empty() {
         // The generation is over; a listener has nothing left to break off.
-        let _ = listen(s, Event::Text(&rest));
+        let _ = listen(s, Event::Text { text: &rest, passes: report.passes });
     }
     Ok(report)
 }

@@ -148,7 +148,7 @@ pub fn run(c: Chat) -> io::Result<()> {
     app.update(Msg::Tick);
     screen.draw(|f| view::draw(f, &app))?;
     if let Some(path) = c.resume {
-        app.effects.push(Effect::Store(store::Op::Open(path)));
+        app.open(path);
     }
     let keys = Keys::start(tell.clone())?;
     let store = Store::start(c.dir, tell.clone())?;

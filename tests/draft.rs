@@ -40,7 +40,7 @@ fn told(
     let mut s = e.session(&SessionOptions { context, ..SessionOptions::default() }).unwrap();
     let prompt = e.tokenizer.encode(prompt.as_bytes(), true, false).unwrap();
     let r = generate(&mut s, &mut Sampler::new(params.clone()), d, &prompt, limit, |event| match event {
-        Event::Text(t) => listen(t),
+        Event::Text { text, .. } => listen(text),
         Event::Prompt { .. } => ControlFlow::Continue(()),
     });
     (r.unwrap(), s.tokens(0).to_vec())

@@ -187,7 +187,7 @@ fn greedy_text_is_llama_cpp_s() {
         let tokens = e.tokenizer.encode(prompt.as_bytes(), true, true).unwrap();
         let mut text = String::new();
         let r = generate(&mut s, &mut Sampler::new(greedy.clone()), &mut Drafter::new(0), &tokens, Some(12), |event| {
-            if let oxcart::generate::Event::Text(t) = event {
+            if let oxcart::generate::Event::Text { text: t, .. } = event {
                 text.push_str(t);
             }
             ControlFlow::Continue(())
@@ -269,7 +269,7 @@ fn what_was_said_far_back_is_found_again() {
         let length = e.tokenizer.encode(end.as_bytes(), false, false).unwrap().len();
         let mut text = String::new();
         generate(&mut s, &mut Sampler::new(greedy.clone()), &mut Drafter::new(0), &tokens, Some(length), |event| {
-            if let oxcart::generate::Event::Text(t) = event {
+            if let oxcart::generate::Event::Text { text: t, .. } = event {
                 text.push_str(t);
             }
             ControlFlow::Continue(())

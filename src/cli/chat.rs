@@ -200,7 +200,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         let work = interruptible()?;
         let mut failed: Option<anyhow::Error> = None;
         let result = generate_with(&mut session, &mut sampler, &mut drafter, &prompt, limit, |session, event| {
-            if let Event::Text(t) = event {
+            if let Event::Text { text: t, .. } = event {
                 answer.push_str(t);
                 // On disk before it is seen.
                 let kept = talk.hear(t);

@@ -107,7 +107,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 say(std::mem::take(&mut begun))
             }
             Event::Prompt { .. } => Ok(()),
-            Event::Text(t) => {
+            Event::Text { text: t, .. } => {
                 whole.push_str(t);
                 if a.json { Ok(()) } else { say(t) }
             }

@@ -196,12 +196,14 @@ pub struct App {
     pub scroll: Scroll,
     /// The turn that keys mean, by its place in the branch.
     pub selected: Option<usize>,
-    /// A question that waits for the answer at hand.
+    /// A question that waits for the answer at hand, or for the conversation that is being opened.
     pub queued: Option<String>,
     /// The question that is being changed.
     pub editing: Option<usize>,
     /// Tokens of the answer at hand, and since when.
     pub pace: (usize, Duration),
+    /// Passes over the weights that those tokens took.
+    passes: usize,
     /// Positions of the context in use.
     pub used: usize,
     /// Tokens a second of the last reading, for a guess at the next one's time.
@@ -231,6 +233,7 @@ pub struct App {
     unfit: Option<String>,
     quit_asked: Option<Instant>,
     listing: bool,
+    opening: bool,
     first: Option<String>,
     began: Instant,
 }
@@ -282,6 +285,7 @@ impl App {
             queued: None,
             editing: None,
             pace: (0, Duration::ZERO),
+            passes: 0,
             used: 0,
             reading_rate: None,
             memory: None,
@@ -303,6 +307,7 @@ impl App {
             unfit: None,
             quit_asked: None,
             listing: false,
+            opening: false,
             first: b.prompt,
             began: now,
         }
@@ -460,7 +465,7 @@ impl App {
         let question = self.editor.take();
         let question =
             question.trim().strip_prefix('/').filter(|q| q.starts_with('/')).unwrap_or(question.trim()).to_string();
-        if self.answer.is_some() {
+        if self.answer.is_some() || self.opening {
             // One more line to what waits already.
             let before = self.queued.take().map_or(String::new(), |q| q + "\n");
             self.queued = Some(before + &question);
@@ -506,7 +511,7 @@ impl App {
     fn ask(&mut self, leaf: Option<usize>, go_on: bool) {
         self.asked += 1;
         self.answer = Some(Answer { id: self.asked, leaf, node: leaf.filter(|_| go_on), go_on, stopped: false });
-        self.pace = (0, Duration::ZERO);
+        (self.pace, self.passes) = ((0, Duration::ZERO), 0);
         match &self.state {
             State::NoModel => {
                 self.answer = None;
@@ -600,7 +605,10 @@ impl App {
                 self.used = reused + done;
                 self.state = State::Reading { done, of, time };
             }
-            worker::Event::Text { text, tokens, time, used } => self.text(&text, tokens, time, used),
+            worker::Event::Text { text, tokens, passes, time, used } => {
+                self.text(&text, tokens, time, used);
+                self.passes = passes;
+            }
             worker::Event::Ended { end, tokens, time, used } => self.ended(end, tokens, time, used),
             worker::Event::Full(n) => {
                 // The model has ended this question. However the person is asked, and even if not, another may come.
@@ -694,6 +702,10 @@ impl App {
             End::Length => self.note("the answer has as many tokens as -n allows: Alt-C goes on"),
             _ => self.warn_of_the_end(),
         }
+        self.ask_what_waits();
+    }
+
+    fn ask_what_waits(&mut self) {
         if let Some(q) = self.queued.take() {
             self.say_as_user(&q);
         }
@@ -729,8 +741,9 @@ impl App {
 
     /// GB/s at which the answer reads weights and cache.
     pub fn bandwidth(&self) -> Option<f64> {
-        let m = self.model.as_ref()?;
-        Some(self.rate()? * (m.bytes_per_token + m.cache_per_token * self.used) as f64 / 1e9)
+        let (m, tokens) = (self.model.as_ref()?, self.pace.0);
+        let passes = self.rate()? * self.passes as f64 / (tokens - 1) as f64;
+        Some(passes * (m.bytes_per_token + m.cache_per_token * self.used) as f64 / 1e9)
     }
 
     /// How long the reading will still take.
@@ -989,6 +1002,12 @@ impl App {
         self.effects.push(Effect::File(None));
     }
 
+    /// Opens another conversation; the one on the screen stays until it is there.
+    pub fn open(&mut self, path: PathBuf) {
+        self.opening = true;
+        self.effects.push(Effect::Store(Op::Open(path)));
+    }
+
     /// Forgets the conversation on the screen.
     fn leave(&mut self) {
         self.tree = Tree::default();
@@ -1022,6 +1041,8 @@ impl App {
                 if let Some(n) = notes.first() {
                     self.say(Weight::Warning, n.clone());
                 }
+                self.opening = false;
+                self.ask_what_waits();
             }
             store::Event::Listed(found) => {
                 self.recent = found.clone();
@@ -1035,7 +1056,13 @@ impl App {
                 }
             }
             store::Event::Done(text) => self.note(text),
-            store::Event::Failed(text) => self.say(Weight::Problem, text),
+            store::Event::Failed(text) => {
+                self.say(Weight::Problem, text);
+                if std::mem::take(&mut self.opening) {
+                    // It was meant for the conversation that is not there.
+                    self.give_back();
+                }
+            }
             store::Event::Unsaved(None) => {
                 if self.unsaved.take().is_some() {
                     self.note("everything is saved again");

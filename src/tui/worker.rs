@@ -113,12 +113,14 @@ pub enum Event {
         /// Time for those read.
         time: Duration,
     },
-    /// More of the answer; so many tokens of it, after so long; so many positions of the context are in use.
+    /// More of the answer; so many tokens of it, in so many passes, after so long; so many positions of the context are in use.
     Text {
         /// The text.
         text: String,
         /// Tokens so far.
         tokens: usize,
+        /// Passes over the weights that they took.
+        passes: usize,
         /// Since the first of them.
         time: Duration,
         /// Positions in use.
@@ -434,7 +436,8 @@ impl Desk {
         let (mut tokens, mut first) = (0, None);
         if opened && !ask.go_on {
             // The template has opened the thought already.
-            self.say(Event::Text { text: "<think>\n".into(), tokens, time: Duration::ZERO, used: prompt.len() });
+            let (text, time, used) = ("<think>\n".into(), Duration::ZERO, prompt.len());
+            self.say(Event::Text { text, tokens, passes: 0, time, used });
         }
         let way = self.watch(session, ask.id, prompt.len() - reused, reused, start);
         let report = generate_with(session, sampler, drafter, &prompt, ask.limit, |session, event| {
@@ -443,10 +446,10 @@ impl Desk {
                     way.store(done, Ordering::SeqCst);
                     self.say(Event::Reading { done, of, reused, time: start.elapsed() });
                 }
-                Heard::Text(t) => {
+                Heard::Text { text, passes } => {
                     tokens += 1;
                     let time = first.get_or_insert_with(Instant::now).elapsed();
-                    self.say(Event::Text { text: t.into(), tokens, time, used: prompt.len() + tokens });
+                    self.say(Event::Text { text: text.into(), tokens, passes, time, used: prompt.len() + tokens });
                 }
             }
             self.save(kv, session, KvStore::save_some);

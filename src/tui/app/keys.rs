@@ -378,8 +378,7 @@ impl App {
                 }
                 Items::Conversations(_) => {
                     if let Some(c) = l.conversation() {
-                        self.effects.push(Effect::Store(Op::Open(c.path.clone())));
-                        return;
+                        return self.open(c.path.clone());
                     }
                 }
                 Items::Models(_) => {

@@ -64,7 +64,7 @@ impl App {
     fn answer(&mut self, text: &str, end: Option<End>) -> Vec<Effect> {
         let (tokens, time, used) = (10, Duration::from_secs(2), 120);
         self.hear(Msg::Worker(W::Reading { done: 100, of: 100, reused: 0, time: Duration::from_secs(1) }));
-        let mut effects = self.hear(Msg::Worker(W::Text { text: text.into(), tokens, time, used }));
+        let mut effects = self.hear(Msg::Worker(W::Text { text: text.into(), tokens, passes: 9, time, used }));
         if let Some(end) = end {
             effects.extend(self.hear(Msg::Worker(W::Ended { end, tokens, time, used })));
         }
@@ -261,16 +261,60 @@ fn the_conversation_that_is_being_answered_is_not_deleted() {
     assert!(place(&delete).is_some() && place(&delete) < place(&Effect::Store(Op::List)), "{effects:?}");
 }
 
+/// Between the choice of another conversation and its arrival, a question waits for it.
+#[test]
+fn a_question_meant_for_another_conversation_is_not_asked_in_this_one() {
+    let arrives = || store::Event::Opened {
+        path: "other.txt".into(),
+        title: "Other".into(),
+        turns: vec![
+            (None, "user".into(), "there".into(), TurnState::Whole),
+            (Some(0), "assistant".into(), "then".into(), TurnState::Whole),
+        ],
+        head: Some(1),
+        notes: Vec::new(),
+    };
+    for found in [true, false] {
+        let mut a = app((80, 24));
+        a.ready();
+        a.ask_for("here");
+        a.answer("now", Some(End::Eog));
+        a.open("other.txt".into());
+        assert!(asked(&a.ask_for("more?")).is_none() && a.queued.is_some());
+        if found {
+            let effects = a.hear(Msg::Store(arrives()));
+            assert_eq!(said(asked(&effects).unwrap()), ["there", "then", "more?"]);
+        } else {
+            assert!(asked(&a.hear(Msg::Store(store::Event::Failed("gone".into())))).is_none());
+            assert_eq!((a.editor.text(), a.queued.as_deref()), ("more?", None));
+            assert_eq!(said(asked(&a.press(KeyCode::Enter, NONE)).unwrap()), ["here", "now", "more?"]);
+        }
+    }
+}
+
+/// Several tokens of one pass read the weights once.
+#[test]
+fn bandwidth_counts_passes() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    let text = |passes| W::Text { text: "a".into(), tokens: 41, passes, time: Duration::from_secs(4), used: 0 };
+    a.hear(Msg::Worker(text(40)));
+    assert_eq!((a.rate(), a.bandwidth()), (Some(10.0), Some(1.0)));
+    a.hear(Msg::Worker(text(10)));
+    assert_eq!((a.rate(), a.bandwidth()), (Some(10.0), Some(0.25)));
+}
+
 #[test]
 fn nearly_full_is_said_before_it_is_full() {
     let mut a = app((80, 24));
     a.ready();
     a.ask_for("q");
     let (tokens, time) = (10, Duration::from_secs(1));
-    a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, time, used: 840 }));
+    a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, passes: 9, time, used: 840 }));
     assert!(!a.screen().contains("% full"));
     // While it is said, and not only in the end.
-    a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, time, used: 900 }));
+    a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, passes: 9, time, used: 900 }));
     assert!(a.screen().contains("90 % full"));
 }
 
