@@ -1,6 +1,10 @@
 //! Sequences of events, what they leave on the screen, and what they ask for.
 
 use super::*;
+use crate::generate::End;
+use crate::tui::NoText;
+use crate::tui::panel::Confirmed;
+use crate::tui::store;
 use crate::tui::worker::Event as W;
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
 use ratatui::Terminal;

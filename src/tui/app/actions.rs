@@ -1,0 +1,213 @@
+//! Commands, and the conversations and settings that they change.
+
+use super::{App, Before, Effect, Scroll, State, Weight};
+use crate::tui::command::{self, Action};
+use crate::tui::panel::{self, Confirmed, Find, Items, List, Panel, Settings};
+use crate::tui::store::{self, Op};
+use crate::tui::theme::{Scheme, Theme};
+use crate::tui::tree::Tree;
+use std::path::PathBuf;
+
+impl App {
+    pub(super) fn command(&mut self, line: &str) {
+        let Some((c, argument)) = command::parse(line) else {
+            let name = line.split_whitespace().next().unwrap_or_default();
+            return self
+                .say(Weight::Warning, format!("no command {name}: F1 shows them; // sends a line that begins with /"));
+        };
+        self.act(c.action, argument);
+    }
+
+    pub(super) fn act(&mut self, action: Action, argument: &str) {
+        match action {
+            Action::Help => self.panel = Some(Panel::Help(0)),
+            Action::New => self.begin_anew(),
+            Action::Conversations => self.list(),
+            Action::Rename if argument.is_empty() => self.note("/rename TITLE"),
+            Action::Rename => {
+                self.title = argument.to_string();
+                self.effects.push(Effect::Store(Op::Rename(argument.into())));
+            }
+            Action::Export if argument.is_empty() => self.note("/export FILE.md or FILE.json"),
+            Action::Export => self.effects.push(Effect::Store(Op::Export(None, argument.into()))),
+            Action::Regenerate => self.regenerate(),
+            Action::Edit => self.edit(),
+            Action::Continue => self.go_on(),
+            Action::PreviousBranch => self.branch(-1),
+            Action::NextBranch => self.branch(1),
+            Action::Copy => self.copy(argument),
+            Action::System => self.set("system", argument),
+            Action::Settings => match argument.trim_start_matches("parameter ").split_once(char::is_whitespace) {
+                Some((name, value)) => self.set(name, value),
+                None => self.panel = Some(Panel::Settings(Settings::new(&self.system, &self.params))),
+            },
+            Action::Model if argument.is_empty() => self.effects.push(Effect::Models),
+            Action::Model => self.load(Some(argument.into())),
+            Action::Info => {
+                let facts = self.model.as_ref().map_or("no model is loaded".into(), |m| m.facts.clone());
+                let file = self.path.as_ref().map_or("not in a file yet".into(), |p| p.display().to_string());
+                self.note(format!("{facts} · this conversation: {file}"));
+            }
+            Action::Find => {
+                self.panel = Some(Panel::Find(Find { query: argument.into(), ..Find::default() }));
+                self.layout();
+                self.found(0);
+            }
+            Action::File if argument.is_empty() => self.note("/file PATH, or @PATH in the question"),
+            Action::File => {
+                (self.reading_files, self.attached, self.unfit) = (1, false, None);
+                self.effects.push(Effect::Read(argument.into()));
+            }
+            Action::Fold => self.fold(),
+            Action::Theme => {
+                let next = Scheme::ALL[(self.theme.scheme as usize + 1) % Scheme::ALL.len()];
+                match if argument.is_empty() { Some(next) } else { Scheme::named(argument) } {
+                    Some(s) => self.theme = Theme::new(s),
+                    None => self.note("/theme dark, light or none"),
+                }
+            }
+            Action::Mouse => {
+                self.mouse = !self.mouse;
+                self.effects.push(Effect::Mouse(self.mouse));
+                self.note(match self.mouse {
+                    true => "the mouse scrolls; with Shift it selects",
+                    false => "the mouse selects; /mouse lets it scroll again",
+                });
+            }
+            Action::Stop => self.stop(),
+            Action::Quit => self.ask_to_quit(),
+        }
+    }
+
+    /// Ends the program; not before it is agreed to where something would be lost.
+    pub(super) fn ask_to_quit(&mut self) {
+        match &self.unsaved {
+            None => self.quit(),
+            Some(problem) => {
+                let text =
+                    format!("The end of this conversation is not saved ({problem}). Enter ends, and it is lost.");
+                self.panel = Some(Panel::Confirm(text, Confirmed::Quit));
+            }
+        }
+    }
+
+    pub(super) fn set(&mut self, name: &str, value: &str) {
+        if name == "system" {
+            self.system = value.trim().to_string();
+            return self.note("the next question goes with this system prompt");
+        }
+        match panel::set(&mut self.params, name, value) {
+            Ok(()) => self.note(format!("{name} is {}", value.trim())),
+            Err(e) => self.say(Weight::Problem, e),
+        }
+    }
+
+    pub(super) fn load(&mut self, name: Option<String>) {
+        if self.answer.is_some() {
+            return self.note("an answer is still coming: Esc stops it");
+        }
+        let shown = name.unwrap_or_default();
+        let wanted = std::mem::replace(&mut self.wanted, shown.clone());
+        let name = shown.rsplit('/').next().unwrap_or_default().to_string();
+        let name = std::mem::replace(&mut self.model_name, name);
+        if let Some(model) = self.model.take() {
+            self.before = Some(Before { model, name, wanted, used: self.used });
+        }
+        (self.state, self.reading_rate, self.used) = (State::Loading(0, 0), None, 0);
+        self.effects.push(Effect::Fetch(shown));
+    }
+
+    pub(super) fn begin_anew(&mut self) {
+        if self.answer.is_some() {
+            return self.note("an answer is still coming: Esc stops it");
+        }
+        self.leave();
+        self.unsaved = None;
+        self.effects.push(Effect::Store(Op::New(self.wanted.clone())));
+        self.effects.push(Effect::File(None));
+    }
+
+    /// Opens another conversation; the one on the screen stays until it is there.
+    pub fn open(&mut self, path: PathBuf) {
+        self.opening = true;
+        self.effects.push(Effect::Store(Op::Open(path)));
+    }
+
+    /// Forgets the conversation on the screen.
+    fn leave(&mut self) {
+        self.tree = Tree::default();
+        self.transcript.clear();
+        (self.title, self.path, self.editing, self.selected) = (String::new(), None, None, None);
+        (self.left_out, self.may_leave_out, self.warned_full, self.used) = (0, false, false, 0);
+        self.scroll = Scroll::End;
+    }
+
+    pub(super) fn store(&mut self, e: store::Event) {
+        match e {
+            store::Event::Created(path) => {
+                self.effects.push(Effect::File(Some(path.clone())));
+                self.path = Some(path);
+            }
+            store::Event::Opened { path, title, turns, head, notes } => {
+                self.leave();
+                for (parent, role, content, state) in turns {
+                    if role == "user" {
+                        self.editor.add_past(&content);
+                    }
+                    self.tree.push(parent, &role, &content, state);
+                }
+                self.tree.head = head;
+                let system = self.tree.path().into_iter().rev().find(|&i| self.role(i) == "system");
+                if let Some(i) = system {
+                    self.system = self.tree.nodes[i].content.clone();
+                }
+                self.effects.push(Effect::File(Some(path.clone())));
+                (self.title, self.path) = (title, Some(path));
+                if let Some(n) = notes.first() {
+                    self.say(Weight::Warning, n.clone());
+                }
+                self.opening = false;
+                self.ask_what_waits();
+            }
+            store::Event::Listed(found) => {
+                self.recent = found.clone();
+                if std::mem::take(&mut self.listing) && !self.asks() {
+                    let (filter, at) = match self.panel.take() {
+                        Some(Panel::List(l)) => (l.filter, l.at),
+                        _ => (String::new(), 0),
+                    };
+                    let at = at.min(found.len().saturating_sub(1));
+                    self.panel = Some(Panel::List(List { filter, at, ..List::new(Items::Conversations(found)) }));
+                }
+            }
+            store::Event::Done(text) => self.note(text),
+            store::Event::Failed(text) => {
+                self.say(Weight::Problem, text);
+                if std::mem::take(&mut self.opening) {
+                    // It was meant for the conversation that is not there.
+                    self.give_back();
+                }
+            }
+            store::Event::Unsaved(None) => {
+                if self.unsaved.take().is_some() {
+                    self.note("everything is saved again");
+                }
+            }
+            store::Event::Unsaved(Some(problem)) => {
+                self.say(Weight::Problem, format!("not saved: {problem}; it is tried again every few seconds"));
+                self.unsaved = Some(problem);
+            }
+        }
+    }
+
+    /// Whether the person is asked something, which nothing that comes late may push away.
+    pub(super) fn asks(&self) -> bool {
+        matches!(self.panel, Some(Panel::Confirm(..)))
+    }
+
+    /// Asks for the list of conversations, to be shown.
+    pub(super) fn list(&mut self) {
+        self.listing = true;
+        self.effects.push(Effect::Store(Op::List));
+    }
+}
