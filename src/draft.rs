@@ -5,7 +5,7 @@
 //! pass. Every token is drawn from the model's own logits, and few tokens together have the logits that they have one by
 //! one ([`crate::engine::Engine::alike`]): the text is the same, token for token, whatever is guessed.
 //!
-//! Guesses come from the text itself ([`lookup`]) and from a smaller model ([`model`]). How many are worth their time is
+//! Guesses come from the text itself (`lookup`) and from a smaller model (`model`). How many are worth their time is
 //! arithmetic: the tokens that a pass is expected to give, by the time that it is expected to take. Both are learned from
 //! what happens, and where guesses do not pay there are none.
 
@@ -16,12 +16,13 @@ use crate::engine::{Engine, EngineError, EngineOptions, SessionOptions};
 use crate::load::Residence;
 use lookup::Lookup;
 use model::Small;
+use oxcart_quant::attention::FEW;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Guesses of a pass, unless fewer are asked for: what is fed with the certain token fits [`crate::engine::Engine::alike`].
-pub const MOST: usize = 7;
+/// Guesses of a pass, at most: with the certain token before them they are as many tokens as are alike.
+pub const MOST: usize = FEW - 1;
 
 /// A guess must promise so much more than a pass without one; less is noise.
 const WORTH: f64 = 1.02;

@@ -692,6 +692,43 @@ mod tests {
         assert!(failures.is_empty(), "{failures:#?}");
     }
 
+    /// What one token's rows give does not depend on how many others there are, up to a few: the same bits.
+    #[test]
+    fn few_tokens_do_not_change_one() {
+        let (hd, n) = (64, 300);
+        for isa in Isa::ALL.into_iter().filter(|i| i.is_supported()) {
+            for (kind, heads) in [(KvType::F16, 8), (KvType::Q8_0, 1), (KvType::Bf16, 5)] {
+                let (q, keys, values) = (noise(FEW * heads * hd, 5), noise(n * hd, 6), noise(n * hd, 7));
+                let row = kind.row_bytes(hd);
+                let (mut k, mut v) = (vec![0; n.next_multiple_of(BLOCK) * row], vec![0; n * row]);
+                for p in 0..n {
+                    kind.store_k(&keys[p * hd..][..hd], p % BLOCK, &mut k[p / BLOCK * BLOCK * row..][..BLOCK * row]);
+                    kind.store_v(&values[p * hd..][..hd], &mut v[p * row..][..row]);
+                }
+                let cache = Cache { k_type: kind, v_type: kind, k: &k, v: &v };
+                let limits: Vec<usize> = (0..FEW * heads).map(|r| n - FEW + 1 + r / heads).collect();
+                // Of these tokens together, a row's m, s and o.
+                let rows = |tokens: Range<usize>| {
+                    let rows = tokens.start * heads..tokens.end * heads;
+                    let (mut m, mut s) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
+                    let mut o = vec![0.0; rows.len() * hd];
+                    let (limits, tokens) = (&limits[rows.clone()], tokens.len());
+                    let q = Queries { q: &q[rows.start * hd..rows.end * hd], limits, tokens, scale: 0.3 };
+                    let mut out = Partial { m: &mut m, s: &mut s, o: &mut o };
+                    Attention::for_isa(isa).run(&q, &cache, 0..n, &mut out, &mut Scratch::default());
+                    (0..m.len()).map(|r| (m[r], s[r], o[r * hd..][..hd].to_vec())).collect::<Vec<_>>()
+                };
+                let want: Vec<_> = (0..FEW).flat_map(|t| rows(t..t + 1)).collect();
+                for tokens in 2..=FEW {
+                    assert!(
+                        rows(0..tokens) == want[..tokens * heads],
+                        "{isa} {kind:?}: {tokens} tokens, {heads} heads"
+                    );
+                }
+            }
+        }
+    }
+
     /// What was summed is made smaller when a later score is larger: by a little, by much, by so much that nothing is left.
     #[test]
     fn scores_may_grow() {

@@ -36,7 +36,7 @@ impl Small {
             if differing > DIFFERING {
                 let name = |e: &Engine| e.gguf.path().display().to_string();
                 let (draft, model) = (name(&small), name(large));
-                let text = |piece: &[u8]| String::from_utf8_lossy(piece).into_owned();
+                let text = |piece: &[u8]| String::from_utf8_lossy(piece).chars().take(40).collect();
                 let (found, expected) = (text(theirs.piece(id as u32)), text(ours.piece(id as u32)));
                 return Err(DraftError::Vocabulary { draft, model, differing, id, found, expected });
             }
