@@ -209,9 +209,7 @@ mod tests {
     use super::*;
 
     fn times(per_token: f64) -> Times {
-        let mut t = Times::default();
-        (1..=MOST + 1).for_each(|n| t.took(n, 1.0 + per_token * (n - 1) as f64));
-        t
+        Times { seconds: std::array::from_fn(|n| if n == 0 { 0.0 } else { 1.0 + per_token * (n - 1) as f64 }) }
     }
 
     #[test]
