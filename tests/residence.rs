@@ -123,5 +123,5 @@ fn workers_are_where_they_shall_be() {
     assert_eq!(allowed(), all, "the caller is pinned nowhere");
     let absent = Placement { processors: Some(vec![1023]), ..Placement::default() };
     let e = open(&model(), EngineOptions { placement: absent, ..EngineOptions::default() }).err().unwrap().to_string();
-    assert!(e.starts_with("processors: processor 1023, of those that may be used: "), "{e}");
+    assert!(e.starts_with("--cpu-mask, --cpu-range: processor 1023, of those that may be used: "), "{e}");
 }
