@@ -106,7 +106,7 @@ fn few_tokens_together_are_the_same_as_one_by_one() {
             s.forward(&Batch::of(&tokens[..begin], 0, 0)).unwrap();
             let end = begin + 2 * most + 1;
             let want: Vec<_> = (begin..end).map(|i| s.forward(&Batch::of(&tokens[i..=i], i, 0)).unwrap()).collect();
-            for n in 2..=most {
+            for n in [2, 3, 5, most].into_iter().filter(|&n| n <= most) {
                 s.truncate(0, begin);
                 let mut got = vec![Vec::new(); end - begin];
                 for i in (begin..end).step_by(n) {

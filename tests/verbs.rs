@@ -249,7 +249,11 @@ fn failures_are_one_line_and_have_their_status() {
         (&["run", "-p", "x", "--numa", "mirror"], 2, "expected distribute, isolate or numactl"),
         (&["run", "-p", "x", "--numa", "isolate", "-C", "1"], 2, "cannot be used with"),
         (&["run", "-p", "x", "--mlock", "--resident-memory", "1G"], 2, "cannot be used with"),
-        (&["run", "-p", "x", "--cpu-range", "1000-1023"], 1, "processors: processor 1000, of those that may be used: "),
+        (
+            &["run", "-p", "x", "--cpu-range", "1000-1023"],
+            1,
+            "--cpu-mask, --cpu-range: processor 1000, of those that may be used: ",
+        ),
         (&["frobnicate"], 2, "frobnicate"),
     ];
     let mut wrong = Vec::new();
