@@ -90,11 +90,13 @@ impl Small {
         if text.is_empty() || text.len() + room > self.session.context() {
             return Ok(Vec::new());
         }
-        let reused = self.session.reuse(0, text);
-        let mut logits = Vec::new();
-        for part in text[reused..].chunks(self.session.walk()) {
-            logits = self.feed(part)?;
+        let new = &text[self.session.reuse(0, text)..];
+        // A long prompt is read piece by piece between the large model's tokens, so that a person is heard meanwhile.
+        if new.len() > self.session.walk() {
+            self.feed(&new[..self.session.walk()])?;
+            return Ok(Vec::new());
         }
+        let mut logits = self.feed(new)?;
         // What is expected of the pass: tokens, and the odds that all guesses so far are right.
         let (mut tokens, mut all) = (1.0, 1.0);
         // Whether guess `n` comes faster, with `odds` and at a cost of `more` than its check, than what there is without it.
