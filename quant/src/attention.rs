@@ -571,6 +571,22 @@ mod tests {
             .collect()
     }
 
+    /// A cache with room for `capacity` positions, the first of which have these keys and values.
+    fn stored(
+        (k_type, v_type): (KvType, KvType),
+        hd: usize,
+        capacity: usize,
+        (keys, values): (&[f32], &[f32]),
+    ) -> (Vec<u8>, Vec<u8>) {
+        let (k_row, v_row) = (k_type.row_bytes(hd), v_type.row_bytes(hd));
+        let (mut k, mut v) = (vec![0; capacity.next_multiple_of(BLOCK) * k_row], vec![0; capacity * v_row]);
+        for (p, (key, value)) in keys.chunks_exact(hd).zip(values.chunks_exact(hd)).enumerate() {
+            k_type.store_k(key, p % BLOCK, &mut k[p / BLOCK * BLOCK * k_row..][..BLOCK * k_row]);
+            v_type.store_v(value, &mut v[p * v_row..][..v_row]);
+        }
+        (k, v)
+    }
+
     /// The largest difference between attention over a cache, computed in two ranges, and its definition in f64 on what was
     /// stored: of `n` positions, of which the rows see different numbers.
     fn difference(
@@ -582,16 +598,14 @@ mod tests {
     ) -> f64 {
         const SCALE: f32 = 0.3;
         let (ops, attention) = (Ops::for_isa(isa), Attention::for_isa(isa));
-        let (cap, rb, v_rb, rows) = (n + 40, kind.row_bytes(hd), v_type.row_bytes(hd), q.len() / hd);
-        let (mut k, mut v) = (vec![0; cap.div_ceil(16) * 16 * rb], vec![0; cap * v_rb]);
+        let (rb, rows) = (kind.row_bytes(hd), q.len() / hd);
+        let (k, v) = stored((kind, v_type), hd, n + 40, (keys, values));
         for p in 0..n {
-            let block = &mut k[p / 16 * 16 * rb..][..16 * rb];
-            kind.store_k(&keys[p * hd..][..hd], p % 16, block);
+            let block = &k[p / 16 * 16 * rb..][..16 * rb];
             let mut key = vec![0.0; hd];
             kind.load_k(p % 16, block, &mut key);
             let off = key.iter().zip(&keys[p * hd..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(off < 5e-3, "{kind:?}: read back {off} off");
-            v_type.store_v(&values[p * hd..][..hd], &mut v[p * v_rb..][..v_rb]);
         }
         let limits: Vec<usize> = (0..rows).map(|r| n - (r * 5) % n).collect();
         // Rungs may choose by it: each row as a token of its own, or all as the heads of one.
@@ -699,12 +713,7 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|i| i.is_supported()) {
             for (kind, heads) in [(KvType::F16, 8), (KvType::Q8_0, 1), (KvType::Bf16, 5)] {
                 let (q, keys, values) = (noise(FEW * heads * hd, 5), noise(n * hd, 6), noise(n * hd, 7));
-                let row = kind.row_bytes(hd);
-                let (mut k, mut v) = (vec![0; n.next_multiple_of(BLOCK) * row], vec![0; n * row]);
-                for p in 0..n {
-                    kind.store_k(&keys[p * hd..][..hd], p % BLOCK, &mut k[p / BLOCK * BLOCK * row..][..BLOCK * row]);
-                    kind.store_v(&values[p * hd..][..hd], &mut v[p * row..][..row]);
-                }
+                let (k, v) = stored((kind, kind), hd, n, (&keys, &values));
                 let cache = Cache { k_type: kind, v_type: kind, k: &k, v: &v };
                 let limits: Vec<usize> = (0..FEW * heads).map(|r| n - FEW + 1 + r / heads).collect();
                 // Of these tokens together, a row's m, s and o.

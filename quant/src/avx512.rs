@@ -239,14 +239,53 @@ avx512! {
         }
     }
 
-    /// Dots of a pair of columns, or of rows, times their scales and less their minimums, added to `acc`.
+    /// What the dots of a column start from.
     #[inline]
-    fn scaled<const MIN: bool, const ORDER: u8>(
-        dots: [__m512i; 2], (scale, min): (__m512, __m512), x: &Pair, acc: __m512,
+    fn start<const MIN: bool>(start: &[i32; 16]) -> __m512i {
+        // SAFETY: 64 aligned bytes, as every field of `Column` and `Pair` is.
+        if MIN { _mm512_setzero_si512() } else { unsafe { _mm512_load_si512(start.as_ptr().cast()) } }
+    }
+
+    /// Four rows' slabs, `turned`, times one column's.
+    #[inline]
+    fn dots<const MIN: bool>(slabs: &[Slab; STREAMS], q: &[[i8; 64]; 4], from: &[i32; 16]) -> [__m512i; STREAMS] {
+        let mut dots = [start::<MIN>(from); STREAMS];
+        // Each vector of the column is loaded once for all rows, whose sums do not wait for each other.
+        for j in 0..4 {
+            let q = signed(&q[j]);
+            for r in 0..STREAMS {
+                dots[r] = _mm512_dpbusd_epi32(dots[r], slabs[r].q[j], q);
+            }
+        }
+        dots
+    }
+
+    /// One row's slab times one column's, neither `turned`: the dots are. The same numbers.
+    #[inline]
+    fn dot<const MIN: bool>(slab: &Slab, q: &[[i8; 64]; 4], from: &[i32; 16]) -> __m512i {
+        let mut dots = [_mm512_setzero_si512(); 4];
+        for j in 0..4 {
+            dots[j] = _mm512_dpbusd_epi32(dots[j], slab.q[j], signed(&q[j]));
+        }
+        _mm512_add_epi32(start::<MIN>(from), parts(dots))
+    }
+
+    /// Dots times the scales of both sides and less the minimums times the column's sums, added to `acc`.
+    #[inline]
+    fn scaled<const MIN: bool>(
+        dots: __m512i, (scale, min): (__m512, __m512), (d, sum): (&[f32; 16], &[f32; 16]), acc: __m512,
     ) -> __m512 {
-        let dot = _mm512_cvtepi32_ps(folded::<ORDER>(dots));
-        let acc = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, floats(&x.d)), acc);
-        if MIN { _mm512_fnmadd_ps(min, floats(&x.sum), acc) } else { acc }
+        let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_mul_ps(scale, floats(d)), acc);
+        if MIN { _mm512_fnmadd_ps(min, floats(sum), acc) } else { acc }
+    }
+
+    /// The sums of four rows' vectors, to column `c`.
+    #[inline]
+    fn put<const BYTES: usize>(sums: [__m512; STREAMS], rows: &Rows<STREAMS, BYTES>, c: usize, out: &mut Out<'_>) {
+        let totals = totals(sums);
+        for (r, row) in rows.each() {
+            out.column(c, row, 1)[0] = totals[r];
+        }
     }
 
     /// Four rows' slabs times two columns', added to `acc`. Slabs are `turned`; their scales and minimums are those of the
@@ -255,19 +294,10 @@ avx512! {
     fn accumulate_pair<const MIN: bool, const ORDER: u8>(
         slabs: &[Slab; STREAMS], x: &Pair, acc: &mut [[f32; 16]; STREAMS],
     ) {
-        let mut dots = [[_mm512_setzero_si512(); 2]; STREAMS];
-        for c in 0..2 {
-            dots.iter_mut().for_each(|d| d[c] = start::<MIN>(&x.start[c]));
-            // Each vector of the column is loaded once for all rows, whose sums do not wait for each other.
-            for j in 0..4 {
-                let q = signed(&x.q[c][j]);
-                for r in 0..STREAMS {
-                    dots[r][c] = _mm512_dpbusd_epi32(dots[r][c], slabs[r].q[j], q);
-                }
-            }
-        }
+        let (first, second) = (dots::<MIN>(slabs, &x.q[0], &x.start[0]), dots::<MIN>(slabs, &x.q[1], &x.start[1]));
         for r in 0..STREAMS {
-            let sum = scaled::<MIN, ORDER>(dots[r], (slabs[r].scale, slabs[r].min), x, floats(&acc[r]));
+            let dots = folded::<ORDER>([first[r], second[r]]);
+            let sum = scaled::<MIN>(dots, (slabs[r].scale, slabs[r].min), (&x.d, &x.sum), floats(&acc[r]));
             // SAFETY: 16 floats.
             unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
         }
@@ -277,21 +307,15 @@ avx512! {
     /// first and of the second column. Neither side is `turned`; the slabs' scales are as they were unpacked.
     #[inline]
     fn accumulate_rows<const MIN: bool, const ORDER: u8>(slabs: [Slab; 2], x: &Pair, acc: __m512) -> __m512 {
-        let mut dots = [_mm512_setzero_si512(); 2];
-        for r in 0..2 {
-            let mut four = [_mm512_setzero_si512(); 4];
-            for j in 0..4 {
-                four[j] = _mm512_dpbusd_epi32(four[j], slabs[r].q[j], signed(&x.q[0][j]));
-            }
-            dots[r] = _mm512_add_epi32(start::<MIN>(&x.start[0]), parts(four));
-        }
+        let [first, second] = &slabs;
+        let dots = [dot::<MIN>(first, &x.q[0], &x.start[0]), dot::<MIN>(second, &x.q[0], &x.start[0])];
         // Which lane of which slab: minimums are the upper eight of a slab's scales.
         let groups = folded_groups::<ORDER>();
-        let second = _mm512_mask_or_epi32(groups, !first_column(ORDER), groups, _mm512_set1_epi32(16));
-        let [a, b] = [slabs[0].scale, slabs[1].scale];
-        let scale = _mm512_permutex2var_ps(a, second, b);
-        let min = _mm512_permutex2var_ps(a, _mm512_or_si512(second, _mm512_set1_epi32(8)), b);
-        scaled::<MIN, ORDER>(dots, (scale, min), x, acc)
+        let which = _mm512_mask_or_epi32(groups, !first_column(ORDER), groups, _mm512_set1_epi32(16));
+        let (a, b) = (first.scale, second.scale);
+        let scale = _mm512_permutex2var_ps(a, which, b);
+        let min = _mm512_permutex2var_ps(a, _mm512_or_si512(which, _mm512_set1_epi32(8)), b);
+        scaled::<MIN>(folded::<ORDER>(dots), (scale, min), (&x.d, &x.sum), acc)
     }
 
     /// The group of 32 that each lane of a folded vector belongs to.
@@ -318,10 +342,7 @@ avx512! {
         }
         let first = first_column(ORDER);
         let row = |r: usize| _mm512_maskz_mov_ps(if r.is_multiple_of(2) { first } else { !first }, acc[r / 2]);
-        let totals = totals([row(0), row(1), row(2), row(3)]);
-        for (r, row) in rows.each() {
-            out.column(0, row, 1)[0] = totals[r];
-        }
+        put([row(0), row(1), row(2), row(3)], &rows, 0, out);
     }
 
     /// Four rows times several columns, in formats with groups of 32: two columns share a vector of dots, of which each has
@@ -354,10 +375,7 @@ avx512! {
             for r in 0..STREAMS {
                 sums[r] = _mm512_maskz_mov_ps(lanes, floats(&acc[c / 2 * STREAMS + r]));
             }
-            let totals = totals(sums);
-            for (r, row) in rows.each() {
-                out.column(c, row, 1)[0] = totals[r];
-            }
+            put(sums, &rows, c, out);
         }
     }
 
@@ -368,20 +386,6 @@ avx512! {
         let fold = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
         let (a, b) = (fold(v[0], v[1]), fold(v[2], v[3]));
         _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
-    }
-
-    /// Dots of 16 weights a lane, times the scales of both sides and less the minimums, added to `acc`.
-    #[inline]
-    fn scaled16<const MIN: bool>(dots: __m512i, slab: &Slab, x: &Column, acc: __m512) -> __m512 {
-        let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_mul_ps(slab.scale, floats(&x.d)), acc);
-        if MIN { _mm512_fnmadd_ps(slab.min, floats(&x.sum), acc) } else { acc }
-    }
-
-    /// What the dots of a column start from.
-    #[inline]
-    fn start<const MIN: bool>(start: &[i32; 16]) -> __m512i {
-        // SAFETY: 64 aligned bytes, as every field of `Column` and `Pair` is.
-        if MIN { _mm512_setzero_si512() } else { unsafe { _mm512_load_si512(start.as_ptr().cast()) } }
     }
 
     /// Four rows, see [`Rows`], times one column, in formats with groups of 16. Neither side is `turned`: the dots are.
@@ -396,11 +400,8 @@ avx512! {
             let add = |r: usize, sum: __m512| {
                 let mut slab = unpack(rows.slab(w, r, s));
                 slab.scale = _mm512_permutexvar_ps(lanes, slab.scale);
-                let mut dots = [_mm512_setzero_si512(); 4];
-                for j in 0..4 {
-                    dots[j] = _mm512_dpbusd_epi32(dots[j], slab.q[j], signed(&x.q[j]));
-                }
-                scaled16::<MIN>(_mm512_add_epi32(start::<MIN>(&x.start), parts(dots)), &slab, x, sum)
+                let dots = dot::<MIN>(&slab, &x.q, &x.start);
+                scaled::<MIN>(dots, (slab.scale, slab.min), (&x.d, &x.sum), sum)
             };
             // Not a loop: it would not be unrolled, and keep its sums in memory.
             sums[0] = add(0, sums[0]);
@@ -408,10 +409,7 @@ avx512! {
             sums[2] = add(2, sums[2]);
             sums[3] = add(3, sums[3]);
         }
-        let totals = totals(sums);
-        for (r, row) in rows.each() {
-            out.column(0, row, 1)[0] = totals[r];
-        }
+        put(sums, &rows, 0, out);
     }
 
     /// Four rows times several columns, in formats with groups of 16. `acc` is (n, rows).
@@ -431,16 +429,10 @@ avx512! {
             let block = |r: usize| rows.slab(w, r, s);
             let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
             for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
-                // Each vector of the column is loaded once for all rows, whose sums do not wait for each other.
-                let mut dots = [start::<MIN>(&x.start); STREAMS];
-                for j in 0..4 {
-                    let q = signed(&x.q[j]);
-                    for r in 0..STREAMS {
-                        dots[r] = _mm512_dpbusd_epi32(dots[r], slabs[r].q[j], q);
-                    }
-                }
+                let dots = dots::<MIN>(&slabs, &x.q, &x.start);
                 for r in 0..STREAMS {
-                    let sum = scaled16::<MIN>(dots[r], &slabs[r], x, floats(&acc[r]));
+                    let sum =
+                        scaled::<MIN>(dots[r], (slabs[r].scale, slabs[r].min), (&x.d, &x.sum), floats(&acc[r]));
                     // SAFETY: 16 floats.
                     unsafe { _mm512_storeu_ps(acc[r].as_mut_ptr(), sum) };
                 }
@@ -448,10 +440,7 @@ avx512! {
         }
         for c in 0..n {
             let acc = |r: usize| floats(&acc[c * STREAMS + r]);
-            let totals = totals([acc(0), acc(1), acc(2), acc(3)]);
-            for (r, row) in rows.each() {
-                out.column(c, row, 1)[0] = totals[r];
-            }
+            put([acc(0), acc(1), acc(2), acc(3)], &rows, c, out);
         }
     }
 
