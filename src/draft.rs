@@ -114,16 +114,17 @@ impl Drafter {
         if room == 0 {
             return Ok(Vec::new());
         }
-        let (mut found, mut found_pace) = self.times.plan(room, 0.0, |i| self.lookup.odds(i));
         if self.always {
-            (found, found_pace) = (room, 0.0);
+            return match &mut self.small {
+                Some(small) => small.guess(self.lookup.text(), room, None),
+                None => Ok(self.lookup.guess(room)),
+            };
         }
+        let (found, found_pace) = self.times.plan(room, 0.0, |i| self.lookup.odds(i));
         if let Some(small) = &mut self.small {
-            let odds = small.odds();
-            let (_, pace) = self.times.plan(room, small.step(), |_| odds);
-            if self.always || pace > found_pace * WORTH {
-                let times = (!self.always).then_some(&self.times);
-                return small.guess(self.lookup.text(), room, times);
+            let (_, pace) = self.times.plan(room, small.step(), |_| small.odds());
+            if pace > found_pace * WORTH {
+                return small.guess(self.lookup.text(), room, Some(&self.times));
             }
         }
         Ok(self.lookup.guess(found))
@@ -136,12 +137,15 @@ struct Times {
     seconds: [f64; MOST + 2], // 0: not known
 }
 
-/// How much of an estimate its latest sample is.
-const LATEST: f64 = 0.25;
 /// What another token is taken to add to a pass, of the time of the first, before it is known.
 const ANOTHER: f64 = 0.05;
 /// How fast what was not measured again is forgotten.
 const FORGET: f64 = 0.01;
+
+/// Lets a time follow its latest sample; 0 is none yet.
+fn sample(known: &mut f64, latest: f64) {
+    *known = if *known == 0.0 { latest } else { *known + (latest - *known) * 0.25 };
+}
 
 impl Times {
     fn took(&mut self, n: usize, seconds: f64) {
@@ -149,7 +153,7 @@ impl Times {
             let supposed = self.supposed(i);
             let known = &mut self.seconds[i];
             if i == n {
-                *known = if *known == 0.0 { seconds } else { *known + (seconds - *known) * LATEST };
+                sample(known, seconds);
             } else if i > 1 && *known > 0.0 {
                 // One slow pass must not forbid its like for ever.
                 *known += (supposed - *known) * FORGET;

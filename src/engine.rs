@@ -635,14 +635,7 @@ impl Session {
 
     /// Feeds a batch and returns the logits of the last token that wants them.
     pub fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
-        let last = batch.logits.iter().filter(|&&l| l).count().checked_sub(1);
-        let logits = Mutex::new(Vec::new());
-        self.forward_each(batch, &|i, row| {
-            if Some(i) == last {
-                *logits.lock().unwrap_or_else(|e| e.into_inner()) = row.to_vec();
-            }
-        })?;
-        Ok(logits.into_inner().unwrap_or_else(|e| e.into_inner()))
+        Ok(self.forward_all(batch)?.pop().unwrap_or_default())
     }
 
     fn check(&self, batch: &Batch) -> Result<(), EngineError> {

@@ -187,10 +187,8 @@ pub fn generate_with(
             break End::Context;
         }
         guesses = drafter.guess((left - 1).min(s.context() - s.len(0) - 1).min(together - 1))?;
-        let mut batch = Batch::default();
-        for (i, &id) in ids.last().into_iter().chain(&guesses).enumerate() {
-            batch.push(id, (s.len(0) + i) as u32, 0, true);
-        }
+        let mut batch = Batch::of(&[&ids[ids.len() - 1..], &guesses].concat(), s.len(0), 0);
+        batch.logits.fill(true);
         let begun = Instant::now();
         rows = match s.forward_all(&batch) {
             Err(EngineError::Stopped) => break End::Stopped,

@@ -261,7 +261,7 @@ fn possible(logit: f32) -> f32 {
 }
 
 /// The token of the greatest logit; of equals, the lowest id.
-fn most_likely(logits: &[f32]) -> u32 {
+pub(crate) fn most_likely(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
     for (id, &logit) in (0..).zip(logits) {
         // False for NaN.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 /// Numbers that look like logits: `n` of them from a seed.
 fn logits(n: usize, seed: u64) -> Vec<f32> {
@@ -235,9 +235,7 @@ fn rows_of(e: &Arc<Engine>, tokens: &[u32]) -> Vec<Vec<f32>> {
     let mut s = e.session(&SessionOptions { context: tokens.len(), ..SessionOptions::default() }).unwrap();
     let mut batch = Batch::default();
     (0..).zip(tokens).for_each(|(i, &id)| batch.push(id, i, 0, true));
-    let rows = Mutex::new(vec![Vec::new(); tokens.len()]);
-    s.forward_each(&batch, &|i, l| rows.lock().unwrap()[i] = l.to_vec()).unwrap();
-    rows.into_inner().unwrap()
+    s.forward_all(&batch).unwrap()
 }
 
 /// A text of our own: `n` sentences, no two alike.

@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("quantize", &["disk", "gguf", "imatrix", "mmap"]),
     ("convert", &["gguf", "mmap", "quantize", "safetensors"]),
     ("chat", &["gguf", "kv_store", "tokenizer"]),
-    ("draft", &["engine", "load", "model"]),
+    ("draft", &["engine", "load", "model", "sample"]),
     ("generate", &["draft", "engine", "model", "sample"]),
     ("perplexity", &["disk", "engine", "gguf", "model", "tokenizer"]),
     ("plan", &["catalog", "engine", "gguf", "machine", "model"]),

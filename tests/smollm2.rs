@@ -10,7 +10,7 @@ use oxcart::sample::{SampleParams, Sampler};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Isa, Kernels};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 fn engine(threads: usize, kernels: &'static Kernels) -> Arc<Engine> {
     let path = oxcart::catalog::default_model().expect("the default model can be fetched");
@@ -41,9 +41,7 @@ fn text() -> String {
 fn logits(e: &Arc<Engine>, tokens: &[u32], o: &SessionOptions) -> Vec<Vec<f32>> {
     let mut batch = Batch::default();
     (0..).zip(tokens).for_each(|(i, &t)| batch.push(t, i, 0, true));
-    let rows = Mutex::new(vec![Vec::new(); tokens.len()]);
-    e.session(o).unwrap().forward_each(&batch, &|i, row| rows.lock().unwrap()[i] = row.to_vec()).unwrap();
-    let rows = rows.into_inner().unwrap();
+    let rows = e.session(o).unwrap().forward_all(&batch).unwrap();
     assert!(rows.iter().all(|r| r.len() == e.model.config.n_vocab), "every token's row came, and all of it");
     rows
 }
@@ -58,9 +56,7 @@ fn logits_do_not_depend_on_which_others_are_wanted() {
     for wanted in [vec![99], vec![0, 47, 48], vec![50, 51, 52, 53, 54, 90], (0..100).step_by(3).collect(), vec![]] {
         let mut batch = Batch::default();
         (0..).zip(&tokens[..100]).for_each(|(i, &t)| batch.push(t, i, 0, wanted.contains(&(i as usize))));
-        let rows = Mutex::new(vec![Vec::new(); wanted.len()]);
-        e.session(&o).unwrap().forward_each(&batch, &|i, row| rows.lock().unwrap()[i] = row.to_vec()).unwrap();
-        for (&t, row) in wanted.iter().zip(rows.into_inner().unwrap()) {
+        for (&t, row) in wanted.iter().zip(e.session(&o).unwrap().forward_all(&batch).unwrap()) {
             assert_eq!(row.len(), all[t].len(), "token {t} of {wanted:?}: no row, or not all of it");
             let off = row.iter().zip(&all[t]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             // Sums of few columns are added up in another order; a byte of an activation may round differently.
@@ -108,12 +104,11 @@ fn few_tokens_together_are_the_same_as_one_by_one() {
             let want: Vec<_> = (begin..end).map(|i| s.forward(&Batch::of(&tokens[i..=i], i, 0)).unwrap()).collect();
             for n in [2, 3, 5, most].into_iter().filter(|&n| n <= most) {
                 s.truncate(0, begin);
-                let mut got = vec![Vec::new(); end - begin];
+                let mut got = Vec::new();
                 for i in (begin..end).step_by(n) {
                     let mut batch = Batch::default();
                     (i..end.min(i + n)).for_each(|i| batch.push(tokens[i], i as u32, 0, true));
-                    let rows = Mutex::new(&mut got);
-                    s.forward_each(&batch, &|j, row| rows.lock().unwrap()[i - begin + j] = row.to_vec()).unwrap();
+                    got.extend(s.forward_all(&batch).unwrap());
                 }
                 assert!(got == want, "{}, {kv:?} from {begin} on: other bits {n} by {n}", k.label());
             }

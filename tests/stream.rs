@@ -41,9 +41,7 @@ fn logits(s: &mut Session) -> Vec<Vec<f32>> {
     let tokens = tokens(604);
     let mut batch = Batch::default();
     (0..600).for_each(|i| batch.push(tokens[i as usize], i, 0, i % 97 == 0 || i == 599));
-    let rows = Mutex::new(vec![Vec::new(); batch.logits.iter().filter(|&&l| l).count()]);
-    s.forward_each(&batch, &|i, row| rows.lock().unwrap()[i] = row.to_vec()).unwrap();
-    let mut rows = rows.into_inner().unwrap();
+    let mut rows = s.forward_all(&batch).unwrap();
     rows.extend((600..604).map(|i| s.forward(&Batch::of(&tokens[i..=i], i, 0)).unwrap()));
     rows
 }

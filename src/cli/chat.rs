@@ -90,7 +90,7 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
 fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<()> {
     // What has to be fetched is announced and fetched before the screen is taken.
     catalog::resolve(a.engine.model.as_deref(), None)?;
-    if let Some(small) = &a.draft.model_draft {
+    if let Some(small) = a.draft.model() {
         catalog::resolve(Some(small), None)?;
     }
     let template = match &a.chat_template_file {
@@ -107,7 +107,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
             context: a.ctx_size.or(config.ctx_size).filter(|&n| n > 0),
             template,
             draft_max: a.draft.draft_max,
-            model_draft: a.draft.model_draft,
+            model_draft: a.draft.model().map(str::to_string),
             describe: facts,
             kv_limit: if keep { config.kv_cache_bytes() } else { 0 },
         },
@@ -131,7 +131,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
     let context = a.ctx_size.or(config.ctx_size).filter(|&n| n > 0).unwrap_or(e.model.config.n_context);
     let options = a.session.options(context, 1);
     let mut session = session(&e, &options)?;
-    let mut drafter = a.draft.drafter(&e, &a.engine.options()?, &options)?;
+    let mut drafter = a.draft.drafter(&e, &a.engine, &options)?;
     let template = match &a.chat_template_file {
         Some(f) => {
             let named = || f.display().to_string();

@@ -1,8 +1,9 @@
 //! The flags of speculative decoding.
 
+use super::engine::EngineArgs;
 use crate::catalog;
 use crate::draft::{Drafter, MOST};
-use crate::engine::{Engine, EngineOptions, SessionOptions};
+use crate::engine::{Engine, SessionOptions};
 
 /// Who guesses the tokens to come, and how many.
 #[derive(clap::Args)]
@@ -17,11 +18,16 @@ pub struct DraftArgs {
 }
 
 impl DraftArgs {
-    /// What guesses for `engine`, opened by `o` and run in sessions of `s`.
-    pub fn drafter(&self, engine: &Engine, o: &EngineOptions, s: &SessionOptions) -> anyhow::Result<Drafter> {
+    /// The smaller model, where anything is to be guessed.
+    pub fn model(&self) -> Option<&str> {
+        self.model_draft.as_deref().filter(|_| self.draft_max > 0)
+    }
+
+    /// What guesses for `engine`, opened by `a` and run in sessions of `s`.
+    pub fn drafter(&self, engine: &Engine, a: &EngineArgs, s: &SessionOptions) -> anyhow::Result<Drafter> {
         let mut drafter = Drafter::new(self.draft_max);
-        if let Some(name) = self.model_draft.as_deref().filter(|_| self.draft_max > 0) {
-            drafter.add_model(engine, &catalog::resolve(Some(name), None)?.path, o, s)?;
+        if let Some(name) = self.model() {
+            drafter.add_model(engine, &catalog::resolve(Some(name), None)?.path, &a.options()?, s)?;
         }
         Ok(drafter)
     }

@@ -74,7 +74,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let context = a.ctx_size.filter(|&n| n > 0).unwrap_or(e.model.config.n_context);
     let options = a.session.options(context, 1);
     let mut s = session(&e, &options)?;
-    let mut drafter = a.draft.drafter(&e, &a.engine.options()?, &options)?;
+    let mut drafter = a.draft.drafter(&e, &a.engine, &options)?;
     eprintln!("{}", facts(&e, context));
     let prompt = if a.chat {
         let mut messages: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();

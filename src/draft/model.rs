@@ -1,8 +1,10 @@
 //! Guesses from a smaller model with the same vocabulary.
 
-use super::{DraftError, LATEST, Odds, Times};
+use super::{DraftError, Odds, Times, sample};
 use crate::engine::{Engine, EngineError, Session, SessionOptions};
 use crate::model::Batch;
+use crate::sample::most_likely;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,10 +20,9 @@ const UNKNOWN: f64 = 0.7;
 /// The smaller model, and what is known of its guesses.
 pub struct Small {
     session: Session,
-    n_vocab: usize,          // of the large model: what both know
-    made: Vec<(u32, usize)>, // guesses that were not judged yet, with their bins
-    judged: usize,
-    right: [Odds; BINS], // by how certain it was
+    n_vocab: usize,               // of the large model: what both know
+    made: VecDeque<(u32, usize)>, // guesses that were not judged yet, with their bins
+    right: [Odds; BINS],          // by how certain it was
     mean: Odds,
     seconds: f64, // of a guess
 }
@@ -44,7 +45,7 @@ impl Small {
         let n_vocab = n_vocab.min(small.model.config.n_vocab).min(large.model.config.n_vocab);
         let session = small.session(&SessionOptions { sequences: 1, ..*options })?;
         let right = std::array::from_fn(|i| Odds((i as f64 + 0.5) / BINS as f64));
-        Ok(Small { session, n_vocab, made: Vec::new(), judged: 0, right, mean: Odds(UNKNOWN), seconds: 0.0 })
+        Ok(Small { session, n_vocab, made: VecDeque::new(), right, mean: Odds(UNKNOWN), seconds: 0.0 })
     }
 
     /// The odds of one of its guesses.
@@ -60,17 +61,15 @@ impl Small {
     /// Forgets guesses at another text.
     pub fn begin(&mut self) {
         self.made.clear();
-        self.judged = 0;
     }
 
     /// Judges its guesses by the token that came.
     pub fn told(&mut self, id: u32) {
-        match self.made.get(self.judged) {
-            Some(&(guess, bin)) => {
+        match self.made.pop_front() {
+            Some((guess, bin)) => {
                 let right = guess == id;
                 self.right[bin].count(right);
                 self.mean.count(right);
-                self.judged += 1;
                 if !right {
                     // Those behind a wrong one were of another text.
                     self.begin();
@@ -113,7 +112,7 @@ impl Small {
                 break;
             }
             tokens += all;
-            self.made.push((id, bin));
+            self.made.push_back((id, bin));
             let last = n == room || self.session.engine().tokenizer.is_eog(id);
             if last || !pays(n + 1, (tokens, all * self.mean.0), spent, self.seconds) {
                 break;
@@ -129,8 +128,7 @@ impl Small {
         let logits = self.session.forward(&Batch::of(tokens, at, 0))?;
         // One token, or two where all guesses were right. A prompt is no measure of them.
         if tokens.len() <= 2 {
-            let seconds = start.elapsed().as_secs_f64();
-            self.seconds = if self.seconds == 0.0 { seconds } else { self.seconds + (seconds - self.seconds) * LATEST };
+            sample(&mut self.seconds, start.elapsed().as_secs_f64());
         }
         Ok(logits)
     }
@@ -138,12 +136,8 @@ impl Small {
 
 /// The most likely token and its probability.
 fn likeliest(logits: &[f32]) -> (u32, f64) {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &l) in (0..).zip(logits) {
-        if l > best.1 {
-            best = (id, l);
-        }
-    }
-    let sum: f64 = logits.iter().map(|&l| f64::from((l - best.1).exp())).sum();
-    (best.0, 1.0 / sum)
+    let id = most_likely(logits);
+    let most = logits[id as usize];
+    let sum: f64 = logits.iter().map(|&l| f64::from((l - most).exp())).sum();
+    (id, 1.0 / sum)
 }

@@ -67,6 +67,13 @@ pub struct Layer {
     pub ffn: Ffn,
 }
 
+impl Layer {
+    /// Its matrices, in the order in which they are used.
+    fn matrices(&self) -> [&Weight; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.ffn.gate, &self.ffn.up, &self.ffn.down]
+    }
+}
+
 /// A SwiGLU feed-forward layer, or several with a router. Experts lie one after another in a tensor.
 pub struct Ffn {
     /// The router's rows: (experts, dim); empty for a dense layer.
@@ -180,7 +187,7 @@ impl Weights {
     /// The bytes of all matrices, none twice: of the layers, of the output, of the embeddings if they are a matrix of their
     /// own.
     pub fn matrices(&self) -> Vec<Bytes> {
-        let layers = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.ffn.gate, &l.ffn.up, &l.ffn.down]);
+        let layers = self.layers.iter().flat_map(Layer::matrices);
         let embedding = (!self.tied()).then_some(&self.embedding);
         layers.chain([&self.output]).chain(embedding).map(|w| w.bytes.clone()).collect()
     }
@@ -204,7 +211,7 @@ impl Weights {
 
     /// Tokens up to which products and attention do not depend on how many others there are, to the last bit.
     pub fn alike(&self, k: &Kernels) -> usize {
-        let layers = self.layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.ffn.gate, &l.ffn.up, &l.ffn.down]);
+        let layers = self.layers.iter().flat_map(Layer::matrices);
         layers.chain([&self.output]).map(|w| k.kernel(w.format).alike_cols()).fold(attention::FEW, usize::min)
     }
 

@@ -304,7 +304,7 @@ impl Desk {
         let session = engine.session(&options).map_err(|e| text(&e))?;
         let mut notes = engine.notes().to_vec();
         let mut drafter = Drafter::new(self.opening.draft_max);
-        if let Some(small) = self.opening.model_draft.as_deref().filter(|_| self.opening.draft_max > 0) {
+        if let Some(small) = &self.opening.model_draft {
             let small = catalog::resolve(Some(small), None).map_err(|e| text(&e));
             let added = small.and_then(|s| drafter.add_model(&engine, &s.path, &o, &options).map_err(|e| text(&e)));
             // Without it, the answer comes later, and is the same.

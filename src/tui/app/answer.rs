@@ -322,15 +322,19 @@ impl App {
 
     /// Tokens a second of the answer.
     pub fn rate(&self) -> Option<f64> {
-        let (tokens, time) = self.pace;
-        (tokens > 1 && !time.is_zero()).then(|| (tokens - 1) as f64 / time.as_secs_f64())
+        self.a_second(self.pace.0.saturating_sub(1))
     }
 
-    /// GB/s at which the answer reads weights and cache.
+    /// GB/s at which the answer reads weights and cache, once a pass.
     pub fn bandwidth(&self) -> Option<f64> {
-        let (m, tokens) = (self.model.as_ref()?, self.pace.0);
-        let passes = self.rate()? * self.passes as f64 / (tokens - 1) as f64;
-        Some(passes * (m.bytes_per_token + m.cache_per_token * self.used) as f64 / 1e9)
+        let m = self.model.as_ref()?;
+        Some(self.a_second(self.passes)? * (m.bytes_per_token + m.cache_per_token * self.used) as f64 / 1e9)
+    }
+
+    /// So many in the time since the first token, where there is another.
+    fn a_second(&self, n: usize) -> Option<f64> {
+        let (tokens, time) = self.pace;
+        (tokens > 1 && !time.is_zero()).then(|| n as f64 / time.as_secs_f64())
     }
 
     /// How long the reading will still take.
