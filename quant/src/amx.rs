@@ -271,8 +271,7 @@ amx! {
         if SMALL && ORDER == Order::NIBBLES {
             let (second, doubled) = (_mm512_or_si512(first, _mm512_set1_epi8(32)), _mm512_set1_epi8(2 * 15));
             for i in 0..4 {
-                let bytes = _mm512_or_si512(slab.q[i / 2 * 2], slab.q[i / 2 * 2 + 1]);
-                let bytes = _mm512_permutexvar_epi8(slab::load512(&spread.words[i % 2]), bytes);
+                let bytes = _mm512_permutexvar_epi8(slab::load512(&spread.words[i % 2]), slab.q[i / 2 * 2]);
                 let low = _mm512_ternarylogic_epi32::<0xF8>(first, _mm512_slli_epi16::<1>(bytes), doubled);
                 let high = _mm512_ternarylogic_epi32::<0xF8>(second, _mm512_srli_epi16::<3>(bytes), doubled);
                 let table = table(2 * i);
@@ -281,7 +280,7 @@ amx! {
             }
             return to;
         }
-        for (j, q) in slab::in_order::<ORDER>(slab.q).into_iter().enumerate() {
+        for (j, q) in slab::in_order::<ORDER>(slab::apart::<ORDER>(slab.q)).into_iter().enumerate() {
             if SMALL {
                 let table = table(2 * j);
                 let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(32));
@@ -349,7 +348,7 @@ amx! {
         for (r, row) in w.data[r0 * w.row_bytes..].chunks(w.row_bytes).take(2 * ROWS).enumerate() {
             let b = &row[s * BYTES..];
             // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
-            prefetch(b.as_ptr().wrapping_add(ahead * BYTES), BYTES);
+            prefetch::<false>(b.as_ptr().wrapping_add(ahead * BYTES), BYTES);
             let end;
             let whole = match b.first_chunk() {
                 Some(whole) => whole,

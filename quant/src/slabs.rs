@@ -24,11 +24,11 @@ macro_rules! slabs {
             IQ2_S iq2_s 82 16 false PLAIN;
             IQ3_XXS iq3_xxs 98 32 false PLAIN;
             IQ3_S iq3_s 110 32 false PLAIN;
-            IQ4_NL iq4_nl 144 32 false PAIRED;
-            IQ4_XS iq4_xs 136 32 false PAIRED;
+            IQ4_NL iq4_nl 144 32 false PAIRED_IQ4;
+            IQ4_XS iq4_xs 136 32 false PAIRED_IQ4;
             TQ1_0 tq1_0 54 32 false PLAIN;
             TQ2_0 tq2_0 66 32 false QUARTERS;
-            MXFP4 mxfp4 136 32 false PAIRED;
+            MXFP4 mxfp4 136 32 false PAIRED_MXFP4;
         }
     };
 }

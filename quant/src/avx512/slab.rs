@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 /// A slab in registers. In formats with groups of 32, `scale` holds 8 scales and then the 8 minimums, if any (else zeros);
 /// `min` is for the 16 minimums of formats with groups of 16.
 ///
-/// How the codes lie is the format's [`Order`]: as near to the order of the weights as costs nothing.
+/// How the codes lie is the format's [`Order`]: as near to the order of the weights as costs nothing. Where vectors share their
+/// bytes, each is those bytes, and [`apart`] takes the codes out of them: of two rows at once, if that suits.
 pub(crate) struct Slab {
     pub q: [__m512i; 4],
     pub scale: __m512,
@@ -21,16 +22,26 @@ pub(crate) struct Order;
 impl Order {
     /// As the weights.
     pub const PLAIN: u8 = 0;
-    /// Where a byte's nibbles belong to weights 16 apart: the low nibbles of four blocks, then their high ones.
+    /// Where a byte's nibbles belong to weights 16 apart: the low nibbles of four blocks, then their high ones. They share bytes.
     pub const PAIRED: u8 = 1;
+    /// The same, and nibbles are indices of IQ4's codes, or of MXFP4's.
+    pub const PAIRED_IQ4: u8 = 6;
+    pub const PAIRED_MXFP4: u8 = 7;
     /// Where they belong to weights 32 apart: the low nibbles of 64 bytes, then their high ones.
     pub const HALVES: u8 = 2;
-    /// The same, the high ones left where they are.
+    /// The same, the high ones left where they are. They share bytes.
     pub const NIBBLES: u8 = 3;
     /// Where a byte has two bits of weights 32 apart: the lowest of 64 bytes, the next ones, left where they are, and so on.
+    /// They share bytes.
     pub const QUARTERS: u8 = 4;
-    /// The same, but the highest are moved down: a third bit has room above each.
+    /// The same, but the highest are moved down: a third bit has room above each. The first three vectors share the bytes with
+    /// two bits, the last is the third bits: 0 to 3 in the bytes of the lower half and, moved to there, of the upper one.
     pub const THIRDS: u8 = 5;
+
+    /// Whether the nibbles of a byte belong to one block.
+    pub const fn is_paired(order: u8) -> bool {
+        matches!(order, Order::PAIRED | Order::PAIRED_IQ4 | Order::PAIRED_MXFP4)
+    }
 
     /// Bits by which the codes of each vector are shifted up.
     pub const fn shifts(order: u8) -> [u32; 4] {
@@ -125,10 +136,8 @@ avx512! {
 
     #[inline]
     pub(crate) fn q4_k(b: &[u8; 144]) -> Slab {
-        let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0xF0u8 as i8));
         let (x, y) = (load512(at(b, 16)), load512(at(b, 80)));
-        let q = [(x, low), (x, high), (y, low), (y, high)].map(|(x, bits)| _mm512_and_si512(x, bits));
-        Slab { q, scale: scales_4k(b), min: _mm512_setzero_ps() }
+        Slab { q: [x, x, y, y], scale: scales_4k(b), min: _mm512_setzero_ps() }
     }
 
     /// 32 bytes twice, in the upper half moved down by `shift` bits.
@@ -175,15 +184,9 @@ avx512! {
         Slab { q: [q0, q1, q2, q3], scale, min: _mm512_setzero_ps() }
     }
 
-    /// The four 2-bit fields of 64 bytes, where they are.
-    #[inline]
-    fn quarters(b: &[u8; 64]) -> [__m512i; 4] {
-        [3, 0x0C, 0x30, 0xC0u8 as i8].map(|bits| _mm512_and_si512(load512(b), _mm512_set1_epi8(bits)))
-    }
-
     #[inline]
     pub(crate) fn q2_k(b: &[u8; 84]) -> Slab {
-        let q = quarters(at(b, 16));
+        let q = [load512(at(b, 16)); 4];
         let s = _mm512_cvtepu8_epi32(load128(at(b, 0)));
         let (scale, min) = (_mm512_and_si512(s, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(s));
         // Two f16.
@@ -195,16 +198,8 @@ avx512! {
 
     #[inline]
     pub(crate) fn q3_k(b: &[u8; 110]) -> Slab {
-        let [q0, q1, q2, _] = quarters(at(b, 32));
-        let q3 = _mm512_and_si512(_mm512_srli_epi16::<6>(load512(at(b, 32))), _mm512_set1_epi8(3));
-        // The third bits: 0 to 3 for the lower half of each vector, four higher for the upper one.
-        let high = upper_shifted(at(b, 0), 4);
-        let q = [
-            with_bits(q0, _mm512_slli_epi16::<2>(high), 4),
-            with_bits(q1, _mm512_slli_epi16::<3>(high), 16),
-            with_bits(q2, _mm512_slli_epi16::<4>(high), 64),
-            with_bits(q3, _mm512_srli_epi16::<1>(high), 4),
-        ];
+        let low = load512(at(b, 32));
+        let q = [low, low, low, upper_shifted(at(b, 0), 4)];
         // Three words before the f16: four bits of scales 0-3 and, above them, 8-11; of 4-7 and 12-15; two more of each.
         let x = load128(at(b, 94));
         let low = _mm_shuffle_epi8(x, _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
@@ -242,6 +237,9 @@ avx512! {
     /// The bytes of four blocks, from `from` on in each.
     #[inline]
     fn four(b: &[u8], stride: usize, from: usize) -> __m512i {
+        if stride == 16 {
+            return load512(at(b, from));
+        }
         let part = |g: usize| load128(at(b, stride * g + from));
         let low = _mm512_castsi128_si512(part(0));
         let low = _mm512_inserti32x4::<1>(low, part(1));
@@ -255,11 +253,42 @@ avx512! {
         [_mm512_and_si512(b, low), _mm512_and_si512(_mm512_srli_epi16::<4>(b), low)]
     }
 
-    /// Low and high nibbles of eight blocks.
+    /// The nibbles of eight blocks.
     #[inline]
-    fn pairs(b: &[u8], stride: usize, from: usize) -> [__m512i; 4] {
-        let ([q0, q1], [q2, q3]) = (pair(four(b, stride, from)), pair(four(b, stride, from + 4 * stride)));
-        [q0, q1, q2, q3]
+    fn eight_blocks(b: &[u8], stride: usize, from: usize) -> [__m512i; 4] {
+        let (x, y) = (four(b, stride, from), four(b, stride, from + 4 * stride));
+        [x, x, y, y]
+    }
+
+    /// The codes that vector `j` of a slab has in its bytes.
+    #[inline]
+    pub(crate) fn codes<const ORDER: u8>(j: usize, bytes: __m512i) -> __m512i {
+        let only = |bytes, bits: u8| _mm512_and_si512(bytes, _mm512_set1_epi8(bits as i8));
+        let nibbles = || if j.is_multiple_of(2) { only(bytes, 15) } else { only(_mm512_srli_epi16::<4>(bytes), 15) };
+        let looked_up = |codes| _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load128(codes)), nibbles());
+        match ORDER {
+            Order::PAIRED => nibbles(),
+            Order::PAIRED_IQ4 => looked_up(&iq4::CODES),
+            Order::PAIRED_MXFP4 => looked_up(&mxfp4::CODES),
+            Order::NIBBLES => only(bytes, 0x0F << (4 * (j % 2))),
+            Order::QUARTERS => only(bytes, 0x03 << (2 * j)),
+            _ => bytes,
+        }
+    }
+
+    /// The codes of a slab.
+    #[inline]
+    pub(crate) fn apart<const ORDER: u8>([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+        if ORDER == Order::THIRDS {
+            let two = |j: usize| codes::<{ Order::QUARTERS }>(j, a);
+            return [
+                with_bits(two(0), _mm512_slli_epi16::<2>(d), 4),
+                with_bits(two(1), _mm512_slli_epi16::<3>(d), 16),
+                with_bits(two(2), _mm512_slli_epi16::<4>(d), 64),
+                with_bits(_mm512_srli_epi16::<6>(two(3)), _mm512_srli_epi16::<1>(d), 4),
+            ];
+        }
+        [codes::<ORDER>(0, a), codes::<ORDER>(1, b), codes::<ORDER>(2, c), codes::<ORDER>(3, d)]
     }
 
     /// Codes moved down, in the order of the weights.
@@ -270,7 +299,7 @@ avx512! {
             *q = if shift > 0 { _mm512_srl_epi16(*q, _mm_cvtsi32_si128(shift as i32)) } else { *q };
         }
         match ORDER {
-            Order::PAIRED => {
+            Order::PAIRED | Order::PAIRED_IQ4 | Order::PAIRED_MXFP4 => {
                 let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
                 let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
                 [
@@ -290,7 +319,7 @@ avx512! {
     #[inline]
     pub(crate) fn arranged<const ORDER: u8>(x: [__m512i; 4]) -> [__m512i; 4] {
         match ORDER {
-            Order::PAIRED => {
+            Order::PAIRED | Order::PAIRED_IQ4 | Order::PAIRED_MXFP4 => {
                 let low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
                 let high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
                 [
@@ -342,7 +371,7 @@ avx512! {
 
     #[inline]
     pub(crate) fn q4_0(b: &[u8; 144]) -> Slab {
-        Slab { q: pairs(b, 18, 2), scale: scales_18(b), min: _mm512_setzero_ps() }
+        Slab { q: eight_blocks(b, 18, 2), scale: scales_18(b), min: _mm512_setzero_ps() }
     }
 
     #[inline]
@@ -351,7 +380,7 @@ avx512! {
         // The old formats store minimums with the other sign.
         let minus = _mm512_maskz_set1_epi32(0xFF00, i32::MIN);
         let scale = _mm512_xor_ps(words(b, 80, _mm512_castsi256_si512(i)), _mm512_castsi512_ps(minus));
-        Slab { q: pairs(b, 20, 4), scale, min: _mm512_setzero_ps() }
+        Slab { q: eight_blocks(b, 20, 4), scale, min: _mm512_setzero_ps() }
     }
 
     /// `block_nibbles` with the fifth bits, which lie in the order of the weights.
@@ -375,19 +404,9 @@ avx512! {
         Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
     }
 
-    /// The codes of four-bit indices.
-    #[inline]
-    fn looked_up(codes: &[u8; 16], mut q: [__m512i; 4]) -> [__m512i; 4] {
-        let codes = _mm512_broadcast_i32x4(load128(codes));
-        for q in &mut q {
-            *q = _mm512_shuffle_epi8(codes, *q);
-        }
-        q
-    }
-
     #[inline]
     pub(crate) fn iq4_nl(b: &[u8; 144]) -> Slab {
-        Slab { q: looked_up(&iq4::CODES, pairs(b, 18, 2)), scale: scales_18(b), min: _mm512_setzero_ps() }
+        Slab { q: eight_blocks(b, 18, 2), scale: scales_18(b), min: _mm512_setzero_ps() }
     }
 
     #[inline]
@@ -400,7 +419,7 @@ avx512! {
         let s = _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
         let d = _mm512_castps512_ps256(f16_all(at(b, 0)));
         let scale = scales(_mm256_mul_ps(_mm256_cvtepi32_ps(s), d));
-        Slab { q: looked_up(&iq4::CODES, pairs(b, 16, 8)), scale, min: _mm512_setzero_ps() }
+        Slab { q: eight_blocks(b, 16, 8), scale, min: _mm512_setzero_ps() }
     }
 
     #[inline]
@@ -430,12 +449,12 @@ avx512! {
         let small = _mm256_cmplt_epu32_mask(e, _mm256_set1_epi32(2));
         let e = _mm256_mask_sllv_epi32(normal, small, _mm256_set1_epi32(0x0020_0000), e);
         let scale = scales(_mm256_castsi256_ps(e));
-        Slab { q: looked_up(&mxfp4::CODES, pairs(b, 17, 1)), scale, min: _mm512_setzero_ps() }
+        Slab { q: eight_blocks(b, 17, 1), scale, min: _mm512_setzero_ps() }
     }
 
     #[inline]
     pub(crate) fn tq2_0(b: &[u8; 66]) -> Slab {
-        let q = quarters(at(b, 0));
+        let q = [load512(at(b, 0)); 4];
         Slab { q, scale: _mm512_maskz_mov_ps(0xFF, f16_all(at(b, 64))), min: _mm512_setzero_ps() }
     }
 

@@ -1,0 +1,217 @@
+//! A matrix times many columns: 32 rows at a time, unpacked to a tile in memory.
+
+use super::slab::{floats, load512};
+use crate::act::{Acts, Q8Block, column_sums};
+use crate::format::{Codes, SLAB};
+use crate::isa::avx512;
+use crate::kernels::Kernel;
+use crate::panel::{Out, Panel, Scratch, align_stack};
+use std::arch::x86_64::*;
+
+/// Rows of a tile: two vectors.
+const TILE: usize = 32;
+
+/// A slab of 32 rows, interleaved.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Tile {
+    q: [[u8; 4 * TILE]; SLAB / 4], // [k / 4][row][4]
+    scale: [[f32; TILE]; 16],      // [group][row]
+    min: [[f32; TILE]; 16],
+}
+
+avx512! {
+    /// The 16 rows of a 16 x 16 matrix of 32-bit values become its columns.
+    pub(crate) fn transpose(m: &mut [__m512i; 16]) {
+        let mut t = [_mm512_setzero_si512(); 16];
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
+        }
+        for i in 0..4 {
+            let (a, b, c, d) = (t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]);
+            m[4 * i] = _mm512_unpacklo_epi64(a, c);
+            m[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+            m[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+            m[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+        }
+        for i in 0..4 {
+            t[i] = _mm512_shuffle_i32x4::<0x88>(m[i], m[4 + i]);
+            t[4 + i] = _mm512_shuffle_i32x4::<0xDD>(m[i], m[4 + i]);
+            t[8 + i] = _mm512_shuffle_i32x4::<0x88>(m[8 + i], m[12 + i]);
+            t[12 + i] = _mm512_shuffle_i32x4::<0xDD>(m[8 + i], m[12 + i]);
+        }
+        for i in 0..4 {
+            m[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[8 + i]);
+            m[4 + i] = _mm512_shuffle_i32x4::<0x88>(t[4 + i], t[12 + i]);
+            m[8 + i] = _mm512_shuffle_i32x4::<0xDD>(t[i], t[8 + i]);
+            m[12 + i] = _mm512_shuffle_i32x4::<0xDD>(t[4 + i], t[12 + i]);
+        }
+    }
+
+    /// Unpacks slab `s` of up to 16 rows from `r0` on into one half of a tile.
+    fn interleave<const G: usize>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, tile: &mut Tile) {
+        let rows = w.rows.saturating_sub(r0).min(16);
+        let mut codes = [Codes::ZERO; 16];
+        for (r, c) in codes.iter_mut().enumerate().take(rows) {
+            let b = w.slab(r0 + r, s);
+            let next = b.as_ptr_range().end;
+            for line in 0..b.len().div_ceil(64) {
+                // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
+            }
+            // SAFETY: this rung's, as the table's construction guarantees.
+            unsafe { (k.unpack)(b, c) }
+        }
+        for quarter in 0..4 {
+            let mut m = [_mm512_setzero_si512(); 16];
+            for (m, c) in m.iter_mut().zip(&codes) {
+                *m = load512(&c.q.as_chunks().0[quarter]);
+            }
+            transpose(&mut m);
+            for (i, v) in m.into_iter().enumerate() {
+                let to: &mut [u8] = &mut tile.q[16 * quarter + i][64 * half..][..64];
+                // SAFETY: 64 writable bytes.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) };
+            }
+        }
+        let (mut scale, mut min) = ([_mm512_setzero_si512(); 16], [_mm512_setzero_si512(); 16]);
+        for (r, c) in codes.iter().enumerate() {
+            scale[r] = _mm512_castps_si512(floats(&c.scale));
+            min[r] = _mm512_castps_si512(floats(&c.min));
+        }
+        transpose(&mut scale);
+        transpose(&mut min);
+        for g in 0..SLAB / G {
+            // SAFETY: 16 writable floats each.
+            unsafe {
+                _mm512_storeu_ps(tile.scale[g][16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(scale[g]));
+                _mm512_storeu_ps(tile.min[g][16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(min[g]));
+            }
+        }
+    }
+
+    /// `NC` columns of a tile: adds the slab's products to `acc`, (NC, TILE).
+    #[inline]
+    fn block<const G: usize, const MIN: bool, const NC: usize>(
+        tile: &Tile, groups: usize, x: &[Q8Block], sums: &[[u32; 16]], acc: &mut [[f32; TILE]],
+    ) {
+        let (x, sums, acc): (&[Q8Block; NC], &[[u32; 16]; NC], &mut [[f32; TILE]; NC]) =
+            (x.try_into().expect("NC columns"), sums.try_into().expect("NC columns"), acc.try_into().expect("NC columns"));
+        // SAFETY: rows of `acc` and of the tile are 32 floats or 128 bytes: two vectors.
+        unsafe {
+            let mut c = [[_mm512_setzero_ps(); 2]; NC];
+            for i in 0..NC {
+                c[i] = [_mm512_loadu_ps(acc[i].as_ptr()), _mm512_loadu_ps(acc[i].as_ptr().add(16))];
+            }
+            let dots = |g: usize| {
+                let mut a = [[_mm512_setzero_si512(); 2]; NC];
+                if !MIN {
+                    for i in 0..NC {
+                        a[i] = [_mm512_set1_epi32(sums[i][g] as i32); 2];
+                    }
+                }
+                for k in 0..G / 4 {
+                    let k = g * (G / 4) + k;
+                    let q = tile.q.get_unchecked(k).as_ptr();
+                    let (w0, w1) = (_mm512_loadu_si512(q.cast()), _mm512_loadu_si512(q.add(64).cast()));
+                    for i in 0..NC {
+                        let v = _mm512_set1_epi32(x[i].q.as_ptr().add(4 * k).cast::<i32>().read());
+                        a[i][0] = _mm512_dpbusd_epi32(a[i][0], w0, v);
+                        a[i][1] = _mm512_dpbusd_epi32(a[i][1], w1, v);
+                    }
+                }
+                a
+            };
+            let rows = |of: &[[f32; TILE]; 16], g: usize, h: usize| _mm512_loadu_ps(of.get_unchecked(g).as_ptr().add(16 * h));
+            if G == 32 {
+                for g in 0..groups {
+                    let a = dots(g);
+                    for h in 0..2 {
+                        let (s, m) = (rows(&tile.scale, g, h), rows(&tile.min, g, h));
+                        for i in 0..NC {
+                            let d = _mm512_set1_ps(x[i].d[g]);
+                            c[i][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i][h]), _mm512_mul_ps(s, d), c[i][h]);
+                            if MIN {
+                                c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
+                            }
+                        }
+                    }
+                }
+            } else {
+                // Two groups share an activation's scale.
+                for p in 0..groups / 2 {
+                    let mut t = [[_mm512_setzero_ps(); 2]; NC];
+                    for odd in 0..2 {
+                        let g = 2 * p + odd;
+                        let a = dots(g);
+                        for h in 0..2 {
+                            let (s, m) = (rows(&tile.scale, g, h), rows(&tile.min, g, h));
+                            for i in 0..NC {
+                                let a = _mm512_cvtepi32_ps(a[i][h]);
+                                t[i][h] = if odd == 0 { _mm512_mul_ps(a, s) } else { _mm512_fmadd_ps(a, s, t[i][h]) };
+                                if MIN {
+                                    c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
+                                }
+                            }
+                        }
+                    }
+                    for i in 0..NC {
+                        let d = _mm512_set1_ps(x[i].d[p]);
+                        for h in 0..2 {
+                            c[i][h] = _mm512_fmadd_ps(t[i][h], d, c[i][h]);
+                        }
+                    }
+                }
+            }
+            for i in 0..NC {
+                _mm512_storeu_ps(acc[i].as_mut_ptr(), c[i][0]);
+                _mm512_storeu_ps(acc[i].as_mut_ptr().add(16), c[i][1]);
+            }
+        }
+    }
+
+    pub(super) fn gemm<const G: usize, const MIN: bool, const COLS: usize>(
+        k: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
+    ) {
+        align_stack!();
+        let n = x.n();
+        let tiles = w.rows.div_ceil(TILE);
+        let acc = scratch.floats.take::<[f32; TILE]>(tiles * n);
+        let sums = scratch.sums.take::<[u32; 16]>(n);
+        let tile = &mut scratch.tile.take::<Tile>(1)[0];
+        let offset = w.format.spec().codes.as_ref().expect("installed for formats with codes").offset;
+        acc.fill([0.0; TILE]);
+        for s in 0..w.slabs() {
+            let x = x.q8(s);
+            column_sums::<G, MIN>(offset, x, sums);
+            let groups = (w.cols - s * SLAB).min(SLAB).div_ceil(G);
+            for t in 0..tiles {
+                interleave::<G>(k, &w, t * TILE, s, 0, tile);
+                interleave::<G>(k, &w, t * TILE + 16, s, 1, tile);
+                let acc = &mut acc[t * n..(t + 1) * n];
+                let mut c = 0;
+                while c + COLS <= n {
+                    let r = c..c + COLS;
+                    block::<G, MIN, COLS>(tile, groups, &x[r.clone()], &sums[r.clone()], &mut acc[r]);
+                    c += COLS;
+                }
+                let r = c..n;
+                match n - c {
+                    1 => block::<G, MIN, 1>(tile, groups, &x[r.clone()], &sums[r.clone()], &mut acc[r]),
+                    2 => block::<G, MIN, 2>(tile, groups, &x[r.clone()], &sums[r.clone()], &mut acc[r]),
+                    3 => block::<G, MIN, 3>(tile, groups, &x[r.clone()], &sums[r.clone()], &mut acc[r]),
+                    4 => block::<G, MIN, 4>(tile, groups, &x[r.clone()], &sums[r.clone()], &mut acc[r]),
+                    5 => block::<G, MIN, 5>(tile, groups, &x[r.clone()], &sums[r.clone()], &mut acc[r]),
+                    _ => (),
+                }
+            }
+        }
+        for t in 0..tiles {
+            let rows = TILE.min(w.rows - t * TILE);
+            for c in 0..n {
+                out.column(c, t * TILE, rows).copy_from_slice(&acc[t * n + c][..rows]);
+            }
+        }
+    }
+}
