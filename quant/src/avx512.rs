@@ -30,7 +30,7 @@ pub(crate) mod slab;
 
 use crate::act::{Act, Acts};
 use crate::float_matrix;
-use crate::format::{CodeSpec, Codes, Format};
+use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx512};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx512;
@@ -50,9 +50,13 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
         match (kernel.gemm.act, &spec.codes) {
             (Act::Q8, Some(codes)) => {
                 kernel.gemv = Slot { isa: Isa::Avx512, act: Act::Q8, run: gemv_of(spec.format) };
-                kernel.gemm = Slot { isa: Isa::Avx512, act: Act::Q8, run: gemm_of(codes) };
+                kernel.gemm = Slot { isa: Isa::Avx512, act: Act::Q8, run: gemm_of(spec.format, codes) };
                 kernel.gemv_cols = GEMV_COLS;
-                kernel.unpack = unpack_of(spec.format);
+                kernel.unpack = match spec.format {
+                    Format::Q2_K => q2_k_merged,
+                    Format::Q3_K => q3_k_merged,
+                    other => unpack_of(other),
+                };
             }
             _ => {
                 kernel.gemm = Slot { isa: Isa::Avx512, act: Act::F32, run: float_gemm };
@@ -65,13 +69,15 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
     }
 }
 
-fn gemm_of(codes: &CodeSpec) -> Run {
-    match (codes.group, codes.has_min) {
-        // Columns of the innermost body: each has two integer and two float accumulators; with groups of 16, two more.
-        (32, false) => gemm::<32, false, 6>,
-        (32, true) => gemm::<32, true, 6>,
-        (_, false) => gemm::<16, false, 4>,
-        (_, true) => gemm::<16, true, 4>,
+/// Columns of the innermost body: each has two integer and two float accumulators; with groups of 16, two more.
+fn gemm_of(format: Format, codes: &CodeSpec) -> Run {
+    match (format, codes.group, codes.has_min) {
+        (Format::Q2_K, ..) => gemm::<SLAB, true, 6>,
+        (Format::Q3_K, ..) => gemm::<SLAB, false, 6>,
+        (_, 32, false) => gemm::<32, false, 6>,
+        (_, 32, true) => gemm::<32, true, 6>,
+        (_, _, false) => gemm::<16, false, 4>,
+        (_, _, true) => gemm::<16, true, 4>,
     }
 }
 
@@ -148,6 +154,16 @@ macro_rules! kernels {
 crate::slabs::slabs!(kernels);
 
 avx512! {
+    // Blocks of these two are whole slabs.
+
+    fn q2_k_merged(b: &[u8], codes: &mut Codes) {
+        store::<16, { Order::PLAIN }>(slab::q2_k_merged(b.try_into().expect("a block")), codes);
+    }
+
+    fn q3_k_merged(b: &[u8], codes: &mut Codes) {
+        store::<16, { Order::PLAIN }>(slab::q3_k_merged(b.try_into().expect("a block")), codes);
+    }
+
     /// A slab to memory.
     fn store<const G: usize, const ORDER: u8>(slab: Slab, codes: &mut Codes) {
         let q = slab::in_order::<ORDER>(slab::apart::<ORDER>(slab.q));

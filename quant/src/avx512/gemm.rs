@@ -1,6 +1,9 @@
 //! A matrix times many columns: 32 rows at a time, unpacked to a tile in memory.
+//!
+//! `G` is how many weights share a scale: 16, 32, or 256 where a format's small scales are multiplied into its codes
+//! ([`slab::merged`](super::slab::merged)). Minimums, if any, are for 16 weights each then.
 
-use super::slab::{floats, load512};
+use super::slab::{MERGED_OFFSET, floats, load512};
 use crate::act::{Acts, Q8Block, column_sums};
 use crate::format::{Codes, SLAB};
 use crate::isa::avx512;
@@ -50,7 +53,7 @@ avx512! {
     }
 
     /// Unpacks slab `s` of up to 16 rows from `r0` on into one half of a tile.
-    fn interleave<const G: usize>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, tile: &mut Tile) {
+    fn interleave<const G: usize, const MIN: bool>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, tile: &mut Tile) {
         let rows = w.rows.saturating_sub(r0).min(16);
         let mut codes = [Codes::ZERO; 16];
         for (r, c) in codes.iter_mut().enumerate().take(rows) {
@@ -75,19 +78,20 @@ avx512! {
                 unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) };
             }
         }
-        let (mut scale, mut min) = ([_mm512_setzero_si512(); 16], [_mm512_setzero_si512(); 16]);
-        for (r, c) in codes.iter().enumerate() {
-            scale[r] = _mm512_castps_si512(floats(&c.scale));
-            min[r] = _mm512_castps_si512(floats(&c.min));
-        }
-        transpose(&mut scale);
-        transpose(&mut min);
-        for g in 0..SLAB / G {
-            // SAFETY: 16 writable floats each.
-            unsafe {
-                _mm512_storeu_ps(tile.scale[g][16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(scale[g]));
-                _mm512_storeu_ps(tile.min[g][16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(min[g]));
+        let turn = |of: fn(&Codes) -> &[f32; 16], to: &mut [[f32; TILE]]| {
+            let mut m = [_mm512_setzero_si512(); 16];
+            for (m, c) in m.iter_mut().zip(&codes) {
+                *m = _mm512_castps_si512(floats(of(c)));
             }
+            transpose(&mut m);
+            for (m, to) in m.into_iter().zip(to) {
+                // SAFETY: 16 writable floats.
+                unsafe { _mm512_storeu_ps(to[16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(m)) };
+            }
+        };
+        turn(|c| &c.scale, &mut tile.scale[..SLAB / G]);
+        if MIN {
+            turn(|c| &c.min, &mut tile.min[..if G == 32 { 8 } else { 16 }]);
         }
     }
 
@@ -100,10 +104,14 @@ avx512! {
             (x.try_into().expect("NC columns"), sums.try_into().expect("NC columns"), acc.try_into().expect("NC columns"));
         // SAFETY: rows of `acc` and of the tile are 32 floats or 128 bytes: two vectors.
         unsafe {
+            let old = |i: usize| [_mm512_loadu_ps(acc[i].as_ptr()), _mm512_loadu_ps(acc[i].as_ptr().add(16))];
             let mut c = [[_mm512_setzero_ps(); 2]; NC];
-            for i in 0..NC {
-                c[i] = [_mm512_loadu_ps(acc[i].as_ptr()), _mm512_loadu_ps(acc[i].as_ptr().add(16))];
+            if G != SLAB {
+                for i in 0..NC {
+                    c[i] = old(i);
+                }
             }
+            let span = G.min(32);
             let dots = |g: usize| {
                 let mut a = [[_mm512_setzero_si512(); 2]; NC];
                 if !MIN {
@@ -111,8 +119,8 @@ avx512! {
                         a[i] = [_mm512_set1_epi32(sums[i][g] as i32); 2];
                     }
                 }
-                for k in 0..G / 4 {
-                    let k = g * (G / 4) + k;
+                for k in 0..span / 4 {
+                    let k = g * (span / 4) + k;
                     let q = tile.q.get_unchecked(k).as_ptr();
                     let (w0, w1) = (_mm512_loadu_si512(q.cast()), _mm512_loadu_si512(q.add(64).cast()));
                     for i in 0..NC {
@@ -124,7 +132,32 @@ avx512! {
                 a
             };
             let rows = |of: &[[f32; TILE]; 16], g: usize, h: usize| _mm512_loadu_ps(of.get_unchecked(g).as_ptr().add(16 * h));
-            if G == 32 {
+            if G == SLAB {
+                for g in 0..groups {
+                    let a = dots(g);
+                    for i in 0..NC {
+                        let d = _mm512_set1_ps(x[i].d[g]);
+                        for h in 0..2 {
+                            c[i][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i][h]), d, c[i][h]);
+                        }
+                    }
+                }
+                // What was there comes late: no registers are left before.
+                let s = [rows(&tile.scale, 0, 0), rows(&tile.scale, 0, 1)];
+                for i in 0..NC {
+                    let old = old(i);
+                    c[i] = [_mm512_fmadd_ps(c[i][0], s[0], old[0]), _mm512_fmadd_ps(c[i][1], s[1], old[1])];
+                }
+                if MIN {
+                    for g in 0..2 * groups {
+                        let m = [rows(&tile.min, g, 0), rows(&tile.min, g, 1)];
+                        for i in 0..NC {
+                            let sum = _mm512_set1_ps(f32::from_bits(sums[i][g]));
+                            c[i] = [_mm512_fnmadd_ps(m[0], sum, c[i][0]), _mm512_fnmadd_ps(m[1], sum, c[i][1])];
+                        }
+                    }
+                }
+            } else if G == 32 {
                 for g in 0..groups {
                     let a = dots(g);
                     for h in 0..2 {
@@ -180,15 +213,20 @@ avx512! {
         let acc = scratch.floats.take::<[f32; TILE]>(tiles * n);
         let sums = scratch.sums.take::<[u32; 16]>(n);
         let tile = &mut scratch.tile.take::<Tile>(1)[0];
-        let offset = w.format.spec().codes.as_ref().expect("installed for formats with codes").offset;
+        let spec = w.format.spec().codes.as_ref().expect("installed for formats with codes");
+        let offset = if G == SLAB { MERGED_OFFSET } else { spec.offset };
         acc.fill([0.0; TILE]);
         for s in 0..w.slabs() {
             let x = x.q8(s);
-            column_sums::<G, MIN>(offset, x, sums);
-            let groups = (w.cols - s * SLAB).min(SLAB).div_ceil(G);
+            if G == 16 || G == SLAB && MIN {
+                column_sums::<16, MIN>(offset, x, sums);
+            } else {
+                column_sums::<32, MIN>(offset, x, sums);
+            }
+            let groups = (w.cols - s * SLAB).min(SLAB).div_ceil(G.min(32));
             for t in 0..tiles {
-                interleave::<G>(k, &w, t * TILE, s, 0, tile);
-                interleave::<G>(k, &w, t * TILE + 16, s, 1, tile);
+                interleave::<G, MIN>(k, &w, t * TILE, s, 0, tile);
+                interleave::<G, MIN>(k, &w, t * TILE + 16, s, 1, tile);
                 let acc = &mut acc[t * n..(t + 1) * n];
                 let mut c = 0;
                 while c + COLS <= n {

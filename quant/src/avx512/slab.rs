@@ -54,6 +54,9 @@ impl Order {
     }
 }
 
+/// The offset of [`merged`] codes without minimums.
+pub(crate) const MERGED_OFFSET: i32 = 124;
+
 avx512! {
     // ---- loads -------------------------------------------------------------------------------------------------------
 
@@ -184,32 +187,51 @@ avx512! {
         Slab { q: [q0, q1, q2, q3], scale, min: _mm512_setzero_ps() }
     }
 
+    /// Scales and minimums of Q2_K, and the f16 that they are multiplied by.
     #[inline]
-    pub(crate) fn q2_k(b: &[u8; 84]) -> Slab {
-        let q = [load512(at(b, 16)); 4];
+    fn scales_2k(b: &[u8; 84]) -> ([__m512i; 2], [__m512; 2]) {
         let s = _mm512_cvtepu8_epi32(load128(at(b, 0)));
-        let (scale, min) = (_mm512_and_si512(s, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(s));
-        // Two f16.
         let d = _mm_cvtph_ps(_mm_cvtsi32_si128(word(b, 80) as i32));
-        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(scale), _mm512_broadcastss_ps(d));
-        let min = _mm512_mul_ps(_mm512_cvtepi32_ps(min), _mm512_broadcastss_ps(_mm_movehdup_ps(d)));
-        Slab { q, scale, min }
+        let (d, dmin) = (_mm512_broadcastss_ps(d), _mm512_broadcastss_ps(_mm_movehdup_ps(d)));
+        ([_mm512_and_si512(s, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(s)], [d, dmin])
     }
 
     #[inline]
-    pub(crate) fn q3_k(b: &[u8; 110]) -> Slab {
-        let low = load512(at(b, 32));
-        let q = [low, low, low, upper_shifted(at(b, 0), 4)];
-        // Three words before the f16: four bits of scales 0-3 and, above them, 8-11; of 4-7 and 12-15; two more of each.
+    pub(crate) fn q2_k(b: &[u8; 84]) -> Slab {
+        let ([scale, min], [d, dmin]) = scales_2k(b);
+        let (scale, min) = (_mm512_mul_ps(_mm512_cvtepi32_ps(scale), d), _mm512_mul_ps(_mm512_cvtepi32_ps(min), dmin));
+        Slab { q: [load512(at(b, 16)); 4], scale, min }
+    }
+
+    #[inline]
+    pub(crate) fn q2_k_merged(b: &[u8; 84]) -> Slab {
+        let ([scales, _], [d, _]) = scales_2k(b);
+        merged::<true, { Order::QUARTERS }>(q2_k(b), scales, d)
+    }
+
+    /// Scales of Q3_K, -32 to 31. Three words before the f16: four bits of scales 0-3 and, above them, 8-11; of 4-7 and 12-15;
+    /// two more of each.
+    #[inline]
+    fn scales_3k(b: &[u8; 110]) -> __m512i {
         let x = load128(at(b, 94));
         let low = _mm_shuffle_epi8(x, _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
         let high = _mm_shuffle_epi8(x, _mm_set1_epi32(0x0D0C_0B0A));
         let low = _mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 4, 4)), _mm_set1_epi8(15));
         let high = _mm_and_si128(_mm_srlv_epi32(high, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
         let s = _mm_or_si128(low, _mm_slli_epi16::<4>(high));
-        let s = _mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(32));
-        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(s), f16_all(at(b, 108)));
-        Slab { q, scale, min: _mm512_setzero_ps() }
+        _mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(32))
+    }
+
+    #[inline]
+    pub(crate) fn q3_k(b: &[u8; 110]) -> Slab {
+        let low = load512(at(b, 32));
+        let scale = _mm512_mul_ps(_mm512_cvtepi32_ps(scales_3k(b)), f16_all(at(b, 108)));
+        Slab { q: [low, low, low, upper_shifted(at(b, 0), 4)], scale, min: _mm512_setzero_ps() }
+    }
+
+    #[inline]
+    pub(crate) fn q3_k_merged(b: &[u8; 110]) -> Slab {
+        merged::<false, { Order::THIRDS }>(q3_k(b), scales_3k(b), f16_all(at(b, 108)))
     }
 
     /// The f16 at `stride * g + at` for the eight blocks of a slab.
@@ -289,6 +311,33 @@ avx512! {
             ];
         }
         [codes::<ORDER>(0, a), codes::<ORDER>(1, b), codes::<ORDER>(2, c), codes::<ORDER>(3, d)]
+    }
+
+    /// A slab of Q2_K or Q3_K whose sixteen small scales are multiplied into the codes, exactly, which are in the order of the
+    /// weights then; what is left is one scale, in every lane, and Q2_K's minimums. Two bits times four are at most 45; three
+    /// signed ones times six are -124 to 128, [`MERGED_OFFSET`] more are bytes.
+    #[inline]
+    pub(crate) fn merged<const MIN: bool, const ORDER: u8>(slab: Slab, scales: __m512i, d: __m512) -> Slab {
+        let mut q = in_order::<ORDER>(apart::<ORDER>(slab.q));
+        for j in 0..4 {
+            // What each code becomes, for the four groups of a vector.
+            let group = _mm512_add_epi32(
+                _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                _mm512_set1_epi32(4 * j as i32),
+            );
+            let scale = _mm512_permutexvar_epi32(group, scales);
+            let table = if MIN {
+                _mm512_mullo_epi32(scale, _mm512_set1_epi32(0x0302_0100))
+            } else {
+                let scale = _mm512_mask_mov_epi16(scale, 0xAAAA_AAAA, _mm512_slli_epi32::<16>(scale));
+                let codes = _mm512_broadcast_i32x4(_mm_setr_epi16(-4, -3, -2, -1, 0, 1, 2, 3));
+                let products = _mm512_mullo_epi16(scale, codes);
+                let products = _mm512_add_epi16(products, _mm512_set1_epi16(MERGED_OFFSET as i16));
+                _mm512_packus_epi16(products, products)
+            };
+            q[j] = _mm512_shuffle_epi8(table, q[j]);
+        }
+        Slab { q, scale: d, min: slab.min }
     }
 
     /// Codes moved down, in the order of the weights.
