@@ -1,13 +1,13 @@
 //! AVX-512 with VNNI.
 //!
-//! Everything rests on one function a format: a slab of 256 weights from memory to registers ([`Slab`]). The matrix-vector
-//! body dots it with up to 16 columns at once; the matrix-matrix body stores it interleaved and dots the tile with all.
+//! Everything rests on one function a format: a slab of 256 weights from memory to registers ([`slab`]). The matrix-vector
+//! body dots it with up to 16 columns at once ([`mod@gemv`]; decode's single column has a body of its own there); the
+//! matrix-matrix body stores it interleaved and dots the tile with all ([`mod@gemm`]).
 //!
 //! ```text
 //! gemv   4 rows at once (four memory streams), for each slab:
 //!            slab = turned(unpack(row))        4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
-//!            for each column (with groups of 32 each two, whose lanes are folded to one vector; of a single column each two
-//!            rows, turned together):
+//!            for each column (with groups of 32 each two, whose lanes are folded to one vector):
 //!                acc += float(4 vpdpbusd, one after the other) * (scale * d)       16 lanes, 16 weights each
 //!                acc -= min * (d * sum)                                            16 groups, or 8
 //!
@@ -16,6 +16,7 @@
 //!            for each 6 columns, for each group of 32 positions (or each 4 columns, two groups of 16):
 //!                acc[row, column] = sum of vpdpbusd(tile, broadcast of 4 activations)
 //!                c[row, column] += acc * (scale[row] * d[column]) - min[row] * (d * sum)[column]
+//!            (Q2_K and Q3_K, whose codes with their small scales are bytes still: one scale a slab)
 //! ```
 //!
 //! Codes stay where their bytes have them ([`slab::Order`]): those of a high nibble are 16 times too large for the gemv, and
