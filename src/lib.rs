@@ -8,6 +8,7 @@
 //! Imports point left only: [`model`] never sees text, [`tokenizer`] never sees a matrix, the crate `oxcart-quant` never
 //! sees a file. Only [`generate`] joins session, sampler and tokenizer. The verbs in [`cli`] are leaves.
 //!
+//! * [`quota`]: memory and time of a stranger's program, a chat template's;
 //! * [`disk`], [`mmap`], [`gguf`]: files that appear whole, files as mapped bytes, metadata and tensor views;
 //! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
@@ -47,7 +48,13 @@ pub mod perplexity;
 pub mod placement;
 pub mod plan;
 pub mod quantize;
+pub mod quota;
 pub mod safetensors;
 pub mod sample;
 pub mod tokenizer;
 pub mod tui;
+
+// `main.rs` has the same for the program.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: quota::Allocator = quota::Allocator;

@@ -5,3 +5,6 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     oxcart::cli::main()
 }
+
+#[global_allocator]
+static ALLOCATOR: oxcart::quota::Allocator = oxcart::quota::Allocator;

@@ -1,10 +1,11 @@
 //! Chat templates: the Jinja that comes with a model, run by minijinja with what Hugging Face's renderer adds to it.
 //!
-//! A template comes from a stranger's file: it gets a budget of steps, of output and of nesting, and a stack of its own, as
-//! deep as its length can make the recursion of who reads it. (What it keeps in lists of its own is not counted.)
+//! A template comes from a stranger's file: it gets a budget of steps, of output, of nesting, of memory and of time, and a
+//! stack of its own, as deep as its length can make the recursion of who reads it.
 
 use super::Message;
 use crate::gguf::{self, Gguf, GgufError};
+use crate::quota::Quota;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
@@ -12,6 +13,8 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, context};
 use serde::Serialize;
 use std::error::Error as _;
 use std::io::Write;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// ChatML, for models without a template.
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
@@ -29,6 +32,9 @@ const MOST_VALUES: usize = 1 << 20;
 const MOST_WIDTH: usize = 4;
 /// Steps of a rendering: some thousands of messages, in the templates that work hardest.
 const FUEL: u64 = 1_000_000;
+/// Memory that it takes beside the conversation, bytes, and how long it takes.
+const MEMORY: usize = 128 << 20;
+const TIME: Duration = Duration::from_secs(30);
 
 /// A template that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +55,11 @@ pub enum TemplateError {
 
 /// A compiled template.
 pub struct Template {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
     bos: String,
     eos: String,
+    /// What it was refused for: a template that took more than its quota is not tried again.
+    refused: OnceLock<String>,
 }
 
 impl Template {
@@ -84,23 +92,32 @@ impl Template {
             source = source.replace(mark, "").replace(&mark.replace("generation", "endgeneration"), "");
         }
         let stack = STACK_A_BYTE * source.len() + (1 << 20);
-        let env = on_a_deep_stack(stack, || compiled(source)).map_err(TemplateError::Source)?;
-        Ok(Template { env, bos: bos.to_string(), eos: eos.to_string() })
+        let quota = Quota { stack, memory: MEMORY, time: TIME };
+        let env = within(quota, || compiled(source)).unwrap_or_else(Err).map_err(TemplateError::Source)?;
+        Ok(Template { env: Arc::new(env), bos: bos.to_string(), eos: eos.to_string(), refused: OnceLock::new() })
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant begins to speak.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        let most: usize = 64 * 1024 + messages.iter().map(|m| m.content.len() + 1024).sum::<usize>() * 2;
-        let mut out = Limited { text: Vec::new(), most };
+        if let Some(why) = self.refused.get() {
+            return Err(TemplateError::Render(why.clone()));
+        }
+        let size: usize = messages.iter().map(|m| m.content.len() + 1024).sum();
+        let mut out = Limited { text: Vec::new(), most: 64 * 1024 + size * 2 };
         let values = context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
         };
-        on_a_deep_stack(STACK, || self.env.get_template("chat")?.render_captured_to(values, &mut out).map(drop))
-            .map_err(TemplateError::Render)?;
-        String::from_utf8(out.text).map_err(|e| TemplateError::Render(e.to_string()))
+        let env = self.env.clone();
+        let quota = Quota { stack: STACK, memory: MEMORY + size * 16, time: TIME };
+        let rendered = within(quota, move || {
+            env.get_template("chat")?.render_captured_to(values, &mut out)?;
+            Ok(out.text)
+        });
+        let rendered = rendered.unwrap_or_else(|why| Err(self.refused.get_or_init(|| why).clone()));
+        String::from_utf8(rendered.map_err(TemplateError::Render)?).map_err(|e| TemplateError::Render(e.to_string()))
     }
 }
 
@@ -125,14 +142,12 @@ fn compiled(source: String) -> Result<Environment<'static>, Error> {
     Ok(env)
 }
 
-/// Runs `f` on a thread with so large a stack. There its error becomes a text, too: it may hold the template's values.
-fn on_a_deep_stack<T: Send>(bytes: usize, f: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("oxcart-template".into()).stack_size(bytes);
-        let thread = thread.spawn_scoped(scope, || f().map_err(|e| one_line(&e)));
-        let end = thread.map_err(|e| format!("no stack for it: {e}"))?.join();
-        end.unwrap_or_else(|_| Err("the interpreter failed".into()))
-    })
+/// Runs `f` within a quota. Its error becomes a text there: it may hold the template's values.
+fn within<T: Send + 'static>(
+    quota: Quota,
+    f: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<Result<T, String>, String> {
+    quota.run("oxcart-template", || f().map_err(|e| one_line(&e))).map_err(|e| e.to_string())
 }
 
 /// Methods of Python's strings, lists and dictionaries.
@@ -341,12 +356,21 @@ mod tests {
             "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
             "{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
             "{{ '{:>9999999999}'.format('a') }}",
+            "{% set ns = namespace(x='ab') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+            "{% macro f(s) %}{{ f(s ~ s) }}{% endmacro %}{{ f('ab') }}",
             "{{ raise_exception('\u{1b}[2J') }}",
             &("{{ ".to_string() + &"not ".repeat(16_000) + " }}"),
         ] {
             let e = render(source).expect_err(source).to_string();
             assert!(e.starts_with("chat template: ") && !e.contains(char::is_control), "{source}: {e}");
         }
+        // What took too much is not tried again.
+        let source =
+            "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}";
+        let template = Template::with_marks(source, "", "").unwrap();
+        let first = template.render(&talk(), true).unwrap_err().to_string();
+        assert!(first.starts_with("chat template: takes more than 1") && first.ends_with(" MB of memory"), "{first}");
+        assert_eq!(template.render(&talk(), true).unwrap_err().to_string(), first);
         // As deep as the longest can be: whatever comes out, the program goes on.
         for (first, part, last) in [
             ("{{ ", "not ", "1 }}"),
