@@ -25,18 +25,18 @@ impl Order {
     /// Where a byte's nibbles belong to weights 16 apart: the low nibbles of four blocks, then their high ones. They share bytes.
     pub const PAIRED: u8 = 1;
     /// The same, and nibbles are indices of IQ4's codes, or of MXFP4's.
-    pub const PAIRED_IQ4: u8 = 6;
-    pub const PAIRED_MXFP4: u8 = 7;
+    pub const PAIRED_IQ4: u8 = 2;
+    pub const PAIRED_MXFP4: u8 = 3;
     /// Where they belong to weights 32 apart: the low nibbles of 64 bytes, then their high ones.
-    pub const HALVES: u8 = 2;
+    pub const HALVES: u8 = 4;
     /// The same, the high ones left where they are. They share bytes.
-    pub const NIBBLES: u8 = 3;
+    pub const NIBBLES: u8 = 5;
     /// Where a byte has two bits of weights 32 apart: the lowest of 64 bytes, the next ones, left where they are, and so on.
     /// They share bytes.
-    pub const QUARTERS: u8 = 4;
+    pub const QUARTERS: u8 = 6;
     /// The same, but the highest are moved down: a third bit has room above each. The first three vectors share the bytes with
     /// two bits, the last is the third bits: 0 to 3 in the bytes of the lower half and, moved to there, of the upper one.
-    pub const THIRDS: u8 = 5;
+    pub const THIRDS: u8 = 7;
 
     /// Whether the nibbles of a byte belong to one block.
     pub const fn is_paired(order: u8) -> bool {
