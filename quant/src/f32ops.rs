@@ -280,22 +280,26 @@ pub(crate) mod body {
     #[inline(always)]
     pub fn silu_mul<V: Lanes>(gate: &mut [f32], up: &[f32]) {
         let ((gates, gate_rest), (ups, up_rest)) = (gate.as_chunks_mut::<L>(), up.as_chunks::<L>());
-        let product = |g: &mut [f32; L], u: &[f32; L]| {
-            let (x, one) = (V::load(g), V::splat(1.0));
-            // Beyond 88 the quotient is nearer to zero than any number that would be told from it.
-            let e = V::splat(0.0).sub(x).min(V::splat(88.0)).exp();
-            x.div(one.add(e)).mul(V::load(u)).store(g);
-        };
         for (g, u) in gates.iter_mut().zip(ups) {
-            product(g, u);
+            silu_mul_lanes::<V>(g, u);
         }
         if !gate_rest.is_empty() {
             let (mut g, mut u) = ([0.0; L], [0.0; L]);
             g[..gate_rest.len()].copy_from_slice(gate_rest);
             u[..up_rest.len()].copy_from_slice(up_rest);
-            product(&mut g, &u);
+            silu_mul_lanes::<V>(&mut g, &u);
             gate_rest.copy_from_slice(&g[..gate_rest.len()]);
         }
+    }
+
+    // No closure of `silu_mul`: called in two places it would not be inlined, and without the rung's features every
+    // instruction in it would be a call.
+    #[inline(always)]
+    fn silu_mul_lanes<V: Lanes>(g: &mut [f32; L], u: &[f32; L]) {
+        let (x, one) = (V::load(g), V::splat(1.0));
+        // Beyond 88 the quotient is nearer to zero than any number that would be told from it.
+        let e = V::splat(0.0).sub(x).min(V::splat(88.0)).exp();
+        x.div(one.add(e)).mul(V::load(u)).store(g);
     }
 
     #[inline(always)]

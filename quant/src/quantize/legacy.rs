@@ -10,14 +10,25 @@ const N: usize = 32;
 /// The walk over scales that an importance matrix asks for.
 pub(super) const WALK: Walk = Walk { start: -0.9, step: 0.05, steps: 36 };
 
-/// Searches and packs sixteen blocks after the other. The search gets the weights and, where there is an importance
-/// matrix, the weight of each error; it returns scales, minimums and codes.
+/// How scales, minimums and codes are found, with so many codes. (Not closures: where one is not inlined, the rung's features
+/// are not its own, and every instruction in it is a call.)
+#[derive(Clone, Copy)]
+enum Search {
+    /// Without minimums; the extreme weight has the least code.
+    Symmetric(f32),
+    /// With minimums.
+    Affine(f32),
+    /// Q8_0's.
+    Bytes,
+}
+
+/// Searches and packs sixteen blocks after the other. An importance matrix says what each error weighs.
 #[inline(always)]
 fn blocks<V: Lanes, const BYTES: usize>(
     x: &[f32],
     importance: Option<&[f32]>,
     out: &mut [u8],
-    search: impl Fn(&Groups<V, N>, Option<&Groups<V, N>>) -> (V, V, Groups<V, N>),
+    search: Search,
     pack: impl Fn(f32, f32, &[u8; N], &mut [u8; BYTES]),
 ) {
     let sigma2 = V::splat(if importance.is_some() { sum_of_squares(x) / x.len() as f32 } else { 0.0 });
@@ -28,7 +39,11 @@ fn blocks<V: Lanes, const BYTES: usize>(
             weigh(&groups, sigma2, &mut w);
             w
         });
-        let (scale, min, q) = search(&groups, weights.as_ref());
+        let (scale, min, q) = match search {
+            Search::Symmetric(n) => symmetric_or(&groups, weights.as_ref(), n),
+            Search::Affine(n) => affine_or(&groups, weights.as_ref(), n),
+            Search::Bytes => signed_bytes(&groups),
+        };
         let (scale, min, mut codes) = (lanes(scale), lanes(min), [0; L * N]);
         in_order::<V, N>(&q, &mut codes);
         for (g, out) in out.as_chunks_mut::<BYTES>().0.iter_mut().enumerate() {
@@ -118,77 +133,56 @@ fn fifth_bits(q: &[u8; N]) -> [u8; 4] {
 
 #[inline(always)]
 pub(super) fn q4_0<V: Lanes>(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    blocks::<V, 18>(
-        x,
-        importance,
-        out,
-        |x, w| symmetric_or(x, w, 8.0),
-        |d, _, q, out| {
-            out[..2].copy_from_slice(&f16_bytes(d));
-            nibbles(q, &mut out[2..]);
-        },
-    );
+    blocks::<V, 18>(x, importance, out, Search::Symmetric(8.0), |d, _, q, out| {
+        out[..2].copy_from_slice(&f16_bytes(d));
+        nibbles(q, &mut out[2..]);
+    });
 }
 
 #[inline(always)]
 pub(super) fn q4_1<V: Lanes>(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    blocks::<V, 20>(
-        x,
-        importance,
-        out,
-        |x, w| affine_or(x, w, 15.0),
-        |d, m, q, out| {
-            out[..2].copy_from_slice(&f16_bytes(d));
-            out[2..4].copy_from_slice(&f16_bytes(m));
-            nibbles(q, &mut out[4..]);
-        },
-    );
+    blocks::<V, 20>(x, importance, out, Search::Affine(15.0), |d, m, q, out| {
+        out[..2].copy_from_slice(&f16_bytes(d));
+        out[2..4].copy_from_slice(&f16_bytes(m));
+        nibbles(q, &mut out[4..]);
+    });
 }
 
 #[inline(always)]
 pub(super) fn q5_0<V: Lanes>(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    blocks::<V, 22>(
-        x,
-        importance,
-        out,
-        |x, w| symmetric_or(x, w, 16.0),
-        |d, _, q, out| {
-            out[..2].copy_from_slice(&f16_bytes(d));
-            out[2..6].copy_from_slice(&fifth_bits(q));
-            nibbles(q, &mut out[6..]);
-        },
-    );
+    blocks::<V, 22>(x, importance, out, Search::Symmetric(16.0), |d, _, q, out| {
+        out[..2].copy_from_slice(&f16_bytes(d));
+        out[2..6].copy_from_slice(&fifth_bits(q));
+        nibbles(q, &mut out[6..]);
+    });
 }
 
 #[inline(always)]
 pub(super) fn q5_1<V: Lanes>(x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    blocks::<V, 24>(
-        x,
-        importance,
-        out,
-        |x, w| affine_or(x, w, 31.0),
-        |d, m, q, out| {
-            out[..2].copy_from_slice(&f16_bytes(d));
-            out[2..4].copy_from_slice(&f16_bytes(m));
-            out[4..8].copy_from_slice(&fifth_bits(q));
-            nibbles(q, &mut out[8..]);
-        },
-    );
+    blocks::<V, 24>(x, importance, out, Search::Affine(31.0), |d, m, q, out| {
+        out[..2].copy_from_slice(&f16_bytes(d));
+        out[2..4].copy_from_slice(&f16_bytes(m));
+        out[4..8].copy_from_slice(&fifth_bits(q));
+        nibbles(q, &mut out[8..]);
+    });
+}
+
+/// Codes -127 to 127, rounded to the nearest, at halves away from zero.
+#[inline(always)]
+fn signed_bytes<V: Lanes>(x: &Groups<V, N>) -> (V, V, Groups<V, N>) {
+    let d = extreme(x).1.div(V::splat(127.0));
+    let (id, mut q, half) = (inverse(d), *x, V::splat(0.5f32.next_down()));
+    for q in &mut q {
+        // The largest number below a half carries exactly those over. `in_order` truncates.
+        let v = q.mul(id);
+        *q = v.below(V::splat(0.0), v.sub(half), v.add(half));
+    }
+    (d, V::splat(0.0), q)
 }
 
 #[inline(always)]
 pub(super) fn q8_0<V: Lanes>(x: &[f32], out: &mut [u8]) {
-    let search = |x: &Groups<V, N>, _: Option<&Groups<V, N>>| {
-        let d = extreme(x).1.div(V::splat(127.0));
-        let (id, mut q, half) = (inverse(d), *x, V::splat(0.5f32.next_down()));
-        for q in &mut q {
-            // Away from zero at halves: the largest number below a half carries exactly those over. `in_order` truncates.
-            let v = q.mul(id);
-            *q = v.below(V::splat(0.0), v.sub(half), v.add(half));
-        }
-        (d, V::splat(0.0), q)
-    };
-    blocks::<V, 34>(x, None, out, search, |d, _, q, out| {
+    blocks::<V, 34>(x, None, out, Search::Bytes, |d, _, q, out| {
         out[..2].copy_from_slice(&f16_bytes(d));
         out[2..].copy_from_slice(q);
     });
