@@ -24,6 +24,7 @@ mod tokenize;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -67,7 +68,8 @@ enum Verb {
 pub fn main() -> ExitCode {
     let watched = crate::mmap::on_fault(|problem| {
         crate::tui::give_back_terminal();
-        eprintln!("oxcart: {problem}");
+        // Not `eprintln!`, which panics where nobody reads it: the program would wait for good for this thread.
+        let _ = writeln!(std::io::stderr(), "oxcart: {problem}");
         std::process::exit(1);
     });
     if let Err(e) = watched {
@@ -92,7 +94,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("oxcart: {e:#}");
+            let _ = writeln!(std::io::stderr(), "oxcart: {e:#}");
             ExitCode::FAILURE
         }
     }

@@ -98,7 +98,8 @@ fn a_file_that_is_cut_under_the_program_ends_it_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let copy = dir.path().join("m.gguf");
     fs::copy(model(), &copy).unwrap();
-    for streamed in [false, true] {
+    // Also where nobody hears why.
+    for (streamed, heard) in [(false, true), (true, true), (false, false)] {
         let mut c = std::process::Command::new(assert_cmd::cargo::cargo_bin("oxcart"));
         c.args(["run", "-t", "2", "-p", "The cart", "--temp", "0", "-c", "4096", "-m"]).arg(&copy);
         if streamed {
@@ -107,13 +108,16 @@ fn a_file_that_is_cut_under_the_program_ends_it_in_order() {
         let mut child = c.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Some of the answer first.
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 20]).unwrap();
+        if !heard {
+            drop(child.stderr.take());
+        }
         let len = fs::metadata(&copy).unwrap().len();
         fs::OpenOptions::new().write(true).open(&copy).unwrap().set_len(50_000_000).unwrap();
         let out = child.wait_with_output().unwrap();
         let talk = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(1), "{talk}");
         let problem = format!("50000000 bytes, expected {len}: it was cut short while in use");
-        assert!(talk.contains("m.gguf: ") && talk.contains(&problem), "{talk}");
+        assert!(!heard || talk.contains("m.gguf: ") && talk.contains(&problem), "{talk}");
         fs::copy(model(), &copy).unwrap();
     }
 }
