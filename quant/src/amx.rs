@@ -280,7 +280,7 @@ amx! {
             }
             return to;
         }
-        for (j, q) in slab::in_order::<ORDER>(slab::apart::<ORDER>(slab.q)).into_iter().enumerate() {
+        for (j, q) in slab::in_order::<ORDER>(slab.q).into_iter().enumerate() {
             if SMALL {
                 let table = table(2 * j);
                 let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(32));

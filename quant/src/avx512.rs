@@ -167,7 +167,7 @@ avx512! {
 
     /// A slab to memory.
     fn store<const G: usize, const ORDER: u8>(slab: Slab, codes: &mut Codes) {
-        let q = slab::in_order::<ORDER>(slab::apart::<ORDER>(slab.q));
+        let q = slab::in_order::<ORDER>(slab.q);
         // SAFETY: 256 bytes and 16 floats are what the arrays hold.
         unsafe {
             for (j, q) in q.into_iter().enumerate() {

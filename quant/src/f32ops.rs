@@ -365,7 +365,7 @@ pub(crate) mod body {
         let mut acc = [0u64; 32];
         let (blocks, rest) = bytes.as_chunks::<256>();
         for b in blocks {
-            // As far ahead as the kernels ask for weights.
+            // Asked for ahead, as the kernels ask for weights.
             crate::panel::prefetch::<false>(b.as_ptr().wrapping_add(2048), b.len());
             for (a, w) in acc.iter_mut().zip(b.as_chunks::<8>().0) {
                 *a ^= u64::from_le_bytes(*w);

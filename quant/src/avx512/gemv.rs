@@ -195,7 +195,7 @@ avx512! {
     /// What the dots of a column start from.
     #[inline]
     fn start<const MIN: bool>(start: &[i32; 16]) -> __m512i {
-        // SAFETY: 64 aligned bytes, as every field of `Column` and `Pair` is.
+        // SAFETY: 64 aligned bytes, as every field of a prepared column is.
         if MIN { _mm512_setzero_si512() } else { unsafe { _mm512_load_si512(start.as_ptr().cast()) } }
     }
 

@@ -318,7 +318,7 @@ avx512! {
     /// signed ones times six are -124 to 128, [`MERGED_OFFSET`] more are bytes.
     #[inline]
     pub(crate) fn merged<const MIN: bool, const ORDER: u8>(slab: Slab, scales: __m512i, d: __m512) -> Slab {
-        let mut q = in_order::<ORDER>(apart::<ORDER>(slab.q));
+        let mut q = in_order::<ORDER>(slab.q);
         for j in 0..4 {
             // What each code becomes, for the four groups of a vector.
             let group = _mm512_add_epi32(
@@ -340,9 +340,10 @@ avx512! {
         Slab { q, scale: d, min: slab.min }
     }
 
-    /// Codes moved down, in the order of the weights.
+    /// The codes of a slab, moved down, in the order of the weights.
     #[inline]
-    pub(crate) fn in_order<const ORDER: u8>(mut q: [__m512i; 4]) -> [__m512i; 4] {
+    pub(crate) fn in_order<const ORDER: u8>(q: [__m512i; 4]) -> [__m512i; 4] {
+        let mut q = apart::<ORDER>(q);
         for (q, shift) in q.iter_mut().zip(Order::shifts(ORDER)) {
             // No bits come from a byte's neighbour: those that would are not the code's.
             *q = if shift > 0 { _mm512_srl_epi16(*q, _mm_cvtsi32_si128(shift as i32)) } else { *q };
