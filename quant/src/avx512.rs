@@ -51,13 +51,10 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
         match (kernel.gemm.act, &spec.codes) {
             (Act::Q8, Some(codes)) => {
                 kernel.gemv = Slot { isa: Isa::Avx512, act: Act::Q8, run: gemv_of(spec.format) };
-                kernel.gemm = Slot { isa: Isa::Avx512, act: Act::Q8, run: gemm_of(spec.format, codes) };
                 kernel.gemv_cols = GEMV_COLS;
-                kernel.unpack = match spec.format {
-                    Format::Q2_K => q2_k_merged,
-                    Format::Q3_K => q3_k_merged,
-                    other => unpack_of(other),
-                };
+                let (run, unpack) = gemm_of(spec.format, codes);
+                kernel.gemm = Slot { isa: Isa::Avx512, act: Act::Q8, run };
+                kernel.unpack = unpack;
             }
             _ => {
                 kernel.gemm = Slot { isa: Isa::Avx512, act: Act::F32, run: float_gemm };
@@ -70,15 +67,20 @@ pub(crate) fn overlay(table: &mut [Kernel]) {
     }
 }
 
-/// Columns of the innermost body: each has two integer and two float accumulators; with groups of 16, two more.
-fn gemm_of(format: Format, codes: &CodeSpec) -> Run {
+/// A format's slab to codes in memory.
+type Unpack = unsafe fn(&[u8], &mut Codes);
+
+/// The gemm, and the unpacker whose codes it takes. Columns of the innermost body: each has two integer and two float
+/// accumulators; with groups of 16, two more.
+fn gemm_of(format: Format, codes: &CodeSpec) -> (Run, Unpack) {
+    let as_it_is = unpack_of(format);
     match (format, codes.group, codes.has_min) {
-        (Format::Q2_K, ..) => gemm::<SLAB, true, 6>,
-        (Format::Q3_K, ..) => gemm::<SLAB, false, 6>,
-        (_, 32, false) => gemm::<32, false, 6>,
-        (_, 32, true) => gemm::<32, true, 6>,
-        (_, _, false) => gemm::<16, false, 4>,
-        (_, _, true) => gemm::<16, true, 4>,
+        (Format::Q2_K, ..) => (gemm::<SLAB, true, 6>, q2_k_merged),
+        (Format::Q3_K, ..) => (gemm::<SLAB, false, 6>, q3_k_merged),
+        (_, 32, false) => (gemm::<32, false, 6>, as_it_is),
+        (_, 32, true) => (gemm::<32, true, 6>, as_it_is),
+        (_, _, false) => (gemm::<16, false, 4>, as_it_is),
+        (_, _, true) => (gemm::<16, true, 4>, as_it_is),
     }
 }
 
@@ -143,7 +145,7 @@ macro_rules! kernels {
             }
         }
 
-        fn unpack_of(format: Format) -> unsafe fn(&[u8], &mut Codes) {
+        fn unpack_of(format: Format) -> Unpack {
             match format {
                 $(Format::$format => stores::$unpack,)*
                 _ => unreachable!("a format without codes"),
