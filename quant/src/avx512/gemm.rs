@@ -8,7 +8,7 @@ use crate::act::{Acts, Q8Block, column_sums};
 use crate::format::{Codes, SLAB};
 use crate::isa::avx512;
 use crate::kernels::Kernel;
-use crate::panel::{Out, Panel, Scratch, align_stack};
+use crate::panel::{Out, Panel, Scratch, align_stack, prefetch, prefetch_part};
 use std::arch::x86_64::*;
 
 /// Rows of a tile: two vectors.
@@ -58,11 +58,8 @@ avx512! {
         let mut codes = [Codes::ZERO; 16];
         for (r, c) in codes.iter_mut().enumerate().take(rows) {
             let b = w.slab(r0 + r, s);
-            let next = b.as_ptr_range().end;
-            for line in 0..b.len().div_ceil(64) {
-                // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
-            }
+            // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
+            prefetch::<true>(b.as_ptr_range().end, b.len());
             // SAFETY: this rung's, as the table's construction guarantees.
             unsafe { (k.unpack)(b, c) }
         }
@@ -217,6 +214,7 @@ avx512! {
         let offset = if G == SLAB { MERGED_OFFSET } else { spec.offset };
         acc.fill([0.0; TILE]);
         for s in 0..w.slabs() {
+            let next = if s + 1 < w.slabs() { x.q8(s + 1) } else { &[] };
             let x = x.q8(s);
             if G == 16 || G == SLAB && MIN {
                 column_sums::<16, MIN>(offset, x, sums);
@@ -231,6 +229,7 @@ avx512! {
                 let mut c = 0;
                 while c + COLS <= n {
                     let r = c..c + COLS;
+                    prefetch_part(next, t * (n / COLS) + c / COLS, tiles * (n / COLS));
                     block::<G, MIN, COLS>(tile, groups, &x[r.clone()], &sums[r.clone()], &mut acc[r]);
                     c += COLS;
                 }
