@@ -26,7 +26,7 @@ use crate::format::{CodeSpec, Codes, Format, SLAB};
 use crate::isa::{Isa, avx2};
 use crate::kernels::{Kernel, Run, Slot};
 use crate::lanes::Avx2;
-use crate::panel::{Out, Panel, Rows, Scratch, align_stack, padded};
+use crate::panel::{Out, Panel, Rows, Scratch, align_stack, padded, prefetch, prefetch_part};
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
@@ -328,27 +328,73 @@ avx2! {
 
     // ---- matrix times many columns -----------------------------------------------------------------------------------
 
-    fn interleave(k: &Kernel, w: &Panel<'_>, codes: &CodeSpec, r0: usize, s: usize, tile: &mut Tile) {
-        for r in 0..TILE {
-            let mut slab = Codes::ZERO;
-            if r0 + r < w.rows {
-                let b = w.slab(r0 + r, s);
-                let next = b.as_ptr_range().end;
-                for line in 0..b.len().div_ceil(64) {
-                    // A row's next slab, for which its turn comes after the other rows'.
-                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(64 * line).cast());
-                }
-                // SAFETY: this rung's, as the table's construction guarantees.
-                unsafe { (k.unpack)(b, &mut slab) };
+    /// The 8 rows of an 8 x 8 matrix of 32-bit values become its columns.
+    #[inline]
+    fn transpose(m: &mut [__m256i; 8]) {
+        let mut t = [_mm256_setzero_si256(); 8];
+        for i in 0..4 {
+            t[2 * i] = _mm256_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
+            t[2 * i + 1] = _mm256_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
+        }
+        for i in 0..2 {
+            let (a, b, c, d) = (t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]);
+            m[4 * i] = _mm256_unpacklo_epi64(a, c);
+            m[4 * i + 1] = _mm256_unpackhi_epi64(a, c);
+            m[4 * i + 2] = _mm256_unpacklo_epi64(b, d);
+            m[4 * i + 3] = _mm256_unpackhi_epi64(b, d);
+        }
+        for i in 0..4 {
+            let (low, high) = (m[i], m[4 + i]);
+            t[i] = _mm256_permute2x128_si256::<0x20>(low, high);
+            t[4 + i] = _mm256_permute2x128_si256::<0x31>(low, high);
+        }
+        *m = t;
+    }
+
+    /// Unpacks slab `s` of up to 8 rows from `r0` on into one half of a tile.
+    fn interleave<const G: usize, const MIN: bool>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, tile: &mut Tile) {
+        let mut codes = [Codes::ZERO; 8];
+        for (r, c) in codes.iter_mut().enumerate().take(w.rows.saturating_sub(r0)) {
+            let b = w.slab(r0 + r, s);
+            // A row's next slab, for which its turn comes after the other rows'.
+            prefetch::<true>(b.as_ptr_range().end, b.len());
+            // SAFETY: this rung's, as the table's construction guarantees.
+            unsafe { (k.unpack)(b, c) }
+        }
+        let mut m = [_mm256_setzero_si256(); 8];
+        for (to, j) in tile.q.as_chunks_mut::<8>().0.iter_mut().zip(0..) {
+            for (m, c) in m.iter_mut().zip(&codes) {
+                *m = load(&c.q.as_chunks().0[j]);
             }
-            for (to, q) in tile.q.iter_mut().zip(slab.q.as_chunks().0) {
-                to[r] = *q;
-            }
-            for g in 0..SLAB / codes.group {
-                tile.scale[g][r] = slab.scale[g];
-                tile.min[g][r] = slab.min[g];
+            transpose(&mut m);
+            for (to, &v) in to.iter_mut().zip(&m) {
+                // SAFETY: 32 writable bytes.
+                unsafe { _mm256_storeu_si256(to[8 * half..][..8].as_mut_ptr().cast(), v) };
             }
         }
+        let mut turn = |of: fn(&Codes) -> &[f32; 16], to: &mut [[f32; TILE]; 16]| {
+            for (to, j) in to.as_chunks_mut::<8>().0.iter_mut().zip(0..).take(SLAB / G / 8) {
+                for (m, c) in m.iter_mut().zip(&codes) {
+                    *m = _mm256_castps_si256(floats(&of(c).as_chunks().0[j]));
+                }
+                transpose(&mut m);
+                for (to, &v) in to.iter_mut().zip(&m) {
+                    store_floats(&mut to.as_chunks_mut().0[half], _mm256_castsi256_ps(v));
+                }
+            }
+        };
+        turn(|c| &c.scale, &mut tile.scale);
+        if MIN {
+            turn(|c| &c.min, &mut tile.min);
+        }
+    }
+
+    /// `x`, computed where this stands. The compiler, which sees eight unrolled steps as one expression, would take one column
+    /// of accumulators after the other, and put all activations on the stack in between: a fifth slower.
+    #[inline]
+    fn in_turn(x: &mut __m256i) {
+        // SAFETY: no instruction. Not `pure`: the order of these is what it is for.
+        unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) *x, options(nomem, nostack, preserves_flags)) };
     }
 
     /// `NC` columns of a tile: adds the slab's products to `acc`, (NC, TILE). `P` products of pairs fit 16 bits.
@@ -395,6 +441,9 @@ avx2! {
                         narrow[i][0] = _mm256_add_epi16(narrow[i][0], _mm256_maddubs_epi16(w0, v0));
                         narrow[i][1] = _mm256_add_epi16(narrow[i][1], _mm256_maddubs_epi16(w1, v1));
                     }
+                    for n in narrow.as_flattened_mut() {
+                        in_turn(n);
+                    }
                 }
                 for i in 0..NC {
                     a[i][0] = _mm256_add_epi32(a[i][0], _mm256_madd_epi16(narrow[i][0], ones));
@@ -426,16 +475,20 @@ avx2! {
         let acc = scratch.floats.take::<[f32; TILE]>(tiles * n);
         let sums = scratch.sums.take::<[u32; 16]>(n);
         let tile = &mut scratch.tile.take::<Tile>(1)[0];
+        let blocks = n.div_ceil(COLS);
         acc.fill([0.0; TILE]);
         for s in 0..w.slabs() {
+            let next = if s + 1 < w.slabs() { x.q8(s + 1) } else { &[] };
             let x = x.q8(s);
             column_sums::<G, MIN>(codes.offset, x, sums);
             let groups = (w.cols - s * SLAB).min(SLAB).div_ceil(G);
             for t in 0..tiles {
-                interleave(k, &w, codes, t * TILE, s, tile);
+                interleave::<G, MIN>(k, &w, t * TILE, s, 0, tile);
+                interleave::<G, MIN>(k, &w, t * TILE + 8, s, 1, tile);
                 let acc = &mut acc[t * n..(t + 1) * n];
                 for c in (0..n).step_by(COLS) {
                     let r = c..n.min(c + COLS);
+                    prefetch_part(next, t * blocks + c / COLS, tiles * blocks);
                     let (x, sums, acc) = (&x[r.clone()], &sums[r.clone()], &mut acc[r.clone()]);
                     match r.len() {
                         1 => block::<G, MIN, P, VNNI, 1>(tile, groups, x, sums, acc),
