@@ -410,11 +410,14 @@ impl<V: Lanes, const WIDE: bool> Products for Vectors<'_, V, WIDE> {
     #[inline(always)]
     fn values(&mut self, cache: &Cache<'_>, positions: Range<usize>, p: &[[f32; CHUNK]], o: &mut [f32]) {
         for r in (0..self.rows).step_by(4) {
-            match self.rows - r {
-                1 => self.sums::<1>(r, cache, &positions, p, o),
-                2 => self.sums::<2>(r, cache, &positions, p, o),
-                3 => self.sums::<3>(r, cache, &positions, p, o),
-                _ => self.sums::<4>(r, cache, &positions, p, o),
+            match (self.rows - r, WIDE) {
+                (1, _) => self.sums::<1, 4>(r, cache, &positions, p, o),
+                (2, true) => self.sums::<2, 4>(r, cache, &positions, p, o),
+                (2, false) => self.sums::<2, 2>(r, cache, &positions, p, o),
+                (3, true) => self.sums::<3, 4>(r, cache, &positions, p, o),
+                (3, false) => self.sums::<3, 1>(r, cache, &positions, p, o),
+                (_, true) => self.sums::<4, 4>(r, cache, &positions, p, o),
+                (_, false) => self.sums::<4, 1>(r, cache, &positions, p, o),
             }
         }
     }
@@ -503,9 +506,9 @@ impl<V: Lanes, const WIDE: bool> Vectors<'_, V, WIDE> {
         }
     }
 
-    /// `o += p V` of `N` rows from `r0` on: with up to four vectors of dimensions they stay in registers over the positions.
+    /// `o += p V` of `N` rows from `r0` on: `W` vectors of their dimensions stay in registers over the positions.
     #[inline(always)]
-    fn sums<const N: usize>(
+    fn sums<const N: usize, const W: usize>(
         &self,
         r0: usize,
         cache: &Cache<'_>,
@@ -517,17 +520,17 @@ impl<V: Lanes, const WIDE: bool> Vectors<'_, V, WIDE> {
         let row_bytes = cache.v_type.row_bytes(hd);
         let values = &cache.v[positions.start * row_bytes..positions.end * row_bytes];
         let p: &[[f32; CHUNK]; N] = p[r0..].first_chunk().expect("rows from r0 on");
-        for d0 in (0..hd / L).step_by(4) {
-            let wide = (hd / L - d0).min(4);
-            let mut acc = [[V::splat(0.0); 4]; N];
+        for d0 in (0..hd / L).step_by(W) {
+            let wide = (hd / L - d0).min(W);
+            let mut acc = [[V::splat(0.0); W]; N];
             for (i, row) in values.chunks_exact(row_bytes).enumerate() {
-                let mut v = [V::splat(0.0); 4];
+                let mut v = [V::splat(0.0); W];
                 for (j, v) in v.iter_mut().enumerate() {
                     *v = load_v(cache.v_type, row, hd, d0 + j.min(wide - 1));
                 }
                 for r in 0..N {
                     let w = V::splat(p[r][i]);
-                    for j in 0..4 {
+                    for j in 0..W {
                         acc[r][j] = v[j].fma(w, acc[r][j]);
                     }
                 }
