@@ -3,6 +3,7 @@
 //! `cargo bench --bench kernels -- [--rows=N] [--k=N] [FORMAT ...]`. One thread; the best of several runs. The
 //! last rung's line is the dispatcher's pick; a `!` marks a pick that a lower rung beats by more than 5 %. `rows` (8192) of
 //! the matrix with one column, and `k` (8192) columns of all: few rows stay in the caches and show what unpacking costs.
+//! `--n=N`: instead of all that, the vector rungs' time for so many columns.
 
 mod timing;
 
@@ -45,14 +46,25 @@ fn time(kernels: &Kernels, format: Format, rows: usize, k: usize, n: usize) -> f
 fn main() {
     let (many, k) = (flag("--rows=").unwrap_or(8192), flag("--k=").unwrap_or(8192));
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let formats =
+        || FORMATS.iter().filter(|f| wanted.is_empty() || wanted.iter().any(|w| w.eq_ignore_ascii_case(f.name)));
+    if let Some(n) = flag("--n=") {
+        println!("{:8} {:8} {:>12} {:>12}", "format", "isa", "GB/s", "GFLOPS");
+        for spec in formats() {
+            for isa in Isa::ALL.into_iter().filter(|&i| i != Isa::Scalar) {
+                let Some(kernels) = Kernels::for_isa(isa) else { continue };
+                let (s, weights) = (time(&kernels, spec.format, many, k, n), many * k);
+                let gb = (weights / spec.block_len * spec.block_bytes) as f64 / s / 1e9;
+                println!("{:8} {:8} {gb:>12.2} {:>12.1}", spec.name, isa.name(), 2.0 * (weights * n) as f64 / s / 1e9);
+            }
+        }
+        return;
+    }
     println!(
         "{:8} {:8} {:>12} {:>12} {:>12} {:>12}",
         "format", "isa", "n=1 GB/s", "n=4 ms/row-M", "n=16 GFLOPS", "n=512 GFLOPS"
     );
-    for spec in FORMATS {
-        if !wanted.is_empty() && !wanted.iter().any(|w| w.eq_ignore_ascii_case(spec.name)) {
-            continue;
-        }
+    for spec in formats() {
         let mut best = [0.0f64; 2];
         for isa in Isa::ALL {
             let Some(kernels) = Kernels::for_isa(isa) else { continue };
