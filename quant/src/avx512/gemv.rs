@@ -78,6 +78,24 @@ avx512! {
         ]
     }
 
+    /// The codes of a slab, [`turned`]. Where vectors share bytes, those are turned (each dword of the first two vectors' and
+    /// of the last two's, twice) before codes are taken out of them, with half of the shuffles.
+    #[inline]
+    fn turned_codes<const ORDER: u8>(q: [__m512i; 4]) -> [__m512i; 4] {
+        if !Order::shares_bytes(ORDER) {
+            return turned(slab::apart::<ORDER>(q));
+        }
+        let (x, y) = (_mm512_castsi512_ps(q[0]), _mm512_castsi512_ps(q[2]));
+        let bytes = [
+            _mm512_shuffle_ps::<0x00>(x, y),
+            _mm512_shuffle_ps::<0x55>(x, y),
+            _mm512_shuffle_ps::<0xAA>(x, y),
+            _mm512_shuffle_ps::<0xFF>(x, y),
+        ];
+        let codes = |j: usize| slab::codes_by_lane::<ORDER>(_mm512_castps_si512(bytes[j]));
+        [codes(0), codes(1), codes(2), codes(3)]
+    }
+
     #[inline]
     fn ints(x: &[i32; 16]) -> __m512i {
         // SAFETY: 64 readable bytes.
@@ -259,7 +277,7 @@ avx512! {
             let slab = unpack(b);
             let scale = _mm512_permutexvar_ps(groups, slab.scale);
             let min = _mm512_permutexvar_ps(_mm512_or_si512(groups, _mm512_set1_epi32(8)), slab.scale);
-            Slab { q: turned(slab::apart::<ORDER>(slab.q)), scale, min }
+            Slab { q: turned_codes::<ORDER>(slab.q), scale, min }
         };
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n.div_ceil(2)).take(w.slabs()).enumerate() {
@@ -290,7 +308,7 @@ avx512! {
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
         let turn = |b: &[u8; BYTES]| {
             let slab = unpack(b);
-            let q = turned(slab::apart::<ORDER>(slab.q));
+            let q = turned_codes::<ORDER>(slab.q);
             Slab { q, scale: _mm512_permutexvar_ps(lanes, slab.scale), min: slab.min }
         };
         acc.fill([0.0; 16]);

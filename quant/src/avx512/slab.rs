@@ -43,6 +43,11 @@ impl Order {
         matches!(order, Order::PAIRED | Order::PAIRED_IQ4 | Order::PAIRED_MXFP4)
     }
 
+    /// Whether the first two vectors are the same bytes, and the last two.
+    pub const fn shares_bytes(order: u8) -> bool {
+        Order::is_paired(order) || matches!(order, Order::NIBBLES | Order::QUARTERS)
+    }
+
     /// Bits by which the codes of each vector are shifted up.
     pub const fn shifts(order: u8) -> [u32; 4] {
         match order {
@@ -294,6 +299,25 @@ avx512! {
             Order::PAIRED_MXFP4 => looked_up(&mxfp4::CODES),
             Order::NIBBLES => only(bytes, 0x0F << (4 * (j % 2))),
             Order::QUARTERS => only(bytes, 0x03 << (2 * j)),
+            _ => bytes,
+        }
+    }
+
+    /// The codes of four vectors that share bytes, each four lanes of which are one of each vector.
+    #[inline]
+    pub(crate) fn codes_by_lane<const ORDER: u8>(bytes: __m512i) -> __m512i {
+        let lanes = |bits: [u32; 4]| {
+            let [a, b, c, d] = bits.map(u32::cast_signed);
+            _mm512_broadcast_i32x4(_mm_setr_epi32(a, b, c, d))
+        };
+        let nibbles = || _mm512_and_si512(_mm512_srlv_epi32(bytes, lanes([0, 4, 0, 4])), _mm512_set1_epi8(15));
+        let looked_up = |codes| _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load128(codes)), nibbles());
+        match ORDER {
+            Order::PAIRED => nibbles(),
+            Order::PAIRED_IQ4 => looked_up(&iq4::CODES),
+            Order::PAIRED_MXFP4 => looked_up(&mxfp4::CODES),
+            Order::NIBBLES => _mm512_and_si512(bytes, lanes([0x0F0F_0F0F, 0xF0F0_F0F0, 0x0F0F_0F0F, 0xF0F0_F0F0])),
+            Order::QUARTERS => _mm512_and_si512(bytes, lanes([0x0303_0303, 0x0C0C_0C0C, 0x3030_3030, 0xC0C0_C0C0])),
             _ => bytes,
         }
     }
