@@ -12,8 +12,10 @@
 //! With it (Intel's desktops since Alder Lake, which have no AVX-512) the product is `vpdpbusd`, and neither trap exists.
 //!
 //! ```text
-//! gemv   4 rows at once (four memory streams), for each slab: codes to registers, then for each group of 32 positions
-//!            acc += float(dot of 32) * (scale * d)            8 lanes of 4 positions; two sums, in turn
+//! gemv   4 rows at once (four memory streams), for each slab: codes to registers, turned: a lane has 4 codes of one half of
+//!        a group in each of four vectors; for each column:
+//!            acc += float(dots, added in 16 bits as far as they fit) * (scale * d)       a lane is a group
+//!            acc -= min * (d * sum)
 //! gemm   16 rows at once, interleaved as in `avx512`; for each 4 columns, for each group:
 //!            16-bit sums of 2 x 4 accumulators, widened as rarely as they allow
 //! ```
@@ -63,17 +65,20 @@ pub(crate) fn overlay(table: &mut [Kernel], vnni: bool) {
 }
 
 /// How many products of pairs fit 16 bits; 0 where not even one does.
-fn pairs(format: Format, codes: &CodeSpec) -> usize {
+const fn pairs(format: Format) -> usize {
     match format {
-        Format::Q2_K | Format::Q3_K | Format::Q4_0 | Format::Q4_1 | Format::Q4_K => 8,
-        Format::Q5_0 | Format::Q5_1 | Format::Q5_K => 4,
+        Format::Q2_K | Format::Q3_K | Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::TQ1_0 | Format::TQ2_0 => 8,
+        Format::Q5_0 | Format::Q5_1 | Format::Q5_K | Format::MXFP4 | Format::IQ1_S | Format::IQ1_M => 4,
         Format::Q6_K => 2,
-        _ => (codes.offset < 128) as usize,
+        _ => match &crate::format::FORMATS[format as usize].codes {
+            Some(codes) if codes.offset < 128 => 1,
+            _ => 0,
+        },
     }
 }
 
 fn gemm_of(format: Format, codes: &CodeSpec) -> Run {
-    match (codes.group, codes.has_min, pairs(format, codes)) {
+    match (codes.group, codes.has_min, pairs(format)) {
         (32, false, 0) => gemm::<32, false, 0, false>,
         (32, false, 8) => gemm::<32, false, 8, false>,
         (32, false, 4) => gemm::<32, false, 4, false>,
@@ -183,29 +188,31 @@ avx2! {
         sum
     }
 
-    /// The same by AVX2, or by VNNI. Without it, `WIDE` codes lose their offset of 128 here, and `start` is not used.
+    /// 4 x 4 dwords in each half of four vectors, turned: lane `i` of vector `j` is dword `j` of vector `i`. A dot of the
+    /// four then has the sums of vector `i`'s halves in lane `i` of its halves.
     #[inline]
-    fn dot32<const WIDE: bool, const VNNI: bool>(start: __m256i, q: __m256i, x: __m256i) -> __m256i {
-        let ones = _mm256_set1_epi16(1);
-        if VNNI {
-            dpbusd(start, q, x)
-        } else if WIDE {
-            let w = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
-            _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), ones)
-        } else {
-            _mm256_add_epi32(start, _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), ones))
-        }
+    fn turned(v: [__m256i; 4]) -> [__m256i; 4] {
+        let (a, b) = (_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+        let (c, d) = (_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+        [
+            _mm256_unpacklo_epi64(a, c),
+            _mm256_unpackhi_epi64(a, c),
+            _mm256_unpacklo_epi64(b, d),
+            _mm256_unpackhi_epi64(b, d),
+        ]
     }
 
-    /// `d` and `d * sum` of each group of a column's slab.
-    fn column<const G: usize>(x: &Q8Block) -> ([f32; 16], [f32; 16]) {
-        let (mut d, mut sum) = ([0.0; 16], [0.0; 16]);
-        for g in 0..SLAB / G {
-            d[g] = x.d[g * G / 32];
-            let s = if G == 32 { x.sums[2 * g] as i32 + x.sums[2 * g + 1] as i32 } else { x.sums[g] as i32 };
-            sum[g] = d[g] * s as f32;
-        }
-        (d, sum)
+    /// Both fours of a slab's vectors, [`turned`].
+    #[inline]
+    fn both_turned(q: &[__m256i; 8]) -> [__m256i; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (turned([q[0], q[1], q[2], q[3]]), turned([q[4], q[5], q[6], q[7]]));
+        [a, b, c, d, e, f, g, h]
+    }
+
+    /// What belongs to eight groups of 16, as their sums lie in the dots of `turned` vectors.
+    #[inline]
+    fn as_turned(x: __m256) -> __m256 {
+        _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7))
     }
 
     fn sum8(v: __m256) -> f32 {
@@ -218,63 +225,126 @@ avx2! {
     fn columns<const G: usize>(x: Acts<'_>, slabs: usize, offset: i32, to: &mut [Column]) {
         for (s, to) in to.chunks_exact_mut(x.n()).take(slabs).enumerate() {
             for (to, x) in to.iter_mut().zip(x.q8(s)) {
-                (to.d, to.sum) = column::<G>(x);
-                let minus = _mm256_set1_epi32(-offset);
-                for (to, q) in to.start.iter_mut().zip(x.q.as_chunks().0) {
-                    // Sums of 4 activations, exactly.
-                    let sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), signed(q));
-                    let v = _mm256_mullo_epi32(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)), minus);
-                    // SAFETY: 8 writable integers.
-                    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) };
+                let mut q = [_mm256_setzero_si256(); 8];
+                for (q, x) in q.iter_mut().zip(x.q.as_chunks().0) {
+                    *q = signed(x);
+                }
+                for (to, q) in to.q.iter_mut().zip(both_turned(&q)) {
+                    // SAFETY: 32 writable bytes.
+                    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), q) };
+                }
+                for g in 0..SLAB / G {
+                    let sum = if G == 32 { x.sums[2 * g] as i32 + x.sums[2 * g + 1] as i32 } else { x.sums[g] as i32 };
+                    let d = x.d[g * G / 32];
+                    // Where the dot of group `g` is, see `turned`; minimums need not lie as dots do.
+                    let lane = if G == 32 { g } else { g / 8 * 8 + g % 2 * 4 + g % 8 / 2 };
+                    to.d.as_flattened_mut()[lane] = d;
+                    to.start.as_flattened_mut()[lane] = -offset * sum;
+                    to.sum.as_flattened_mut()[g] = d * sum as f32;
                 }
             }
         }
     }
 
-    /// One row's slab times one column's, added to the two sums of `acc`: one alone would wait for itself.
+    /// A slab as columns meet it.
     #[inline]
-    fn accumulate<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool>(
-        slab: &Slab, x: &Q8Block, col: &Column, mut acc: [__m256; 2],
-    ) -> [__m256; 2] {
-        // Through memory: a broadcast from there takes no shuffle.
-        let mut scale = [[0.0f32; 8]; 2];
-        for h in 0..SLAB / G / 8 {
-            let (d, sum) = (floats(&col.d.as_chunks().0[h]), floats(&col.sum.as_chunks().0[h]));
-            store_floats(&mut scale[h], _mm256_mul_ps(slab.scale[h], d));
-            if MIN {
-                acc[h] = _mm256_fnmadd_ps(slab.min[h], sum, acc[h]);
+    fn prepared<const G: usize, const P: usize, const VNNI: bool>(slab: Slab) -> Turned {
+        let mut to = Turned { q: both_turned(&slab.q), sizes: slab.q, scale: slab.scale, min: slab.min };
+        if G == 16 {
+            to.scale = [as_turned(slab.scale[0]), as_turned(slab.scale[1])];
+        }
+        if P == 0 && !VNNI {
+            for j in 0..8 {
+                to.q[j] = _mm256_xor_si256(to.q[j], _mm256_set1_epi8(-128));
+                to.sizes[j] = _mm256_abs_epi8(to.q[j]);
             }
         }
-        let scale = scale.as_flattened();
-        for g in 0..8 {
-            let start = if MIN || (WIDE && !VNNI) {
-                _mm256_setzero_si256()
+        to
+    }
+
+    /// The halves of two vectors, added: those of the first below, of the second above.
+    #[inline]
+    fn folded(a: __m256i, b: __m256i) -> [__m256i; 2] {
+        [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)]
+    }
+
+    /// The dots of a slab's groups: eight of 32, or twice eight of 16. `P` products of pairs fit 16 bits.
+    #[inline]
+    fn dots<const G: usize, const P: usize, const VNNI: bool>(w: &Turned, x: &Column) -> [__m256i; 2] {
+        let ones = _mm256_set1_epi16(1);
+        let q = |j: usize| signed(&x.q[j]);
+        let narrow = |j: usize| _mm256_maddubs_epi16(w.q[j], q(j));
+        let wide = |v: __m256i| _mm256_madd_epi16(v, ones);
+        let mut dots = [_mm256_setzero_si256(); 2];
+        if !VNNI && P == 8 && G == 32 {
+            let mut sums = dots;
+            for h in 0..2 {
+                let (a, b) = (narrow(4 * h), narrow(4 * h + 1));
+                let (c, d) = (narrow(4 * h + 2), narrow(4 * h + 3));
+                sums[h] = _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
+            }
+            let [low, high] = folded(sums[0], sums[1]);
+            dots[0] = wide(_mm256_add_epi16(low, high));
+            return dots;
+        }
+        for h in 0..2 {
+            let j = 4 * h;
+            dots[h] = if VNNI {
+                (j..j + 4).fold(dots[h], |sum, j| dpbusd(sum, w.q[j], q(j)))
+            } else if P == 0 {
+                let product = |j: usize| wide(_mm256_maddubs_epi16(w.sizes[j], _mm256_sign_epi8(q(j), w.q[j])));
+                let (a, b) = (_mm256_add_epi32(product(j), product(j + 1)), _mm256_add_epi32(product(j + 2), product(j + 3)));
+                _mm256_add_epi32(a, b)
+            } else if P >= 4 {
+                let (a, b) = (_mm256_add_epi16(narrow(j), narrow(j + 1)), _mm256_add_epi16(narrow(j + 2), narrow(j + 3)));
+                wide(_mm256_add_epi16(a, b))
+            } else if P == 2 {
+                let (a, b) = (_mm256_add_epi16(narrow(j), narrow(j + 1)), _mm256_add_epi16(narrow(j + 2), narrow(j + 3)));
+                _mm256_add_epi32(wide(a), wide(b))
             } else {
+                let (a, b) = (_mm256_add_epi32(wide(narrow(j)), wide(narrow(j + 1))), _mm256_add_epi32(wide(narrow(j + 2)), wide(narrow(j + 3))));
+                _mm256_add_epi32(a, b)
+            };
+        }
+        if G == 32 {
+            let [low, high] = folded(dots[0], dots[1]);
+            dots[0] = _mm256_add_epi32(low, high);
+        }
+        dots
+    }
+
+    /// One row's slab times one column's, added to `acc`.
+    #[inline]
+    fn accumulate<const G: usize, const MIN: bool, const P: usize, const VNNI: bool>(
+        w: &Turned, x: &Column, mut acc: [__m256; 2],
+    ) -> [__m256; 2] {
+        let dots = dots::<G, P, VNNI>(w, x);
+        for h in 0..SLAB / G / 8 {
+            let mut dot = dots[h];
+            if !MIN && (VNNI || P > 0) {
                 // SAFETY: 8 readable integers.
-                unsafe { _mm256_loadu_si256(col.start[g].as_ptr().cast()) }
-            };
-            let dot = dot32::<WIDE, VNNI>(start, slab.q[g], signed(&x.q.as_chunks().0[g]));
-            let p = if G == 32 {
-                _mm256_set1_ps(scale[g])
-            } else {
-                _mm256_blend_ps::<0xF0>(_mm256_set1_ps(scale[2 * g]), _mm256_set1_ps(scale[2 * g + 1]))
-            };
-            acc[g % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), p, acc[g % 2]);
+                dot = _mm256_add_epi32(dot, unsafe { _mm256_loadu_si256(x.start[h].as_ptr().cast()) });
+            }
+            let scale = _mm256_mul_ps(w.scale[h], floats(&x.d[h]));
+            acc[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc[h]);
+            if MIN {
+                acc[h] = _mm256_fnmadd_ps(w.min[h], floats(&x.sum[h]), acc[h]);
+            }
         }
         acc
     }
 
     /// Rows, see [`Rows`], times one column.
     #[inline]
-    fn gemv_single<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize>(
-        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, x: Acts<'_>, cols: &[Column], out: &mut Out<'_>,
+    fn gemv_single<const G: usize, const MIN: bool, const P: usize, const VNNI: bool, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, cols: &[Column], out: &mut Out<'_>,
     ) {
         let mut acc = [[_mm256_setzero_ps(); 2]; STREAMS];
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
-        for s in 0..w.slabs() {
-            let (x, col) = (&x.q8(s)[0], &cols[s]);
+        for (s, x) in cols.iter().enumerate().take(w.slabs()) {
             for r in 0..STREAMS {
-                acc[r] = accumulate::<G, MIN, WIDE, VNNI>(&unpack(rows.slab(w, r, s)), x, col, acc[r]);
+                let slab = prepared::<G, P, VNNI>(unpack(rows.slab(w, r, s)));
+                acc[r] = accumulate::<G, MIN, P, VNNI>(&slab, x, acc[r]);
             }
         }
         for (r, row) in rows.each() {
@@ -284,20 +354,21 @@ avx2! {
 
     /// Rows times several columns. `acc` is (rows, n).
     #[inline]
-    fn gemv_several<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize>(
-        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, x: Acts<'_>, cols: &[Column],
+    fn gemv_several<const G: usize, const MIN: bool, const P: usize, const VNNI: bool, const BYTES: usize>(
+        unpack: impl Fn(&[u8; BYTES]) -> Slab, w: &Panel<'_>, step: usize, n: usize, cols: &[Column],
         acc: &mut [[[f32; 8]; 2]], out: &mut Out<'_>,
     ) {
-        let (rows, n) = (Rows::<STREAMS, BYTES>::at(w, step), x.n());
+        let rows = Rows::<STREAMS, BYTES>::at(w, step);
         acc.fill([[0.0; 8]; 2]);
-        for s in 0..w.slabs() {
-            let (x, cols) = (x.q8(s), &cols[s * n..][..n]);
+        for (s, cols) in cols.chunks_exact(n).enumerate().take(w.slabs()) {
             for (r, acc) in acc.chunks_exact_mut(n).enumerate() {
-                let slab = unpack(rows.slab(w, r, s));
-                for ((x, col), acc) in x.iter().zip(cols).zip(acc) {
-                    let sums = accumulate::<G, MIN, WIDE, VNNI>(&slab, x, col, [floats(&acc[0]), floats(&acc[1])]);
+                let slab = prepared::<G, P, VNNI>(unpack(rows.slab(w, r, s)));
+                for (x, acc) in cols.iter().zip(acc) {
+                    let sums = accumulate::<G, MIN, P, VNNI>(&slab, x, [floats(&acc[0]), floats(&acc[1])]);
                     store_floats(&mut acc[0], sums[0]);
-                    store_floats(&mut acc[1], sums[1]);
+                    if G == 16 {
+                        store_floats(&mut acc[1], sums[1]);
+                    }
                 }
             }
         }
@@ -310,19 +381,19 @@ avx2! {
     }
 
     #[inline]
-    fn gemv<const G: usize, const MIN: bool, const WIDE: bool, const VNNI: bool, const BYTES: usize>(
+    fn gemv<const G: usize, const MIN: bool, const P: usize, const VNNI: bool, const BYTES: usize>(
         unpack: impl Fn(&[u8; BYTES]) -> Slab + Copy, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch,
     ) {
         align_stack!();
-        let codes = w.format.spec().codes.as_ref().expect("installed for formats with codes");
-        let cols = scratch.sums.take::<Column>(w.slabs() * x.n());
+        let (n, codes) = (x.n(), w.format.spec().codes.as_ref().expect("installed for formats with codes"));
+        let cols = scratch.sums.take::<Column>(w.slabs() * n);
         columns::<G>(x, w.slabs(), codes.offset, cols);
         let steps = 0..Rows::<STREAMS, BYTES>::steps(&w);
-        if x.n() == 1 {
-            steps.for_each(|i| gemv_single::<G, MIN, WIDE, VNNI, BYTES>(unpack, &w, i, x, cols, out));
+        if n == 1 {
+            steps.for_each(|i| gemv_single::<G, MIN, P, VNNI, BYTES>(unpack, &w, i, cols, out));
         } else {
-            let acc = scratch.floats.take::<[[f32; 8]; 2]>(STREAMS * x.n());
-            steps.for_each(|i| gemv_several::<G, MIN, WIDE, VNNI, BYTES>(unpack, &w, i, x, cols, acc, out));
+            let acc = scratch.floats.take::<[[f32; 8]; 2]>(STREAMS * n);
+            steps.for_each(|i| gemv_several::<G, MIN, P, VNNI, BYTES>(unpack, &w, i, n, cols, acc, out));
         }
     }
 
@@ -508,13 +579,23 @@ avx2! {
     }
 }
 
-/// What the gemv needs of one column's slab.
+/// What the gemv needs of one column's slab, in the order of its lanes.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
 struct Column {
-    d: [f32; 16],
-    sum: [f32; 16],
-    start: [[i32; 8]; 8],
+    q: [[i8; 32]; 8],
+    d: [[f32; 8]; 2],
+    sum: [[f32; 8]; 2], // d * sum of each group, as `Slab::min` lies
+    start: [[i32; 8]; 2],
+}
+
+/// A slab whose vectors are [`turned`], its scales as their dots lie. Codes that `vpmaddubsw` cannot take have lost their offset
+/// and give their signs to the activations: `sizes` is without.
+struct Turned {
+    q: [__m256i; 8],
+    sizes: [__m256i; 8],
+    scale: [__m256; 2],
+    min: [__m256; 2],
 }
 
 /// The matrix-vector kernels of each format, and its unpacker to memory: of a whole slab, or of the blocks that end a row.
@@ -524,7 +605,7 @@ macro_rules! kernels {
             use super::*;
             avx2! {$(
                 pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-                    gemv::<$group, $min, { WIDE[Format::$format as usize] }, false, $bytes>(
+                    gemv::<$group, $min, { pairs(Format::$format) }, false, $bytes>(
                         |b| slab::$unpack(b), w, x, out, scratch,
                     );
                 }
@@ -535,7 +616,7 @@ macro_rules! kernels {
             use super::*;
             avx2! {$(
                 pub fn $unpack(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
-                    gemv::<$group, $min, false, true, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
+                    gemv::<$group, $min, 1, true, $bytes>(|b| slab::$unpack(b), w, x, out, scratch);
                 }
             )*}
         }
@@ -574,18 +655,6 @@ macro_rules! kernels {
 }
 
 crate::slabs::slabs!(kernels);
-
-/// Which formats' codes need their offset taken off before `vpmaddubsw`.
-const WIDE: [bool; Format::COUNT] = {
-    let (mut wide, mut i) = ([false; Format::COUNT], 0);
-    while i < Format::COUNT {
-        if let Some(codes) = &crate::format::FORMATS[i].codes {
-            wide[i] = codes.offset >= 128;
-        }
-        i += 1;
-    }
-    wide
-};
 
 avx2! {
     /// A slab to memory.
