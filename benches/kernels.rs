@@ -53,7 +53,7 @@ fn main() {
         for spec in formats() {
             for isa in Isa::ALL.into_iter().filter(|&i| i != Isa::Scalar) {
                 let Some(kernels) = Kernels::for_isa(isa) else { continue };
-                let (s, weights) = (time(&kernels, spec.format, many, k, n), many * k);
+                let (s, weights) = (time(kernels, spec.format, many, k, n), many * k);
                 let gb = (weights / spec.block_len * spec.block_bytes) as f64 / s / 1e9;
                 println!("{:8} {:8} {gb:>12.2} {:>12.1}", spec.name, isa.name(), 2.0 * (weights * n) as f64 / s / 1e9);
             }

@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
         std::process::exit(1);
     });
     if let Err(e) = watched {
-        eprintln!("a file that is cut short under the program will end it without a word: {e}");
+        tell!("a file that is cut short under the program will end it without a word: {e}");
     }
     let result = match Cli::parse_from(long_flags(std::env::args_os())).verb {
         Verb::Chat(a) => chat::run(a),

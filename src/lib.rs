@@ -26,6 +26,32 @@
 //! * [`tui`]: the chat as a full screen;
 //! * [`cli`]: one file a verb.
 #![deny(unsafe_code)]
+// They panic where nobody reads: `tell!`, `say!`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+/// A line to stderr, for a person; where nobody reads it, it goes unheard.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// A line of the result, to stdout. An error where nobody reads it any more, which ends the program quietly.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($text)*)
+    }};
+}
+
+/// A part of a line, as [`say`].
+macro_rules! say_part {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        write!(std::io::stdout(), $($text)*)
+    }};
+}
 
 pub mod bench;
 pub mod catalog;

@@ -165,7 +165,7 @@ pub fn run(c: Chat) -> io::Result<()> {
         }
     }
     if let Some(problem) = &app.unsaved {
-        eprintln!("the end of the conversation is not saved: {problem}");
+        tell!("the end of the conversation is not saved: {problem}");
     }
     result
 }

@@ -266,3 +266,27 @@ fn failures_are_one_line_and_have_their_status() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// Runs with a pipe for stdout, or for stderr, that nobody reads.
+fn unread(args: &[&str], stdout: bool) -> std::process::Output {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut c = std::process::Command::new(assert_cmd::cargo::cargo_bin("oxcart"));
+    c.env("OXCART_CONFIG", "/dev/null").args(args);
+    if stdout { c.stdout(writer).output() } else { c.stderr(writer).output() }.expect("it runs")
+}
+
+#[test]
+fn nobody_has_to_read_what_is_said() {
+    // Talk that goes unheard changes neither the result nor the status.
+    let o = unread(&["run", "-p", "The cart", "-n", "4", "--temp", "0"], false);
+    assert!(o.status.success() && !o.stdout.is_empty(), "{o:?}");
+    let o = unread(&["run", "-m", "/nowhere/m.gguf", "-p", "x"], false);
+    assert_eq!(o.status.code(), Some(1), "{o:?}");
+    // A result that nobody wants is no failure, and no panic.
+    for args in [&["plan", "SmolLM2-135M-Instruct"][..], &["list"], &["run", "-p", "The cart", "-n", "4"]] {
+        let o = unread(args, true);
+        let talk = String::from_utf8_lossy(&o.stderr);
+        assert!(o.status.success() && !talk.contains("panicked"), "{args:?}: {talk}");
+    }
+}

@@ -42,7 +42,7 @@ pub(super) fn lock(path: &Path, what: &str) -> Result<File> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            eprintln!("another process is fetching {what}: waiting for it");
+            tell!("another process is fetching {what}: waiting for it");
             file.lock().map_err(io_error(path))?;
         }
         Err(TryLockError::Error(e)) => return Err(io_error(path)(e)),

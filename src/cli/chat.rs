@@ -142,9 +142,9 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
     };
     let mut sampler = Sampler::new(a.sampling.params(config.sampling.params(e.recommended.clone())));
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
-    eprintln!("{}", facts(&e, context));
+    tell!("{}", facts(&e, context));
     if terminal {
-        eprintln!("{HELP}");
+        tell!("{HELP}");
     }
     let opening: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
     let keep = a.keep.keeps(terminal);
@@ -156,7 +156,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             Some(p) => p,
             None => {
                 if terminal {
-                    print!("\n> ");
+                    say_part!("\n> ")?;
                     std::io::stdout().flush()?;
                 }
                 match lines.next() {
@@ -169,7 +169,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             "" => continue,
             "/exit" | "/bye" | "/quit" => break,
             "/help" | "/?" => {
-                eprintln!("{HELP}");
+                tell!("{HELP}");
                 continue;
             }
             "/clear" => {
@@ -178,12 +178,12 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             }
             "/regen" => {
                 if !talk.reopen() {
-                    eprintln!("there is no answer to give again");
+                    tell!("there is no answer to give again");
                     continue;
                 }
             }
             text if text.starts_with('/') => {
-                eprintln!("no command {text}: {HELP}");
+                tell!("no command {text}: {HELP}");
                 continue;
             }
             _ => talk.ask(line)?,
@@ -191,9 +191,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         let encode = |kept: &[chat::Message]| chat::encode(&e.tokenizer, &template, kept, true);
         let (prompt, left_out) = chat::within(&talk.turns, context, encode, Vec::len)?;
         if left_out > 0 {
-            eprintln!(
-                "(the context of {context} tokens is full: the {left_out} oldest messages are not read any more)"
-            );
+            tell!("(the context of {context} tokens is full: the {left_out} oldest messages are not read any more)");
         }
         talk.restore(&mut session, &prompt);
         let mut answer = String::new();
@@ -215,18 +213,18 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         if let Some(e) = failed {
             return Err(e);
         }
-        println!();
+        say!()?;
         match result {
             Ok(report) => {
                 match report.end {
-                    End::Stopped => eprintln!("(stopped)"),
+                    End::Stopped => tell!("(stopped)"),
                     End::Context => {
-                        eprintln!("(cut off: the context of {context} tokens is full, -c sets it)")
+                        tell!("(cut off: the context of {context} tokens is full, -c sets it)")
                     }
                     End::Eog | End::Length => (),
                 }
                 if a.show_timings {
-                    eprintln!("{}", report.lines());
+                    tell!("{}", report.lines());
                 }
                 let state = match report.end {
                     End::Eog => TurnState::Whole,
@@ -245,7 +243,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
                 if !terminal {
                     return Err(error.into());
                 }
-                eprintln!("oxcart: {error}");
+                tell!("oxcart: {error}");
             }
         }
     }

@@ -90,7 +90,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     for model in &a.models {
         let (threads, isa) = (a.threads, a.isa.clone());
         let e = EngineArgs { model: Some(model.clone()), threads, isa, ..EngineArgs::default() }.open()?;
-        eprintln!("{}", facts(&e, a.ctx_size));
+        tell!("{}", facts(&e, a.ctx_size));
         let encoded = tokens("compare", &e, &bytes, false).with_context(|| name.clone())?;
         if let Some(first) = models.first() {
             let (n, found) = (first.engine().model.config.n_vocab, e.model.config.n_vocab);
@@ -136,12 +136,12 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             let table = markdown(&models);
             let wide = table.lines().next().map_or(0, |l| l.chars().count());
             match terminal_width().filter(|&columns| columns < wide) {
-                Some(columns) => print!("{}", narrow(&models, columns)),
-                None => print!("{table}"),
+                Some(columns) => say_part!("{}", narrow(&models, columns))?,
+                None => say_part!("{table}")?,
             }
         }
-        Form::Csv => csv(&models),
-        Form::Json => println!("{}", object(&a, &models, n)),
+        Form::Csv => csv(&models)?,
+        Form::Json => say!("{}", object(&a, &models, n))?,
     }
     Ok(())
 }
@@ -241,23 +241,24 @@ fn narrow(models: &[Contender], columns: usize) -> String {
     out + "errors and percentiles: in a wider terminal, or with -o csv\n"
 }
 
-fn csv(models: &[Contender]) {
-    println!(
+fn csv(models: &[Contender]) -> std::io::Result<()> {
+    say!(
         "model,size_bytes,bits_per_weight,ppl,ppl_error,kld,kld_error,kld_99,same_top,same_top_error,tokens_per_second"
-    );
+    )?;
     for (i, m) in models.iter().enumerate() {
         let name = m.engine().gguf.path().display().to_string().replace('"', "\"\"");
         let (ppl, error) = (m.score.perplexity(), m.score.error());
-        print!("\"{name}\",{},{},{ppl},{error},", m.size(), m.bits_per_weight());
+        say_part!("\"{name}\",{},{},{ppl},{error},", m.size(), m.bits_per_weight())?;
         if i == 0 {
-            print!(",,,,");
+            say_part!(",,,,")?;
         } else {
             let (kld, same) = (m.divergence.kld(), m.divergence.same_top());
             let percentile = m.divergence.klds().at(0.99);
-            print!("{},{},{percentile},{},{}", kld.value, kld.error, same.value, same.error);
+            say_part!("{},{},{percentile},{},{}", kld.value, kld.error, same.value, same.error)?;
         }
-        println!(",{}", m.rate());
+        say!(",{}", m.rate())?;
     }
+    Ok(())
 }
 
 fn object(a: &Args, models: &[Contender], n: usize) -> serde_json::Value {

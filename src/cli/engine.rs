@@ -219,7 +219,7 @@ impl EngineArgs {
         if self.no_mmap {
             reading.finish();
         }
-        e.notes().iter().for_each(|n| eprintln!("{n}"));
+        e.notes().iter().for_each(|n| tell!("{n}"));
         Ok(Arc::new(e))
     }
 
@@ -230,7 +230,7 @@ impl EngineArgs {
             let of = e.clone();
             let read = move || {
                 if let Err(e) = of.prefault(true, &|_, _| ControlFlow::Continue(())) {
-                    eprintln!("oxcart: {e}");
+                    tell!("oxcart: {e}");
                 }
             };
             std::thread::Builder::new().name("oxcart-prefault".into()).spawn(read).context("--prefault")?;

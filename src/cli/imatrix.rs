@@ -86,7 +86,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let mut known = Imatrix { chunk_size: a.ctx_size, ..Imatrix::default() };
     for file in &a.in_file {
         let m = Imatrix::read(file)?;
-        eprintln!("imatrix: {}: {} entries, {} chunks", file.display(), m.entries.len(), m.chunks);
+        tell!("imatrix: {}: {} entries, {} chunks", file.display(), m.entries.len(), m.chunks);
         known.join(&m).map_err(|problem| anyhow::anyhow!("{}: entry {problem}", file.display()))?;
     }
     match &a.file {
@@ -170,15 +170,15 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     let mut s = e.session(&a.session.options(context, n_seq))?;
     let own_output = e.gguf.tensor("output.weight").is_some();
     if a.process_output && !own_output {
-        eprintln!("imatrix: this model's output matrix is its token embeddings; none is collected for it");
+        tell!("imatrix: this model's output matrix is its token embeddings; none is collected for it");
     }
     let collector = Arc::new(Collector::new(&e.model.config, a.process_output && own_output));
     s.observe(Arc::new({
         let collector = collector.clone();
         move |seen: &_| collector.see(seen)
     }));
-    eprintln!("{}", facts(&e, context));
-    eprintln!("imatrix: computing over {n} chunks, n_ctx={context}, batch_size={}, n_seq={n_seq}", a.batch_size);
+    tell!("{}", facts(&e, context));
+    tell!("imatrix: computing over {n} chunks, n_ctx={context}, batch_size={}, n_seq={n_seq}", a.batch_size);
 
     let stop = interruptible()?;
     let bar = if a.no_ppl || a.json { ProgressBar::new((n * context) as u64) } else { ProgressBar::hidden() };
@@ -193,15 +193,16 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
                 for (i, s) in score(&mut s, tokens, done, count)?.iter().enumerate() {
                     total.join(s);
                     if !a.json {
-                        print!("[{}]{:.4},", done + i + 1, total.perplexity());
-                        std::io::stdout().flush()?;
+                        // The file is the result: it does not depend on whether these are read.
+                        let _ = say_part!("[{}]{:.4},", done + i + 1, total.perplexity());
+                        let _ = std::io::stdout().flush();
                     }
                 }
             }
         }
         if done == 0 {
             let left = start.elapsed().as_secs_f64() * (n.div_ceil(n_seq) - 1) as f64 / 60.0;
-            eprintln!("imatrix: {:.2} seconds per pass - ETA {left:.2} minutes", start.elapsed().as_secs_f64());
+            tell!("imatrix: {:.2} seconds per pass - ETA {left:.2} minutes", start.elapsed().as_secs_f64());
         }
         done += count;
         bar.inc((count * context) as u64);
@@ -218,7 +219,7 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     if !a.no_ppl && !a.json && done > 0 {
-        println!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
+        let _ = say!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
     }
     if done == 0 {
         bail!("stopped; nothing was written");
@@ -235,7 +236,7 @@ fn report(a: &Args, m: &Imatrix, score: Option<Score>, seconds: f64) -> anyhow::
     for (name, e) in &m.entries {
         let unseen = e.counts.iter().filter(|&&c| c == 0).count();
         if unseen > 0 {
-            eprintln!("imatrix: {name}: {unseen} of {} experts saw no token", e.counts.len());
+            tell!("imatrix: {name}: {unseen} of {} experts saw no token", e.counts.len());
         }
     }
     if a.json {
@@ -243,9 +244,9 @@ fn report(a: &Args, m: &Imatrix, score: Option<Score>, seconds: f64) -> anyhow::
             "output": a.output, "entries": m.entries.len(), "chunks": m.chunks, "chunk_size": m.chunk_size,
             "datasets": m.datasets, "ppl": score.map(|s| s.perplexity()), "seconds": seconds,
         });
-        println!("{result}");
+        say!("{result}")?;
     } else {
-        println!("{}: {} entries, {} chunks", a.output.display(), m.entries.len(), m.chunks);
+        say!("{}: {} entries, {} chunks", a.output.display(), m.entries.len(), m.chunks)?;
     }
     Ok(())
 }

@@ -90,12 +90,12 @@ impl Dialogue {
             let path = c.head().map(|h| c.path_to(h)).unwrap_or_default();
             turns = path.iter().map(|t| Message::new(&t.role, &t.content)).collect();
             ids = path.iter().map(|t| t.id).collect();
-            eprintln!("going on with {:?}, {} turns, {}", c.title(), turns.len(), c.path().display());
-            c.notes().iter().for_each(|n| eprintln!("{n}"));
+            tell!("going on with {:?}, {} turns, {}", c.title(), turns.len(), c.path().display());
+            c.notes().iter().for_each(|n| tell!("{n}"));
             match path.last() {
-                Some(t) if t.role == "user" => eprintln!("the last question has no answer yet: /regen gives one"),
+                Some(t) if t.role == "user" => tell!("the last question has no answer yet: /regen gives one"),
                 Some(t) if t.state == TurnState::Partial => {
-                    eprintln!("the last answer was cut off: /regen gives another")
+                    tell!("the last answer was cut off: /regen gives another")
                 }
                 _ => (),
             }
@@ -176,7 +176,7 @@ impl Dialogue {
         let read = kv.restore(session, prompt);
         if read > 0 {
             let seconds = start.elapsed().as_secs_f64();
-            eprintln!("{read} of {} tokens read from the KV cache on disk in {seconds:.2} s", prompt.len());
+            tell!("{read} of {} tokens read from the KV cache on disk in {seconds:.2} s", prompt.len());
         }
         k.say_notes();
     }
@@ -210,7 +210,7 @@ impl Dialogue {
         let done = if all { kv.save(session) } else { kv.save_some(session) };
         k.say_notes();
         if let Err(e) = done {
-            eprintln!("{e}; the KV cache is not kept");
+            tell!("{e}; the KV cache is not kept");
             k.kv = None;
         }
     }
@@ -237,13 +237,13 @@ impl Kept {
         self.kv_tried = true;
         match KvStore::open(&beside(file.path()), session, self.kv_limit) {
             Ok(kv) => self.kv = Some(kv),
-            Err(e) => eprintln!("{e}; the KV cache is not kept"),
+            Err(e) => tell!("{e}; the KV cache is not kept"),
         }
     }
 
     fn say_notes(&mut self) {
         if let Some(kv) = &mut self.kv {
-            kv.take_notes().iter().for_each(|n| eprintln!("{n}"));
+            kv.take_notes().iter().for_each(|n| tell!("{n}"));
         }
     }
 }

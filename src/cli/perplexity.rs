@@ -181,14 +181,14 @@ pub(super) fn tokens(verb: &str, e: &Engine, bytes: &[u8], special: bool) -> any
         Ok(text) => text.as_bytes(),
         Err(e) if e.error_len().is_some() => bail!("line {}: not UTF-8, expected a text", line(e.valid_up_to())),
         Err(e) => {
-            eprintln!("{verb}: the text ends within a character, which is left out");
+            tell!("{verb}: the text ends within a character, which is left out");
             &bytes[..e.valid_up_to()]
         }
     };
     let start = std::time::Instant::now();
-    eprintln!("{verb}: tokenizing the input ..");
+    tell!("{verb}: tokenizing the input ..");
     let tokens = e.tokenizer.encode(bytes, true, special)?;
-    eprintln!("{verb}: tokenization took {:.3} ms", start.elapsed().as_secs_f64() * 1e3);
+    tell!("{verb}: tokenization took {:.3} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(tokens)
 }
 
@@ -203,7 +203,7 @@ pub(super) fn check_memory(models: &[&Arc<Engine>], needed: u64) -> anyhow::Resu
     let files: u64 = models.iter().filter(|e| e.stream().is_none()).map(|e| e.gguf.file_size()).sum();
     if files > free - needed {
         let (files, free) = (gib(files), gib(free - needed));
-        eprintln!("memory: {files:.2} GiB of weights, {free:.2} GiB available: they are read again for every batch");
+        tell!("memory: {files:.2} GiB of weights, {free:.2} GiB available: they are read again for every batch");
     }
     Ok(())
 }

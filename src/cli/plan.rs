@@ -111,41 +111,43 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             "probe": probe, "decode_tokens_per_second": speed.map(|s| s.0),
             "prefill_tokens_per_second": speed.map(|s| s.1), "disk_bytes_per_token": disk.1, "advice": advice,
         });
-        println!("{report:#}");
+        say!("{report:#}")?;
         return Ok(());
     }
     let about = if subject.about { "about, by its mixture" } else { "mapped from the file" };
-    println!("{}", subject.name);
-    println!("  weights    {:>11}  {about}", size(needs.weights));
-    println!(
+    say!("{}", subject.name)?;
+    say!("  weights    {:>11}  {about}", size(needs.weights))?;
+    say!(
         "  KV cache   {:>11}  {context} tokens, keys {}, values {}: {} a token",
         size(needs.kv_cache),
         needs.cache_type_k,
         needs.cache_type_v,
         size(needs.kv_cache_per_token)
-    );
-    println!("  buffers    {:>11}  about", size(needs.buffers));
-    println!("  all        {:>11}", size(needs.total));
-    println!("this machine");
+    )?;
+    say!("  buffers    {:>11}  about", size(needs.buffers))?;
+    say!("  all        {:>11}", size(needs.total))?;
+    say!("this machine")?;
     let told = |n: Option<u64>| n.map_or("unknown".into(), size);
     let limit = machine.limit.map_or(String::new(), |l| format!(", a control group allows {}", size(l)));
-    println!("  memory     {:>11}  {} available{limit}", told(machine.memory), told(machine.available));
-    println!("  processors {:>11}  {} cores", machine.processors, machine.cores.map_or("?".into(), |c| c.to_string()));
+    say!("  memory     {:>11}  {} available{limit}", told(machine.memory), told(machine.available))?;
+    say!("  processors {:>11}  {} cores", machine.processors, machine.cores.map_or("?".into(), |c| c.to_string()))?;
     if let Some(p) = probe {
-        println!("  reads      {:>6.1} GB/s, multiplies bytes at {:.2} TOPS ({threads} threads)", p.read, p.tops);
+        say!("  reads      {:>6.1} GB/s, multiplies bytes at {:.2} TOPS ({threads} threads)", p.read, p.tops)?;
     }
-    println!("{}", verdict(fit, &needs, &machine, disk));
+    say!("{}", verdict(fit, &needs, &machine, disk))?;
     if let Some(n) = longest.filter(|&n| n > 0 && fit == Fit::Memory) {
-        println!("  a context of up to {n} tokens stays in memory");
+        say!("  a context of up to {n} tokens stays in memory")?;
     }
     if let Some(s) = &smaller {
-        println!("  {s}");
+        say!("  {s}")?;
     }
     if let Some(p) = probe.filter(|_| fit == Fit::Memory || fit == Fit::Unknown) {
         let (decode, prefill) = p.speed(subject.active, &needs);
-        println!("  expect {decode:.2} tokens/s of answer with the context full, {prefill:.1} tokens/s of prompt");
+        say!("  expect {decode:.2} tokens/s of answer with the context full, {prefill:.1} tokens/s of prompt")?;
     }
-    advice.iter().for_each(|line| println!("  {line}"));
+    for line in &advice {
+        say!("  {line}")?;
+    }
     Ok(())
 }
 

@@ -62,7 +62,7 @@ impl Reading {
         if self.bar.is_hidden() && told.elapsed() >= EVERY_READ {
             let rate = done as f64 / self.bar.elapsed().as_secs_f64();
             let (rate, left) = (rate.max(1.0), (of - done) as f64 / rate.max(1.0));
-            eprintln!("{} of {} of weights, {}/s, {left:.0} seconds left", size(done), size(of), size(rate as u64));
+            tell!("{} of {} of weights, {}/s, {left:.0} seconds left", size(done), size(of), size(rate as u64));
             *told = Instant::now();
         }
     }
@@ -72,7 +72,7 @@ impl Reading {
         self.bar.finish_and_clear();
         let (bytes, seconds) = (self.bar.position(), self.bar.elapsed().as_secs_f64());
         let rate = bytes as f64 / seconds.max(1e-9);
-        eprintln!("{} of weights read in {seconds:.1} seconds, {}/s", size(bytes), size(rate as u64));
+        tell!("{} of weights read in {seconds:.1} seconds, {}/s", size(bytes), size(rate as u64));
     }
 }
 
@@ -136,7 +136,7 @@ impl Progress {
         };
         self.bar.set_message(format!("{}s, {left} {}", self.unit, self.bar.prefix().trim_end_matches(',')));
         if self.bar.is_hidden() && self.told.elapsed() >= EVERY {
-            eprintln!("{done} of {} {}s, {left}", self.total, self.unit);
+            tell!("{done} of {} {}s, {left}", self.total, self.unit);
             self.told = Instant::now();
         }
     }

@@ -16,9 +16,9 @@ pub struct Args {
 pub fn run(a: Args) -> anyhow::Result<()> {
     let r = catalog::pull(a.name.as_deref())?;
     if a.json {
-        println!("{}", serde_json::json!({"name": r.name, "path": r.path, "parts": r.parts}));
+        say!("{}", serde_json::json!({"name": r.name, "path": r.path, "parts": r.parts}))?;
     } else {
-        println!("{}", r.path.display());
+        say!("{}", r.path.display())?;
     }
     Ok(())
 }

@@ -190,7 +190,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         false => Source::from(Gguf::open(&a.input)?),
     };
     for remark in g.remarks() {
-        eprintln!("{remark}");
+        tell!("{remark}");
     }
     let mut overrides: Vec<(String, Value)> = Vec::new();
     for (key, value) in &a.override_kv {
@@ -204,7 +204,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         None => None,
         Some(file) => {
             let i = Importance::read(file, &a.include_weights, &a.exclude_weights)?;
-            eprintln!("{}: importance of {} tensors", file.display(), i.len());
+            tell!("{}: importance of {} tensors", file.display(), i.len());
             Some(i).filter(|i| !i.is_empty())
         }
     };
@@ -234,7 +234,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let mut errors = vec![None; steps.len()];
     let start = Instant::now();
     if let Some(s) = steps.iter().find(|s| a.dry_run && s.lacks_importance) {
-        eprintln!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
+        tell!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
     }
     if !a.dry_run {
         let read: Vec<PathBuf> = g.files().iter().chain(&a.imatrix).chain(&a.tensor_type_file).cloned().collect();
@@ -246,7 +246,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         bar.set_message(steps.first().map_or(String::new(), |s| s.new.name.clone()));
         let watch = |event: Event<'_>| match event {
             Event::Resumed(whole) => {
-                eprintln!("{whole} of {} tensors are there already", steps.len());
+                tell!("{whole} of {} tensors are there already", steps.len());
                 let there: u64 = steps[..whole].iter().map(|s| s.tensor.n_bytes()).sum();
                 bar.set_length(bar.length().unwrap_or(0).saturating_sub(there));
                 bar.set_message(steps.get(whole).map_or(String::new(), |s| s.new.name.clone()));
@@ -258,7 +258,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 if bar.is_hidden() {
                     let speed = s.tensor.n_bytes() as f64 / 1e6 / done.time.as_secs_f64().max(1e-9);
                     let (no, all, name) = (i + 1, steps.len(), &s.new.name);
-                    eprintln!("[{no}/{all}] {name}: {} to {}, {speed:.0} MB/s", s.tensor.kind, s.new.kind);
+                    tell!("[{no}/{all}] {name}: {} to {}, {speed:.0} MB/s", s.tensor.kind, s.new.kind);
                 }
                 bar.set_message(steps.get(i + 1).map_or(String::new(), |s| s.new.name.clone()));
             }

@@ -75,7 +75,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let options = a.session.options(context, 1);
     let mut s = session(&e, &options)?;
     let mut drafter = a.draft.drafter(&e, &a.engine, &options)?;
-    eprintln!("{}", facts(&e, context));
+    tell!("{}", facts(&e, context));
     let prompt = if a.chat {
         let mut messages: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
         messages.push(Message::new("user", &text));
@@ -133,6 +133,6 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     } else {
         writeln!(out)?;
     }
-    eprintln!("{}", report.lines());
+    tell!("{}", report.lines());
     Ok(())
 }

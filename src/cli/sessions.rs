@@ -93,7 +93,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             let paths = names.iter().map(|n| find(&dir, n)).collect::<Result<Vec<_>, _>>()?;
             for path in paths {
                 delete(&path)?;
-                eprintln!("deleted {}", path.display());
+                tell!("deleted {}", path.display());
             }
         }
         Action::Path { name } => {
@@ -107,7 +107,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
 
 fn read(dir: &Path, name: &str) -> anyhow::Result<Conversation> {
     let c = Conversation::read(&find(dir, name)?)?;
-    c.notes().iter().for_each(|n| eprintln!("{}: {n}", c.path().display()));
+    c.notes().iter().for_each(|n| tell!("{}: {n}", c.path().display()));
     Ok(c)
 }
 
@@ -125,7 +125,7 @@ fn print_list(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()
         return Ok(());
     }
     if all.is_empty() {
-        eprintln!("no conversations in {}", dir.display());
+        tell!("no conversations in {}", dir.display());
         return Ok(());
     }
     writeln!(out, "{:<20} {:<19} {:>5}  TITLE", "NAME", "CHANGED (UTC)", "TURNS")?;

@@ -46,7 +46,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         g.override_kv(spec)?;
     }
     let t = Tokenizer::from_gguf(&g).with_context(|| g.path().display().to_string())?;
-    t.notes().iter().for_each(|n| eprintln!("{n}"));
+    t.notes().iter().for_each(|n| tell!("{n}"));
     let text = match (&a.prompt, &a.file) {
         (Some(p), _) => p.clone().into_bytes(),
         (None, Some(f)) => disk::read(f, disk::MOST_TEXT).with_context(|| f.display().to_string())?,

@@ -25,12 +25,9 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let n = a.chunks.map_or(layout.n_chunk, |limit| layout.n_chunk.min(limit as usize));
     let group = a.together(context);
     let mut s = a.session(&e, context, group.min(n))?;
-    eprintln!("{}", facts(&e, context));
+    tell!("{}", facts(&e, context));
     if let Some(k) = layout.top {
-        eprintln!(
-            "kl_divergence: {} is compact: the {k} most probable tokens and the mass of the others",
-            path.display()
-        );
+        tell!("kl_divergence: {} is compact: the {k} most probable tokens and the mass of the others", path.display());
     }
     let tokens = &base.tokens()[..n * context];
     let mut key = a.key(&e, "kl-divergence");
@@ -40,7 +37,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     key.add(format!("{layout:?} {}", path.display()));
     let mut run = a.start(&key, "chunk", n, group)?;
     let batch = a.batch_size.min(group * context);
-    eprintln!("kl_divergence: computing over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={group}");
+    tell!("kl_divergence: computing over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={group}");
     if !a.json {
         run.progress.line(&format!("\n{}", report::HEADING))?;
     }
@@ -76,9 +73,9 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         if let (Some(to), serde_json::Value::Object(all)) = (result.as_object_mut(), report::object(&all)) {
             to.extend(all);
         }
-        println!("{result}");
+        say!("{result}")?;
     } else {
-        print!("\n{}", report::closing(&all));
+        say_part!("\n{}", report::closing(&all))?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
     let group = a.together(context);
     let mut s = a.session(&e, context, group.min(n))?;
-    eprintln!("{}", facts(&e, context));
+    tell!("{}", facts(&e, context));
     let tokens = &tokens[..n * context];
     let layout = layout(a, &e, context, n)?;
     let mut key = a.key(&e, "perplexity");
@@ -34,13 +34,13 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         None => None,
         Some(path) if resumed > 0 => Some(BaseWriter::resume(path, layout, tokens)?),
         Some(path) => {
-            eprintln!("perplexity: saving all logits to {}", path.display());
+            tell!("perplexity: saving all logits to {}", path.display());
             check_space(path, &layout)?;
             Some(BaseWriter::create(path, layout, tokens)?)
         }
     };
     let batch = a.batch_size.min(group * context);
-    eprintln!("perplexity: calculating perplexity over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={group}");
+    tell!("perplexity: calculating perplexity over {n} chunks, n_ctx={context}, batch_size={batch}, n_seq={group}");
     let ops = e.kernels.ops;
     let (mut total, mut each) = (Score::default(), Vec::new());
     run.drive(
@@ -80,12 +80,12 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
             "model": e.gguf.path(), "file": a.file, "n_ctx": context, "chunks": each.len(), "tokens_scored": total.count,
             "ppl": total.perplexity(), "ppl_error": total.error(), "chunk_nll": each, "seconds": seconds,
         });
-        println!("{result}");
+        say!("{result}")?;
     } else {
-        println!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
+        say!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error())?;
     }
     let computed = each.len().saturating_sub(resumed) * context;
-    eprintln!("{:.2} tokens per second", computed as f64 / seconds);
+    tell!("{:.2} tokens per second", computed as f64 / seconds);
     Ok(())
 }
 

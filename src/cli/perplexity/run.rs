@@ -51,9 +51,9 @@ impl Run {
                 if found > total {
                     bail!("{}: {found} {unit}s, expected {total} at most", state.path().display());
                 }
-                eprintln!("perplexity: resuming behind {found} of {total} {unit}s");
+                tell!("perplexity: resuming behind {found} of {total} {unit}s");
             } else {
-                eprintln!("perplexity: nothing to resume, starting from the beginning");
+                tell!("perplexity: nothing to resume, starting from the beginning");
             }
         }
         Ok(Run { state, progress: Progress::new(unit, total), total, group, saved: None, fails: false })
@@ -82,7 +82,7 @@ impl Run {
                 if told == resumed {
                     let (pass, left) = (self.progress.seconds(), self.total - told);
                     let minutes = pass * left as f64 / count as f64 / 60.0;
-                    eprintln!("perplexity: {pass:.2} seconds per pass - ETA {minutes:.2} minutes");
+                    tell!("perplexity: {pass:.2} seconds per pass - ETA {minutes:.2} minutes");
                 }
             }
             while let Some(record) = self.state.records().get(told) {
@@ -110,7 +110,7 @@ impl Run {
             && !std::mem::replace(&mut self.fails, true)
         {
             // The measurement is worth more than its safety net.
-            eprintln!("perplexity: {e}: this run cannot be resumed");
+            tell!("perplexity: {e}: this run cannot be resumed");
         }
         self.saved = Some(Instant::now());
     }

@@ -21,14 +21,14 @@ pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
     let windows = Windows::new(tokens.len(), context, stride).with_context(name)?;
     let n = a.chunks.map_or(windows.count, |limit| windows.count.min(limit as usize));
     let mut s = a.session(&e, windows.window, 1)?;
-    eprintln!("{}", facts(&e, windows.window));
+    tell!("{}", facts(&e, windows.window));
     let mut key = a.key(&e, "stride");
     key.add_tokens(&tokens);
     key.add(format!("{windows:?} {n}"));
     let mut run = a.start(&key, "window", n, 1)?;
     let window = windows.window;
-    eprintln!("perplexity: have {} tokens. Calculation chunk = {window}", tokens.len());
-    eprintln!("perplexity: computing over {n} chunks, n_ctx={window}, batch_size={}, n_seq=1", a.batch_size);
+    tell!("perplexity: have {} tokens. Calculation chunk = {window}", tokens.len());
+    tell!("perplexity: computing over {n} chunks, n_ctx={window}, batch_size={}, n_seq=1", a.batch_size);
     let (mut total, mut each) = (Score::default(), Vec::new());
     run.drive(
         |first, _| Ok(vec![windows.score(&mut s, &tokens, first)?]),
@@ -51,9 +51,9 @@ pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
             "tokens_scored": total.count, "ppl": total.perplexity(), "ppl_error": total.error(), "window_nll": each,
             "seconds": run.progress.seconds(),
         });
-        println!("{result}");
+        say!("{result}")?;
     } else {
-        println!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error());
+        say!("\nFinal estimate: PPL = {:.4} +/- {:.5}", total.perplexity(), total.error())?;
     }
     Ok(())
 }

@@ -48,8 +48,8 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let longest = questions.iter().map(Question::positions).max().unwrap_or(1);
     let group = (4 * a.batch_size / longest).clamp(1, TOGETHER);
     let mut s = a.session(&e, longest, group.min(n))?;
-    eprintln!("{}", facts(&e, longest));
-    eprintln!("perplexity: {n} questions of at most {longest} tokens, {group} at a time");
+    tell!("{}", facts(&e, longest));
+    tell!("perplexity: {n} questions of at most {longest} tokens, {group} at a time");
     let mut key = a.key(&e, "questions");
     key.add(bytes);
     key.add(format!("{} {n}", task as u8));
@@ -95,17 +95,17 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         let result = json!({"model": e.gguf.path(), "file": a.file, "questions": tally.count, "correct": tally.correct,
             "accuracy": p, "error": error, "interval_95": [from, to], "chance": chance,
             "seconds": run.progress.seconds(), "each_question": each});
-        println!("{result}");
+        say!("{result}")?;
         return Ok(());
     }
     let n = tally.count;
-    println!();
+    say!()?;
     match task {
-        Task::HellaSwag => println!("Final HellaSwag score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error),
-        Task::Winogrande => println!("Final Winogrande score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error),
+        Task::HellaSwag => say!("Final HellaSwag score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?,
+        Task::Winogrande => say!("Final Winogrande score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?,
         Task::MultipleChoice => {
-            println!("Final result: {:.4} +/- {:.4}", 100.0 * p, 100.0 * error);
-            println!("Random chance: {:.4} +/- {:.4}", 100.0 * chance, 100.0 * tally.error(chance));
+            say!("Final result: {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?;
+            say!("Random chance: {:.4} +/- {:.4}", 100.0 * chance, 100.0 * tally.error(chance))?;
         }
     }
     Ok(())
