@@ -401,7 +401,7 @@ avx2! {
 
     /// The 8 rows of an 8 x 8 matrix of 32-bit values become its columns.
     #[inline]
-    fn transpose(m: &mut [__m256i; 8]) {
+    pub(crate) fn transpose(m: &mut [__m256i; 8]) {
         let mut t = [_mm256_setzero_si256(); 8];
         for i in 0..4 {
             t[2 * i] = _mm256_unpacklo_epi32(m[2 * i], m[2 * i + 1]);

@@ -13,7 +13,7 @@
 use crate::act::{Acts, F32Block};
 use crate::format::{Format, SLAB};
 use crate::lanes::{L, Lanes};
-use crate::panel::{Out, Panel, Rows, Scratch, align_stack};
+use crate::panel::{Out, Panel, Rows, Scratch, align_stack, prefetch_part};
 
 /// Columns up to which weights are used as they lie: turned for so few, they would cost more than their products.
 pub(crate) const GEMV_COLS: usize = 16;
@@ -35,15 +35,17 @@ pub(crate) fn gemm<V: Lanes, const R: usize, const C: usize>(
 ) {
     align_stack!();
     let n = x.n();
-    let tiles = w.rows.div_ceil(R * L);
+    let (tiles, blocks) = (w.rows.div_ceil(R * L), n.div_ceil(C));
     let tile = scratch.tile.take::<[f32; L]>(R * SLAB).as_chunks_mut::<R>().0;
     let acc = scratch.floats.take::<[f32; L]>(tiles * n * R).as_chunks_mut::<R>().0;
     acc.fill([[0.0; L]; R]);
     for s in 0..w.slabs() {
+        let next = if s + 1 < w.slabs() { x.f32(s + 1) } else { &[] };
         let (x, len) = (x.f32(s), SLAB.min(w.cols - s * SLAB));
         for (t, acc) in acc.chunks_exact_mut(n).enumerate() {
-            turn(&w, t * R * L, s, len, tile);
-            for (x, acc) in x.chunks(C).zip(acc.chunks_mut(C)) {
+            turn::<V, R>(&w, t * R * L, s, len, tile);
+            for (c, (x, acc)) in x.chunks(C).zip(acc.chunks_mut(C)).enumerate() {
+                prefetch_part(next, t * blocks + c, tiles * blocks);
                 products::<V, R, C>(tile, len, x, acc);
             }
         }
@@ -56,18 +58,47 @@ pub(crate) fn gemm<V: Lanes, const R: usize, const C: usize>(
     }
 }
 
-/// Slab `s` of the rows from `r0` on as `tile[position][row]`. Zeros where there are no weights; rows past the last keep what
-/// they had: nobody reads their sums.
+/// Slab `s` of the rows from `r0` on as `tile[position][row]`, with zeros where there are no weights.
 #[inline(always)]
-fn turn<const R: usize>(w: &Panel<'_>, r0: usize, s: usize, len: usize, tile: &mut [Tile<R>]) {
-    let mut row = [0.0f32; SLAB];
-    for r in 0..(R * L).min(w.rows - r0) {
-        w.format.dequant(w.slab(r0 + r, s), &mut row[..len]);
-        for (t, &v) in tile.iter_mut().zip(&row) {
-            t[r / L][r % L] = v;
+fn turn<V: Lanes, const R: usize>(w: &Panel<'_>, r0: usize, s: usize, len: usize, tile: &mut [Tile<R>]) {
+    let mut rows = [[0.0f32; SLAB]; L];
+    for j in 0..R {
+        for (r, row) in rows.iter_mut().enumerate() {
+            match r0 + j * L + r {
+                r if r < w.rows => as_floats::<V>(w.format, w.slab(r, s), &mut row[..len]),
+                _ => row.fill(0.0),
+            }
+        }
+        for (i, tile) in tile[..len.next_multiple_of(STEP)].chunks_exact_mut(L).enumerate() {
+            let mut m = [V::splat(0.0); L];
+            for r in 0..L {
+                m[r] = V::load(&rows[r].as_chunks().0[i]);
+            }
+            V::transpose(&mut m);
+            for p in 0..L {
+                m[p].store(&mut tile[p][j]);
+            }
         }
     }
-    tile[len..len.next_multiple_of(STEP)].fill([[0.0; L]; R]);
+}
+
+/// A row's slab as floats.
+#[inline(always)]
+fn as_floats<V: Lanes>(format: Format, slab: &[u8], row: &mut [f32]) {
+    let row16 = row.as_chunks_mut::<L>();
+    match format {
+        Format::F16 if row16.1.is_empty() => {
+            for (to, b) in row16.0.iter_mut().zip(slab.as_chunks().0) {
+                V::load_f16(b).store(to);
+            }
+        }
+        Format::BF16 if row16.1.is_empty() => {
+            for (to, b) in row16.0.iter_mut().zip(slab.as_chunks().0) {
+                V::load_bf16(b).store(to);
+            }
+        }
+        _ => format.dequant(slab, row),
+    }
 }
 
 /// Positions of a tile that are multiplied without a look at where they end.

@@ -70,6 +70,21 @@ pub(crate) trait Lanes: Copy {
         self.below(Self::splat(-87.0), Self::splat(0.0), p.times_power(shifted))
     }
 
+    /// The 16 rows of a 16 x 16 matrix become its columns.
+    #[inline(always)]
+    fn transpose(m: &mut [Self; L]) {
+        let (mut rows, mut column) = ([[0.0; L]; L], [0.0; L]);
+        for i in 0..L {
+            m[i].store(&mut rows[i]);
+        }
+        for i in 0..L {
+            for j in 0..L {
+                column[j] = rows[j][i];
+            }
+            m[i] = Self::load(&column);
+        }
+    }
+
     /// The largest lane; not for NaN.
     #[inline(always)]
     fn peak(self) -> f32 {
@@ -217,6 +232,20 @@ mod x86 {
     // the methods are inlined only into functions compiled for the rung, which the dispatch calls only where it is detected.
     impl Lanes for Avx512 {
         #[inline(always)]
+        fn transpose(m: &mut [Self; L]) {
+            // SAFETY: as above.
+            unsafe {
+                let mut t = [_mm512_setzero_si512(); L];
+                for i in 0..L {
+                    t[i] = _mm512_castps_si512(m[i].0);
+                }
+                crate::avx512::transpose(&mut t);
+                for i in 0..L {
+                    m[i] = Avx512(_mm512_castsi512_ps(t[i]));
+                }
+            }
+        }
+        #[inline(always)]
         fn splat(x: f32) -> Self {
             // SAFETY: as above.
             Avx512(unsafe { _mm512_set1_ps(x) })
@@ -339,6 +368,25 @@ mod x86 {
 
     // SAFETY (all blocks below): as for `Avx512`.
     impl Lanes for Avx2 {
+        #[inline(always)]
+        fn transpose(m: &mut [Self; L]) {
+            // SAFETY: as above.
+            unsafe {
+                // Quarters of the matrix: of the first or last eight rows, the lower or upper halves.
+                let mut t = [[[_mm256_setzero_si256(); 8]; 2]; 2];
+                for i in 0..L {
+                    t[i / 8][0][i % 8] = _mm256_castps_si256(m[i].0);
+                    t[i / 8][1][i % 8] = _mm256_castps_si256(m[i].1);
+                }
+                for half in 0..2 {
+                    crate::avx2::transpose(&mut t[0][half]);
+                    crate::avx2::transpose(&mut t[1][half]);
+                    for i in 0..8 {
+                        m[8 * half + i] = Avx2(_mm256_castsi256_ps(t[0][half][i]), _mm256_castsi256_ps(t[1][half][i]));
+                    }
+                }
+            }
+        }
         #[inline(always)]
         fn splat(x: f32) -> Self {
             // SAFETY: as above.

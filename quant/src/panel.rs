@@ -275,7 +275,6 @@ pub(crate) fn prefetch<const FIRST: bool>(at: *const u8, bytes: usize) {
 }
 
 /// Asks for part `i` of `parts` equal parts of what comes next, for the second cache.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn prefetch_part<T>(next: &[T], i: usize, parts: usize) {
     let bytes = size_of_val(next);
