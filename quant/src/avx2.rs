@@ -262,9 +262,9 @@ avx2! {
         to
     }
 
-    /// The halves of two vectors, added: those of the first below, of the second above.
+    /// Of two vectors the lower halves, and the upper halves: added, a sum of each of eight lanes in one vector.
     #[inline]
-    fn folded(a: __m256i, b: __m256i) -> [__m256i; 2] {
+    fn halves(a: __m256i, b: __m256i) -> [__m256i; 2] {
         [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)]
     }
 
@@ -273,44 +273,40 @@ avx2! {
     fn dots<const G: usize, const P: usize, const VNNI: bool>(w: &Turned, x: &Column) -> [__m256i; 2] {
         let ones = _mm256_set1_epi16(1);
         let q = |j: usize| signed(&x.q[j]);
-        let narrow = |j: usize| _mm256_maddubs_epi16(w.q[j], q(j));
-        let wide = |v: __m256i| _mm256_madd_epi16(v, ones);
-        let mut dots = [_mm256_setzero_si256(); 2];
-        if !VNNI && P == 8 && G == 32 {
-            let mut sums = dots;
-            for h in 0..2 {
-                let (a, b) = (narrow(4 * h), narrow(4 * h + 1));
-                let (c, d) = (narrow(4 * h + 2), narrow(4 * h + 3));
-                sums[h] = _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
-            }
-            let [low, high] = folded(sums[0], sums[1]);
-            dots[0] = wide(_mm256_add_epi16(low, high));
-            return dots;
-        }
-        for h in 0..2 {
-            let j = 4 * h;
-            dots[h] = if VNNI {
-                (j..j + 4).fold(dots[h], |sum, j| dpbusd(sum, w.q[j], q(j)))
-            } else if P == 0 {
-                let product = |j: usize| wide(_mm256_maddubs_epi16(w.sizes[j], _mm256_sign_epi8(q(j), w.q[j])));
-                let (a, b) = (_mm256_add_epi32(product(j), product(j + 1)), _mm256_add_epi32(product(j + 2), product(j + 3)));
-                _mm256_add_epi32(a, b)
-            } else if P >= 4 {
-                let (a, b) = (_mm256_add_epi16(narrow(j), narrow(j + 1)), _mm256_add_epi16(narrow(j + 2), narrow(j + 3)));
-                wide(_mm256_add_epi16(a, b))
-            } else if P == 2 {
-                let (a, b) = (_mm256_add_epi16(narrow(j), narrow(j + 1)), _mm256_add_epi16(narrow(j + 2), narrow(j + 3)));
-                _mm256_add_epi32(wide(a), wide(b))
+        let pairs = |j: usize| {
+            if P == 0 {
+                _mm256_maddubs_epi16(w.sizes[j], _mm256_sign_epi8(q(j), w.q[j]))
             } else {
-                let (a, b) = (_mm256_add_epi32(wide(narrow(j)), wide(narrow(j + 1))), _mm256_add_epi32(wide(narrow(j + 2)), wide(narrow(j + 3))));
-                _mm256_add_epi32(a, b)
-            };
+                _mm256_maddubs_epi16(w.q[j], q(j))
+            }
+        };
+        let two = |j: usize| _mm256_add_epi16(pairs(j), pairs(j + 1));
+        let four = |j: usize| _mm256_add_epi16(two(j), two(j + 2));
+        let wide = |v: __m256i| _mm256_madd_epi16(v, ones);
+        let wide_two = |j: usize| {
+            if P < 2 { _mm256_add_epi32(wide(pairs(j)), wide(pairs(j + 1))) } else { wide(two(j)) }
+        };
+        let half = |j: usize| {
+            if VNNI {
+                let a = dpbusd(_mm256_setzero_si256(), w.q[j], q(j));
+                dpbusd(dpbusd(dpbusd(a, w.q[j + 1], q(j + 1)), w.q[j + 2], q(j + 2)), w.q[j + 3], q(j + 3))
+            } else if P >= 4 {
+                wide(four(j))
+            } else {
+                _mm256_add_epi32(wide_two(j), wide_two(j + 2))
+            }
+        };
+        if G == 16 {
+            return [half(0), half(4)];
         }
-        if G == 32 {
-            let [low, high] = folded(dots[0], dots[1]);
-            dots[0] = _mm256_add_epi32(low, high);
-        }
-        dots
+        let all = if P == 8 && !VNNI {
+            let [low, high] = halves(four(0), four(4));
+            wide(_mm256_add_epi16(low, high))
+        } else {
+            let [low, high] = halves(half(0), half(4));
+            _mm256_add_epi32(low, high)
+        };
+        [all, _mm256_setzero_si256()]
     }
 
     /// One row's slab times one column's, added to `acc`.

@@ -85,15 +85,15 @@ fn turn<V: Lanes, const R: usize>(w: &Panel<'_>, r0: usize, s: usize, len: usize
 /// A row's slab as floats.
 #[inline(always)]
 fn as_floats<V: Lanes>(format: Format, slab: &[u8], row: &mut [f32]) {
-    let row16 = row.as_chunks_mut::<L>();
+    let (whole, rest) = row.as_chunks_mut::<L>();
     match format {
-        Format::F16 if row16.1.is_empty() => {
-            for (to, b) in row16.0.iter_mut().zip(slab.as_chunks().0) {
+        Format::F16 if rest.is_empty() => {
+            for (to, b) in whole.iter_mut().zip(slab.as_chunks().0) {
                 V::load_f16(b).store(to);
             }
         }
-        Format::BF16 if row16.1.is_empty() => {
-            for (to, b) in row16.0.iter_mut().zip(slab.as_chunks().0) {
+        Format::BF16 if rest.is_empty() => {
+            for (to, b) in whole.iter_mut().zip(slab.as_chunks().0) {
                 V::load_bf16(b).store(to);
             }
         }
