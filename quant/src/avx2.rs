@@ -32,8 +32,9 @@ use crate::panel::{Out, Panel, Rows, Scratch, align_stack, padded, prefetch, pre
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
-/// Columns up to which the gemv is used.
-const GEMV_COLS: usize = 8;
+/// Columns up to which the gemv is used, and with VNNI, whose gemm widens nothing.
+const GEMV_COLS: usize = 16;
+const GEMV_COLS_VNNI: usize = 12;
 /// Rows that the gemv reads side by side.
 const STREAMS: usize = 4;
 /// Rows of a gemm tile.
@@ -50,7 +51,7 @@ pub(crate) fn overlay(table: &mut [Kernel], vnni: bool) {
                 kernel.gemv = Slot { isa, act: Act::Q8, run: gemv_of(spec.format, vnni) };
                 let gemm = if vnni { gemm_vnni_of(codes) } else { gemm_of(spec.format, codes) };
                 kernel.gemm = Slot { isa, act: Act::Q8, run: gemm };
-                kernel.gemv_cols = GEMV_COLS;
+                kernel.gemv_cols = if vnni { GEMV_COLS_VNNI } else { GEMV_COLS };
                 kernel.unpack = unpack_of(spec.format);
             }
             _ => {
