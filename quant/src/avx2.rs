@@ -263,7 +263,7 @@ avx2! {
         to
     }
 
-    /// Of two vectors the lower halves, and the upper halves: added, a sum of each of eight lanes in one vector.
+    /// Of two vectors the lower halves, and the upper halves.
     #[inline]
     fn halves(a: __m256i, b: __m256i) -> [__m256i; 2] {
         [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)]
@@ -338,7 +338,7 @@ avx2! {
     ) {
         let mut acc = [[_mm256_setzero_ps(); 2]; STREAMS];
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
-        for (s, x) in cols.iter().enumerate().take(w.slabs()) {
+        for (s, x) in cols.iter().enumerate() {
             for r in 0..STREAMS {
                 let slab = prepared::<G, P, VNNI>(unpack(rows.slab(w, r, s)));
                 acc[r] = accumulate::<G, MIN, P, VNNI>(&slab, x, acc[r]);
@@ -357,7 +357,7 @@ avx2! {
     ) {
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
         acc.fill([[0.0; 8]; 2]);
-        for (s, cols) in cols.chunks_exact(n).enumerate().take(w.slabs()) {
+        for (s, cols) in cols.chunks_exact(n).enumerate() {
             for (r, acc) in acc.chunks_exact_mut(n).enumerate() {
                 let slab = prepared::<G, P, VNNI>(unpack(rows.slab(w, r, s)));
                 for (x, acc) in cols.iter().zip(acc) {
@@ -399,24 +399,10 @@ avx2! {
     /// The 8 rows of an 8 x 8 matrix of 32-bit values become its columns.
     #[inline]
     pub(crate) fn transpose(m: &mut [__m256i; 8]) {
-        let mut t = [_mm256_setzero_si256(); 8];
+        let t = both_turned(m);
         for i in 0..4 {
-            t[2 * i] = _mm256_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
-            t[2 * i + 1] = _mm256_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
+            [m[i], m[4 + i]] = halves(t[i], t[4 + i]);
         }
-        for i in 0..2 {
-            let (a, b, c, d) = (t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]);
-            m[4 * i] = _mm256_unpacklo_epi64(a, c);
-            m[4 * i + 1] = _mm256_unpackhi_epi64(a, c);
-            m[4 * i + 2] = _mm256_unpacklo_epi64(b, d);
-            m[4 * i + 3] = _mm256_unpackhi_epi64(b, d);
-        }
-        for i in 0..4 {
-            let (low, high) = (m[i], m[4 + i]);
-            t[i] = _mm256_permute2x128_si256::<0x20>(low, high);
-            t[4 + i] = _mm256_permute2x128_si256::<0x31>(low, high);
-        }
-        *m = t;
     }
 
     /// Unpacks slab `s` of up to 8 rows from `r0` on into one half of a tile.

@@ -92,7 +92,7 @@ avx512! {
             _mm512_shuffle_ps::<0xAA>(x, y),
             _mm512_shuffle_ps::<0xFF>(x, y),
         ];
-        let codes = |j: usize| slab::codes_by_lane::<ORDER>(_mm512_castps_si512(bytes[j]));
+        let codes = |j: usize| slab::codes::<ORDER>([0, 1, 2, 3], _mm512_castps_si512(bytes[j]));
         [codes(0), codes(1), codes(2), codes(3)]
     }
 

@@ -287,37 +287,22 @@ avx512! {
         [x, x, y, y]
     }
 
-    /// The codes that vector `j` of a slab has in its bytes.
+    /// The codes that are taken out of bytes which vectors of a slab share: of each four lanes, those of the vectors `of`.
     #[inline]
-    pub(crate) fn codes<const ORDER: u8>(j: usize, bytes: __m512i) -> __m512i {
-        let only = |bytes, bits: u8| _mm512_and_si512(bytes, _mm512_set1_epi8(bits as i8));
-        let nibbles = || if j.is_multiple_of(2) { only(bytes, 15) } else { only(_mm512_srli_epi16::<4>(bytes), 15) };
-        let looked_up = |codes| _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load128(codes)), nibbles());
-        match ORDER {
-            Order::PAIRED => nibbles(),
-            Order::PAIRED_IQ4 => looked_up(&iq4::CODES),
-            Order::PAIRED_MXFP4 => looked_up(&mxfp4::CODES),
-            Order::NIBBLES => only(bytes, 0x0F << (4 * (j % 2))),
-            Order::QUARTERS => only(bytes, 0x03 << (2 * j)),
-            _ => bytes,
-        }
-    }
-
-    /// The codes of four vectors that share bytes, each four lanes of which are one of each vector.
-    #[inline]
-    pub(crate) fn codes_by_lane<const ORDER: u8>(bytes: __m512i) -> __m512i {
-        let lanes = |bits: [u32; 4]| {
-            let [a, b, c, d] = bits.map(u32::cast_signed);
+    pub(crate) fn codes<const ORDER: u8>(of: [usize; 4], bytes: __m512i) -> __m512i {
+        let lanes = |x: [u32; 4]| {
+            let [a, b, c, d] = x.map(u32::cast_signed);
             _mm512_broadcast_i32x4(_mm_setr_epi32(a, b, c, d))
         };
-        let nibbles = || _mm512_and_si512(_mm512_srlv_epi32(bytes, lanes([0, 4, 0, 4])), _mm512_set1_epi8(15));
+        let only = |bytes, bits: [u8; 4]| _mm512_and_si512(bytes, lanes(bits.map(|b| u32::from_ne_bytes([b; 4]))));
+        let nibbles = || only(_mm512_srlv_epi32(bytes, lanes(of.map(|j| 4 * (j as u32 % 2)))), [15; 4]);
         let looked_up = |codes| _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load128(codes)), nibbles());
         match ORDER {
             Order::PAIRED => nibbles(),
             Order::PAIRED_IQ4 => looked_up(&iq4::CODES),
             Order::PAIRED_MXFP4 => looked_up(&mxfp4::CODES),
-            Order::NIBBLES => _mm512_and_si512(bytes, lanes([0x0F0F_0F0F, 0xF0F0_F0F0, 0x0F0F_0F0F, 0xF0F0_F0F0])),
-            Order::QUARTERS => _mm512_and_si512(bytes, lanes([0x0303_0303, 0x0C0C_0C0C, 0x3030_3030, 0xC0C0_C0C0])),
+            Order::NIBBLES => only(bytes, of.map(|j| 0x0F << (4 * (j % 2)))),
+            Order::QUARTERS => only(bytes, of.map(|j| 0x03 << (2 * j))),
             _ => bytes,
         }
     }
@@ -326,7 +311,7 @@ avx512! {
     #[inline]
     pub(crate) fn apart<const ORDER: u8>([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
         if ORDER == Order::THIRDS {
-            let two = |j: usize| codes::<{ Order::QUARTERS }>(j, a);
+            let two = |j: usize| codes::<{ Order::QUARTERS }>([j; 4], a);
             return [
                 with_bits(two(0), _mm512_slli_epi16::<2>(d), 4),
                 with_bits(two(1), _mm512_slli_epi16::<3>(d), 16),
@@ -334,7 +319,7 @@ avx512! {
                 with_bits(_mm512_srli_epi16::<6>(two(3)), _mm512_srli_epi16::<1>(d), 4),
             ];
         }
-        [codes::<ORDER>(0, a), codes::<ORDER>(1, b), codes::<ORDER>(2, c), codes::<ORDER>(3, d)]
+        [codes::<ORDER>([0; 4], a), codes::<ORDER>([1; 4], b), codes::<ORDER>([2; 4], c), codes::<ORDER>([3; 4], d)]
     }
 
     /// A slab of Q2_K or Q3_K whose sixteen small scales are multiplied into the codes, exactly, which are in the order of the

@@ -166,7 +166,7 @@ avx512! {
         if late {
             for set in 0..2 {
                 for j in 0..4 {
-                    q[set][j] = slab::codes::<ORDER>(set, q[set][j]);
+                    q[set][j] = slab::codes::<ORDER>([set; 4], q[set][j]);
                 }
             }
         }
