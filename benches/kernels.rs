@@ -46,6 +46,8 @@ fn time(kernels: &Kernels, format: Format, rows: usize, k: usize, n: usize) -> f
 fn main() {
     let (many, k) = (flag("--rows=").unwrap_or(8192), flag("--k=").unwrap_or(8192));
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let bytes = |format: Format, rows: usize| (rows * format.row_bytes(k).expect("whole blocks")) as f64;
+    let flops = |rows: usize, n: usize| 2.0 * (rows * k * n) as f64;
     let formats =
         || FORMATS.iter().filter(|f| wanted.is_empty() || wanted.iter().any(|w| w.eq_ignore_ascii_case(f.name)));
     if let Some(n) = flag("--n=") {
@@ -53,9 +55,9 @@ fn main() {
         for spec in formats() {
             for isa in Isa::ALL.into_iter().filter(|&i| i != Isa::Scalar) {
                 let Some(kernels) = Kernels::for_isa(isa) else { continue };
-                let (s, weights) = (time(kernels, spec.format, many, k, n), many * k);
-                let gb = (weights / spec.block_len * spec.block_bytes) as f64 / s / 1e9;
-                println!("{:8} {:8} {gb:>12.2} {:>12.1}", spec.name, isa.name(), 2.0 * (weights * n) as f64 / s / 1e9);
+                let s = time(kernels, spec.format, many, k, n);
+                let (gb, gflops) = (bytes(spec.format, many) / s / 1e9, flops(many, n) / s / 1e9);
+                println!("{:8} {:8} {gb:>12.2} {gflops:>12.1}", spec.name, isa.name());
             }
         }
         return;
@@ -69,11 +71,9 @@ fn main() {
         for isa in Isa::ALL {
             let Some(kernels) = Kernels::for_isa(isa) else { continue };
             let time = |rows, n| time(kernels, spec.format, rows, k, n);
-            let bytes = |rows: usize| (rows * spec.format.row_bytes(k).expect("whole blocks")) as f64;
-            let flops = |rows: usize, n: usize| 2.0 * (rows * k * n) as f64;
             let (rows, cols) =
                 if isa == Isa::Scalar { (256, 64) } else { (kernels.kernel(spec.format).gemm_rows, 512) };
-            let gemv = bytes(many) / time(many, 1) / 1e9;
+            let gemv = bytes(spec.format, many) / time(many, 1) / 1e9;
             let four = time(1024, 4) * 1e9 / (1024 * k) as f64;
             let sixteen = flops(1024, 16) / time(1024, 16) / 1e9;
             let gemm = flops(rows, cols) / time(rows, cols) / 1e9;

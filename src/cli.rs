@@ -24,7 +24,6 @@ mod tokenize;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
-use std::io::Write;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -68,8 +67,7 @@ enum Verb {
 pub fn main() -> ExitCode {
     let watched = crate::mmap::on_fault(|problem| {
         crate::tui::give_back_terminal();
-        // Not `eprintln!`, which panics where nobody reads it: the program would wait for good for this thread.
-        let _ = writeln!(std::io::stderr(), "oxcart: {problem}");
+        tell!("oxcart: {problem}");
         std::process::exit(1);
     });
     if let Err(e) = watched {
@@ -94,7 +92,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            let _ = writeln!(std::io::stderr(), "oxcart: {e:#}");
+            tell!("oxcart: {e:#}");
             ExitCode::FAILURE
         }
     }

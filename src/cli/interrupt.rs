@@ -1,6 +1,5 @@
 //! Ctrl-C: the first one asks the work at hand to stop, and where there is none, ends the program.
 
-use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +16,7 @@ pub fn interruptible() -> anyhow::Result<Interruptible> {
         ctrlc::set_handler(|| {
             // A second Ctrl-C means it.
             if !BUSY.load(Ordering::SeqCst) || ASKED.swap(true, Ordering::SeqCst) {
-                let _ = writeln!(std::io::stderr());
+                tell!();
                 std::process::exit(130);
             }
         })
