@@ -160,7 +160,7 @@ impl Config {
             ConfigError::Line {
                 path: path.to_path_buf(),
                 line,
-                text: shown(text.lines().nth(line - 1).unwrap_or_default()),
+                text: crate::gguf::one_line(text.lines().nth(line - 1).unwrap_or_default().trim(), 80),
                 problem: e.message().replace('\n', ", "),
             }
         })?;
@@ -226,11 +226,6 @@ impl Sampling {
             ..base
         }
     }
-}
-
-/// A line as an error shows it: not all of a long one, and nothing that a terminal would obey.
-fn shown(line: &str) -> String {
-    line.trim().chars().take(80).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@ mod folder;
 mod text;
 
 pub use export::{export_json, export_markdown};
-pub use folder::{Summary, delete, find, list, stem, timestamp};
+pub use folder::{Summary, delete, find, list, stem};
 
+use jiff::ZonedDateTime;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -23,7 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// The ending of a conversation's file name.
 pub const EXTENSION: &str = "txt";
@@ -154,10 +155,10 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Begins a conversation in a new file of `dir`, named after the time. Creates `dir`, for the owner alone.
+    /// Begins a conversation in a new file of `dir`, named after the local time. Creates `dir`, for the owner alone.
     pub fn create(dir: &Path, model: &str) -> Result<Conversation> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))?;
-        let stem = timestamp(SystemTime::now()).replace(' ', "-").replace(':', "");
+        let stem = ZonedDateTime::now().strftime("%Y-%m-%d-%H%M%S").to_string();
         let mut no = 1;
         let (path, file) = loop {
             let name = if no == 1 { format!("{stem}.{EXTENSION}") } else { format!("{stem}-{no}.{EXTENSION}") };

@@ -7,6 +7,8 @@ use super::Message;
 use crate::gguf::{self, Gguf, GgufError};
 use crate::quota::Quota;
 use crate::tokenizer::{Tokenizer, TokenizerError};
+use jiff::ZonedDateTime;
+use jiff::fmt::strtime::{self, BrokenDownTime};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, context};
@@ -104,7 +106,10 @@ impl Template {
         }
         let size: usize = messages.iter().map(|m| m.content.len() + 1024).sum();
         let mut out = Limited { text: Vec::new(), most: 64 * 1024 + size * 2 };
+        // Local time, as transformers takes it. Asked for here: a template's thread may be left behind at any allocation.
+        let now = ZonedDateTime::now();
         let values = context! {
+            strftime_now => Value::from_function(move |format: String| strftime(&format, &now)),
             messages => Value::from(Serde(messages)),
             add_generation_prompt,
             bos_token => self.bos.as_str(),
@@ -137,7 +142,6 @@ fn compiled(source: String) -> Result<Environment<'static>, Error> {
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
-    env.add_function("strftime_now", |format: String| strftime(&format, now()));
     env.add_template_owned("chat", source)?;
     Ok(env)
 }
@@ -248,57 +252,12 @@ fn one_line(e: &Error) -> String {
     gguf::one_line(text.lines().next().unwrap_or_default().trim_end_matches('.'), 400)
 }
 
-/// Days since 1970 and the seconds of the day, in UTC.
-fn now() -> (i64, i64) {
-    let s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-    (s / 86_400, s % 86_400)
-}
-
-/// The date formats that templates ask for: %Y %m %d %B %b %H %M %S.
-fn strftime(format: &str, (days, seconds): (i64, i64)) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    // From days to a date of the Gregorian calendar, counting years from March (Hinnant, "chrono-compatible low-level
-    // date algorithms").
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + (month <= 2) as i64;
-    let name = MONTHS[month as usize - 1];
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        match (c, if c == '%' { chars.next() } else { None }) {
-            ('%', Some('Y')) => out.push_str(&year.to_string()),
-            ('%', Some('m')) => out.push_str(&format!("{month:02}")),
-            ('%', Some('d')) => out.push_str(&format!("{day:02}")),
-            ('%', Some('B')) => out.push_str(name),
-            ('%', Some('b')) => out.push_str(&name[..3]),
-            ('%', Some('H')) => out.push_str(&format!("{:02}", seconds / 3600)),
-            ('%', Some('M')) => out.push_str(&format!("{:02}", seconds / 60 % 60)),
-            ('%', Some('S')) => out.push_str(&format!("{:02}", seconds % 60)),
-            ('%', Some(other)) => out.extend(['%', other]),
-            (c, _) => out.push(c),
-        }
-    }
-    out
+/// A time as a template wants it, by C's format; what is not one stays, as in Python.
+fn strftime(format: &str, time: &ZonedDateTime) -> Result<String, Error> {
+    let lenient = strtime::Config::new().lenient(true);
+    BrokenDownTime::from(time)
+        .to_string_with_config(&lenient, format)
+        .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
 }
 
 #[cfg(test)]
@@ -388,9 +347,16 @@ mod tests {
 
     #[test]
     fn dates_are_right() {
-        for (days, want) in [(0, "1970-01-01 Jan"), (19_782, "2024-02-29 Feb"), (20_453, "2025-12-31 Dec")] {
-            assert_eq!(strftime("%Y-%m-%d %b", (days, 0)), want);
+        let time = "2024-02-09T01:02:03+08:00[Asia/Shanghai]".parse().unwrap();
+        let cases = [
+            ("%d %b %Y", "09 Feb 2024"),
+            ("%B %-d, %A %H:%M:%S", "February 9, Friday 01:02:03"),
+            ("%%, %!, 年", "%, %!, 年"),
+        ];
+        for (format, want) in cases {
+            assert_eq!(strftime(format, &time).unwrap(), want);
         }
-        assert_eq!(strftime("%H:%M:%S %B%%", (0, 3_723)), "01:02:03 January%%");
+        let year = render("{{ strftime_now('%Y') }}").unwrap();
+        assert!(year.parse::<i32>().is_ok_and(|y| y >= 2026), "{year}");
     }
 }

@@ -1,8 +1,9 @@
 //! `oxcart sessions`: the conversations that were kept.
 
-use crate::chat::history::{Conversation, delete, export_json, export_markdown, find, list, stem, timestamp};
+use crate::chat::history::{Conversation, Summary, delete, export_json, export_markdown, find, list, stem};
 use crate::config::Config;
 use anyhow::{Context, bail};
+use jiff::{Timestamp, tz::TimeZone};
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -117,7 +118,7 @@ fn print_list(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()
         let entries: Vec<_> = all
             .iter()
             .map(|s| {
-                let (name, at) = (stem(&s.path), timestamp(s.modified).replace(' ', "T") + "Z");
+                let (name, at) = (stem(&s.path), changed(s).strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
                 json!({"name": name, "title": s.title, "model": s.model, "modified": at, "turns": s.turns, "path": s.path})
             })
             .collect();
@@ -128,11 +129,18 @@ fn print_list(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()
         tell!("no conversations in {}", dir.display());
         return Ok(());
     }
-    writeln!(out, "{:<20} {:<19} {:>5}  TITLE", "NAME", "CHANGED (UTC)", "TURNS")?;
-    for s in all {
-        writeln!(out, "{:<20} {:<19} {:>5}  {}", stem(&s.path), timestamp(s.modified), s.turns, s.title)?;
+    writeln!(out, "{:<20} {:<19} {:>5}  TITLE", "NAME", "CHANGED", "TURNS")?;
+    let here = TimeZone::system();
+    for s in &all {
+        let at = changed(s).to_zoned_datetime(here.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string();
+        writeln!(out, "{:<20} {at:<19} {:>5}  {}", stem(&s.path), s.turns, s.title)?;
     }
     Ok(())
+}
+
+/// When a conversation was last written to; 1970, where the clock was out of all bounds.
+fn changed(s: &Summary) -> Timestamp {
+    Timestamp::try_from(s.modified).unwrap_or_default()
 }
 
 /// Writes a file that must not be there yet: for its owner alone, as the conversation is.

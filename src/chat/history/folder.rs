@@ -97,38 +97,3 @@ fn begins_as_one(path: &Path) -> bool {
         && File::open(path).is_ok_and(|f| f.take(text::SIGN.len() as u64).read_to_end(&mut sign).is_ok());
     read && text::is_conversation(&sign)
 }
-
-/// A point in time, UTC: `2026-11-23 15:40:12`.
-pub fn timestamp(t: SystemTime) -> String {
-    let seconds = t.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (mut days, second) = (seconds / 86400, seconds % 86400);
-    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let months = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    while days >= months[month] {
-        days -= months[month];
-        month += 1;
-    }
-    let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{:02}-{:02} {h:02}:{m:02}:{s:02}", month + 1, days + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn a_point_in_time_is_a_date() {
-        let cases =
-            [(0, "1970-01-01 00:00:00"), (951_826_154, "2000-02-29 12:09:14"), (1_795_448_412, "2026-11-23 15:40:12")];
-        for (seconds, want) in cases {
-            assert_eq!(timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), want);
-        }
-    }
-}
