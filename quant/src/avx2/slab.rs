@@ -385,11 +385,11 @@ avx2! {
         _mm256_setr_epi32(point(0), point(1), point(2), point(3), point(4), point(5), point(6), point(7))
     }
 
-    /// Magnitudes with signs, and 128 more.
+    /// Magnitudes with signs, and 64 more.
     #[inline]
     fn with_signs(magnitudes: __m256i, negative: u32) -> __m256i {
         let n = spread(negative);
-        _mm256_xor_si256(_mm256_sub_epi8(_mm256_xor_si256(magnitudes, n), n), _mm256_set1_epi8(-128))
+        _mm256_add_epi8(_mm256_sub_epi8(_mm256_xor_si256(magnitudes, n), n), _mm256_set1_epi8(64))
     }
 
     /// Four times seven signs in bytes, each with the eighth that makes their number even.

@@ -576,11 +576,11 @@ avx512! {
         _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*b)))
     }
 
-    /// Magnitudes with signs, and 128 more.
+    /// Magnitudes with signs, and 64 more.
     #[inline]
     fn with_signs(magnitudes: __m512i, negative: u64) -> __m512i {
         let q = _mm512_mask_sub_epi8(magnitudes, negative, _mm512_setzero_si512(), magnitudes);
-        _mm512_xor_si512(q, _mm512_set1_epi8(-128))
+        _mm512_add_epi8(q, _mm512_set1_epi8(64))
     }
 
     /// Eight times seven signs, each with the eighth that makes their number even.

@@ -13,14 +13,14 @@
 //! ```
 //!
 //! Seven signs are given, the eighth makes their number even. Codes of IQ2 and IQ3 are magnitudes with their sign, offset
-//! 128. Codes of IQ1 are eight times the weight, `8 grid ± 1`, offset 9: integers, so that the shift by 1/8 costs nothing.
+//! 64. Codes of IQ1 are eight times the weight, `8 grid ± 1`, offset 9: integers, so that the shift by 1/8 costs nothing.
 
 pub(crate) mod grid;
 
 use super::{Codes, dequant_codes, f16_at, part};
 
 /// What is added to the codes of IQ2 and IQ3.
-pub(super) const OFFSET: i32 = 128;
+pub(super) const OFFSET: i32 = 64;
 /// What is added to the codes of IQ1.
 pub(super) const OFFSET_1: i32 = 9;
 
@@ -30,14 +30,14 @@ fn signs(seven: u32) -> u8 {
     s | (s.count_ones() as u8 & 1) << 7
 }
 
-/// Eight magnitudes, below 128 and not 0, and their signs to codes: all eight bytes of a word at once.
+/// Eight magnitudes, below 64 and not 0, and their signs to codes: all eight bytes of a word at once.
 fn signed(magnitudes: [u8; 8], signs: u8) -> [u8; 8] {
     const ONES: u64 = 0x0101_0101_0101_0101;
     // Bit j of the signs alone in byte j; then 1 in the bytes that have theirs. No byte carries into the next.
     let bits = (signs as u64 * ONES) & 0x8040_2010_0804_0201;
     let negative = (bits + 0x7F * ONES) >> 7 & ONES;
-    // Two's complement, and 128 more.
-    (((u64::from_le_bytes(magnitudes) ^ (negative * 0xFF)) + negative) ^ (0x80 * ONES)).to_le_bytes()
+    // Two's complement of seven bits, and 64 more.
+    (((u64::from_le_bytes(magnitudes) ^ (negative * 0x7F)) + negative) ^ (0x40 * ONES)).to_le_bytes()
 }
 
 /// Two halves of a grid point.
