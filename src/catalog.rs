@@ -17,6 +17,7 @@ mod python;
 pub use disk::cache_dir;
 pub use python::PythonSource;
 
+use crate::disk::home_path;
 use crate::sample::SampleParams;
 use hub::Hub;
 use serde::{Deserialize, Serialize};
@@ -149,8 +150,6 @@ pub struct Resolved {
     pub parts: Vec<PathBuf>,
     /// The entry's name; none for a path.
     pub name: Option<&'static str>,
-    /// The family of its chat template, where the catalogue knows it.
-    pub template: Option<&'static str>,
     /// How its makers say to sample, over the defaults.
     pub sampling: SampleParams,
 }
@@ -175,16 +174,6 @@ pub enum CatalogError {
         quant: String,
         /// What there is.
         known: Vec<String>,
-    },
-    /// Two quantizations asked for at once.
-    #[error("{name}: the name says {found}, and {expected} was asked for")]
-    TwoQuants {
-        /// The name.
-        name: String,
-        /// In the name.
-        found: String,
-        /// Beside it.
-        expected: String,
     },
     /// A file or folder on this machine.
     #[error("{}: {error}", path.display())]
@@ -253,18 +242,12 @@ pub fn catalog() -> &'static Catalog {
 }
 
 /// The entry and the file that `NAME` or `NAME:QUANT` means, upper or lower case; none means the default model.
-pub fn find(name: Option<&str>, quant: Option<&str>) -> Result<(&'static Model, &'static ModelFile)> {
+pub fn find(name: Option<&str>) -> Result<(&'static Model, &'static ModelFile)> {
     let c = catalog();
     let whole = name.unwrap_or(&c.default);
-    let (name, inner) = match whole.rsplit_once(':') {
+    let (name, quant) = match whole.rsplit_once(':') {
         Some((n, q)) => (n, Some(q)),
         None => (whole, None),
-    };
-    let quant = match (inner, quant) {
-        (Some(a), Some(b)) if !a.eq_ignore_ascii_case(b) => {
-            return Err(CatalogError::TwoQuants { name: name.into(), found: a.into(), expected: b.into() });
-        }
-        (a, b) => a.or(b),
     };
     let named = |m: &&Model| std::iter::once(&m.name).chain(&m.aliases).any(|n| n.eq_ignore_ascii_case(name));
     let model = c
@@ -311,21 +294,20 @@ fn edits(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// The file on this machine that a path or a name means. A path that exists wins; a model of the catalogue that is not
-/// here is fetched, which is announced on stderr; none means the default model.
-pub fn resolve(name_or_path: Option<&str>, quant: Option<&str>) -> Result<Resolved> {
-    if let Some(p) = name_or_path.map(Path::new)
-        && p.exists()
-    {
-        return Ok(Resolved {
-            path: p.to_path_buf(),
-            parts: vec![p.to_path_buf()],
-            name: None,
-            template: None,
-            sampling: SampleParams::default(),
-        });
+/// The path that a word means, where it is one: of a file that is there (`~` is the home folder). A folder that is called as
+/// an entry is none: a checkpoint often lies beside what is made of it.
+pub fn path(word: &str) -> Option<PathBuf> {
+    let path = home_path(word);
+    (path.is_file() || path.exists() && find(Some(word)).is_err()).then_some(path)
+}
+
+/// The file on this machine that a path or a name means. A [`path`] wins; a model of the catalogue that is not here is
+/// fetched, which is announced on stderr; none means the default model.
+pub fn resolve(name_or_path: Option<&str>) -> Result<Resolved> {
+    if let Some(path) = name_or_path.and_then(path) {
+        return Ok(Resolved { parts: vec![path.clone()], path, name: None, sampling: SampleParams::default() });
     }
-    let (model, file) = find(name_or_path, quant)?;
+    let (model, file) = find(name_or_path)?;
     let parts = match model.local(file)? {
         Some(here) => here.parts,
         None => model.fetch(file)?,
@@ -335,7 +317,7 @@ pub fn resolve(name_or_path: Option<&str>, quant: Option<&str>) -> Result<Resolv
 
 /// Fetches what a name means, unless it is here and whole.
 pub fn pull(name: Option<&str>) -> Result<Resolved> {
-    let (model, file) = find(name, None)?;
+    let (model, file) = find(name)?;
     let parts = match model.local(file)? {
         Some(here) if here.complete => here.parts,
         _ => model.fetch(file)?,
@@ -345,7 +327,7 @@ pub fn pull(name: Option<&str>) -> Result<Resolved> {
 
 /// The default model's file, fetched once. Any number of processes may ask at the same time.
 pub fn default_model() -> Result<PathBuf> {
-    resolve(None, None).map(|r| r.path)
+    resolve(None).map(|r| r.path)
 }
 
 /// Files that were found on this machine.
@@ -388,13 +370,7 @@ impl Model {
     }
 
     fn resolved(&'static self, parts: Vec<PathBuf>) -> Resolved {
-        Resolved {
-            path: parts[0].clone(),
-            parts,
-            name: Some(&self.name),
-            template: Some(&self.template),
-            sampling: self.sampling.params(),
-        }
+        Resolved { path: parts[0].clone(), parts, name: Some(&self.name), sampling: self.sampling.params() }
     }
 }
 
@@ -436,30 +412,28 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        assert!(find(None, None).is_ok(), "the default is an entry");
+        assert!(find(None).is_ok(), "the default is an entry");
     }
 
     #[test]
     fn names_mean_entries() {
-        let found = |n: &str, q: Option<&str>| find(Some(n), q).map(|(m, f)| format!("{}:{}", m.name, f.quant));
-        for (name, quant, want) in [
-            ("qwen1.5-110b-chat", None, "Qwen1.5-110B-Chat:Q4_K_M"),
-            ("Qwen1.5-110B", Some("q2_k"), "Qwen1.5-110B-Chat:Q2_K"),
-            ("qwen1.5-110b:Q8_0", None, "Qwen1.5-110B-Chat:Q8_0"),
-            ("qwen1.5-110b:Q8_0", Some("q8_0"), "Qwen1.5-110B-Chat:Q8_0"),
-            ("smollm2", None, "SmolLM2-135M-Instruct:Q4_1"),
+        let found = |n: &str| find(Some(n)).map(|(m, f)| format!("{}:{}", m.name, f.quant));
+        for (name, want) in [
+            ("qwen1.5-110b-chat", "Qwen1.5-110B-Chat:Q4_K_M"),
+            ("Qwen1.5-110B:q2_k", "Qwen1.5-110B-Chat:Q2_K"),
+            ("qwen1.5-110b:Q8_0", "Qwen1.5-110B-Chat:Q8_0"),
+            ("smollm2", "SmolLM2-135M-Instruct:Q4_1"),
         ] {
-            assert_eq!(found(name, quant).unwrap(), want);
+            assert_eq!(found(name).unwrap(), want);
         }
-        for (name, quant, want) in [
-            ("qwen1.5-110b-caht", None, "did you mean Qwen1.5-110B-Chat"),
-            ("mixtral", None, "did you mean Mixtral-8x22B-Instruct"),
-            ("zzz", None, "oxcart list"),
-            ("", None, "oxcart list"),
-            ("smollm2:Q9", None, "the catalogue has Q4_1"),
-            ("smollm2:Q4_1", Some("Q8_0"), "Q8_0 was asked for"),
+        for (name, want) in [
+            ("qwen1.5-110b-caht", "did you mean Qwen1.5-110B-Chat"),
+            ("mixtral", "did you mean Mixtral-8x22B-Instruct"),
+            ("zzz", "oxcart list"),
+            ("", "oxcart list"),
+            ("smollm2:Q9", "the catalogue has Q4_1"),
         ] {
-            let e = found(name, quant).unwrap_err().to_string();
+            let e = found(name).unwrap_err().to_string();
             assert!(e.contains(want), "{name}: {e}");
         }
     }

@@ -179,6 +179,11 @@ impl Config {
         if let Some(name) = self.theme.as_ref().filter(|t| !THEMES.contains(&t.as_str())) {
             return error("theme", format!("{name:?}, expected {}", THEMES.join(", ")));
         }
+        if let Some(dir) = self.conversations.dir.as_ref()
+            && !disk::home_path(&dir.to_string_lossy()).is_absolute()
+        {
+            return error("conversations.dir", format!("{dir:?}, expected a path from / or ~/ on"));
+        }
         let s = &self.sampling;
         let whole = |n: Option<usize>| n.map(|n| n as f64);
         let real = |x: Option<f32>| x.map(f64::from);
@@ -202,7 +207,7 @@ impl Config {
     /// The folder of conversations: as set, or `oxcart/conversations` in the user's folder for data.
     pub fn conversations_dir(&self) -> Result<PathBuf, ConfigError> {
         match &self.conversations.dir {
-            Some(dir) => Ok(dir.clone()),
+            Some(dir) => Ok(disk::home_path(&dir.to_string_lossy())),
             None => Ok(base()?.data_dir().join("oxcart/conversations")),
         }
     }

@@ -1,13 +1,22 @@
 //! Files that appear whole or not at all: written under another name, synced, renamed. Files that are read whole, if they have
 //! an end. And the space that a disk has left.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The folder of a file.
 pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The path that a word means: `~` is the home folder.
+pub fn home_path(word: &str) -> PathBuf {
+    match (word.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => PathBuf::from(word),
+    }
 }
 
 /// The name of an unfinished file that another run finds: `NAME.partial`, in the same folder.
@@ -25,10 +34,50 @@ pub fn target(path: &Path) -> io::Result<PathBuf> {
     match fs::metadata(path) {
         Ok(m) if m.is_file() && link => path.canonicalize(),
         Ok(m) if m.is_file() => Ok(path.to_path_buf()),
-        Ok(m) => is(if m.is_dir() { "a folder" } else { "no regular file" }),
-        Err(_) if link => is("a link that leads nowhere"),
-        Err(_) => fs::metadata(folder(path)).map(|_| path.to_path_buf()),
+        Ok(m) => is(if m.is_dir() { "a folder" } else { "not a regular file" }),
+        Err(_) if link => is("a dangling link"),
+        Err(_) => match fs::metadata(folder(path))?.is_dir() {
+            true => Ok(path.to_path_buf()),
+            false => is("in no folder"),
+        },
     }
+}
+
+/// Locks a file for this process; the lock ends with the file.
+fn lock(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(io::Error::other("another process is writing it")),
+        Err(TryLockError::Error(e)) if e.kind() != io::ErrorKind::Unsupported => Err(e),
+        // Some network file systems have no locks.
+        _ => Ok(()),
+    }
+}
+
+/// Opens an unfinished file that nobody writes; never through a link.
+pub fn open_partial(temp: &Path) -> io::Result<File> {
+    if !fs::symlink_metadata(temp)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let file = File::options().read(true).write(true).open(temp)?;
+    lock(&file)?;
+    Ok(file)
+}
+
+/// Creates `NAME.partial`, in the place of one that nobody writes any more, or of a link.
+pub fn create_partial(path: &Path) -> io::Result<(File, PathBuf)> {
+    let temp = partial(path);
+    match fs::symlink_metadata(&temp) {
+        Ok(m) if m.is_symlink() => fs::remove_file(&temp)?,
+        Ok(_) => {
+            let _stale = open_partial(&temp)?;
+            fs::remove_file(&temp)?;
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let file = File::options().write(true).create_new(true).open(&temp)?;
+    lock(&file)?;
+    Ok((file, temp))
 }
 
 /// Creates a file of a name that nobody has yet, `NAME.PID-N.partial`: never through a link, nor over the file of another
@@ -64,17 +113,26 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 /// Writes a file of these bytes. One that fails leaves nothing, and an older file as it was.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = &target(path)?;
-    let temp = partial(path);
-    // What a killed run left; never through a link.
-    match fs::remove_file(&temp) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = File::options().write(true).create_new(true).open(&temp)?;
+    let (mut file, temp) = create_partial(path)?;
     let written = file.write_all(bytes).and_then(|()| publish(&file, &temp, path));
     if written.is_err() {
         // There is nothing to add where that fails too.
         let _ = fs::remove_file(&temp);
+    }
+    written
+}
+
+/// Writes a file that must not be there yet, for its owner alone.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let open = File::options().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = open.map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => io::Error::new(e.kind(), "exists already"),
+        _ => e,
+    })?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // It is ours: half of it is worth nothing.
+        let _ = fs::remove_file(path);
     }
     written
 }
@@ -89,7 +147,7 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {
-        true => Err(io::Error::other(format!("more than {most} bytes, expected at most as many"))),
+        true => Err(io::Error::other(format!("larger than {most} bytes, the most that is read"))),
         false => Ok(bytes),
     }
 }
@@ -128,6 +186,12 @@ mod tests {
             write(&path, text.as_bytes()).unwrap();
             assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names()), (text, 1));
         }
+        // Nor is the unfinished file of another process taken away, as long as it is written.
+        let (theirs, temp) = create_partial(&path).unwrap();
+        assert_eq!(write(&path, b"x").unwrap_err().to_string(), "another process is writing it");
+        assert!(temp.exists());
+        drop(theirs);
+        write(&path, b"x").unwrap();
         let (_, beside) = create_beside(&path).unwrap();
         assert_ne!(create_beside(&path).unwrap().1, beside);
         fs::create_dir(dir.path().join("folder")).unwrap();
@@ -138,7 +202,7 @@ mod tests {
     #[test]
     fn what_has_no_end_is_not_read_to_it() {
         let told = |path: &str, most| read_text(Path::new(path), most).map_err(|e| e.to_string());
-        assert_eq!(told("/dev/zero", 100), Err("more than 100 bytes, expected at most as many".into()));
+        assert_eq!(told("/dev/zero", 100), Err("larger than 100 bytes, the most that is read".into()));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         fs::write(&path, b"one\ntwo").unwrap();
@@ -157,7 +221,7 @@ mod tests {
         assert_eq!(told(Path::new("no-such-file")), Ok("no-such-file".into()));
         // A link stays one, and what it leads to is written.
         std::os::unix::fs::symlink("new", &link).unwrap();
-        assert_eq!(told(&link), Err("is a link that leads nowhere, expected the name of a file".into()));
+        assert_eq!(told(&link), Err("is a dangling link, expected the name of a file".into()));
         write(&new, b"old").unwrap();
         write(&link, b"text").unwrap();
         assert_eq!(fs::read_to_string(&new).unwrap(), "text");
@@ -165,7 +229,8 @@ mod tests {
         std::os::unix::fs::symlink("lost", &lost).unwrap();
         assert!(told(&lost).is_err(), "a link to itself");
         assert_eq!(told(dir.path()), Err("is a folder, expected the name of a file".into()));
-        assert_eq!(told(Path::new("/dev/null")), Err("is no regular file, expected the name of a file".into()));
+        assert_eq!(told(Path::new("/dev/null")), Err("is not a regular file, expected the name of a file".into()));
+        assert_eq!(told(&new.join("x")), Err("is in no folder, expected the name of a file".into()));
         assert_eq!(told(&dir.path().join("no/x")), Err("No such file or directory (os error 2)".into()));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Read from where Linux tells of it (`/proc`, `/sys`); elsewhere only the processors are known.
 
+use rustix::thread::CpuSet;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,13 +31,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one.
+    /// The machine that this runs on.
     pub fn here() -> Machine {
-        Machine::under(Path::new("/"))
+        // Where the system does not say which processors may be used, all may.
+        let allowed = rustix::thread::sched_getaffinity(None).ok();
+        Machine::under(Path::new("/"), |i| allowed.is_none_or(|a| i >= CpuSet::MAX_CPU || a.is_set(i)))
     }
 
-    /// As the files below `root` tell it.
-    fn under(root: &Path) -> Machine {
+    /// As the files below `root` tell it, of the processors that are allowed.
+    fn under(root: &Path, allowed: impl Fn(usize) -> bool) -> Machine {
         let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
         let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
         let info = read("proc/meminfo").unwrap_or_default();
@@ -45,16 +48,18 @@ impl Machine {
             line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
         };
         let memory = kib("MemTotal");
-        let group = Group::of(&read);
-        let limit = group.as_ref().map(|g| g.limit).filter(|&l| memory.is_none_or(|m| l < m));
-        let free = group.filter(|_| limit.is_some()).map(|g| g.limit.saturating_sub(g.used));
+        // One that all memory is less than is none.
+        let groups: Vec<Group> = Group::all(&read).into_iter().filter(|g| memory.is_none_or(|m| g.limit < m)).collect();
+        let limit = groups.iter().map(|g| g.limit).min();
+        let free = groups.iter().map(|g| g.limit.saturating_sub(g.used)).min();
         let available = match (kib("MemAvailable"), free) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         let cpu = |i: usize, name: &str| format!("sys/devices/system/cpu/cpu{i}/{name}");
-        let cpus: Vec<usize> = (0..4096).take_while(|&i| root.join(cpu(i, "topology")).exists()).collect();
+        // One that is switched off has no topology.
+        let cpus: Vec<usize> = (0..4096).filter(|&i| allowed(i) && root.join(cpu(i, "topology")).exists()).collect();
         let cores: BTreeSet<(u64, u64)> = cpus
             .iter()
             .filter_map(|&i| {
@@ -149,35 +154,37 @@ struct Group {
 }
 
 impl Group {
-    /// The group of this process (version 2, else 1), `None` where it has no limit.
-    fn of(read: &impl Fn(&str) -> Option<String>) -> Option<Group> {
-        let groups = read("proc/self/cgroup")?;
+    /// The group of this process and those that it is in (version 2 or 1), as far as they have a limit.
+    fn all(read: &impl Fn(&str) -> Option<String>) -> Vec<Group> {
         let number = |path: String| read(&path)?.trim().parse::<u64>().ok();
         let field = |path: String, key: &str| {
             let stat = read(&path)?;
             stat.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ')?.trim().parse::<u64>().ok())
         };
-        let found = groups.lines().find_map(|line| {
-            let (_, rest) = line.split_once(':')?;
-            let (kind, path) = rest.split_once(':')?;
-            let path = path.trim_matches('/');
-            // A container sees its own group as the root.
-            [path, ""].into_iter().find_map(|p| match kind {
-                "" => {
-                    let at = format!("sys/fs/cgroup/{p}");
-                    let cache = field(format!("{at}/memory.stat"), "file").unwrap_or(0);
-                    Some((number(format!("{at}/memory.max"))?, number(format!("{at}/memory.current"))?, cache))
-                }
+        let group = |folder: &str, path: &Path, [limit, used, cache, shared]: [&str; 4]| {
+            let at = Path::new(folder).join(path).display().to_string();
+            let limit = number(format!("{at}/{limit}"))?;
+            // What lies in memory alone is counted as cache, too.
+            let [cache, shared] = [cache, shared].map(|key| field(format!("{at}/memory.stat"), key).unwrap_or(0));
+            let gives_way = cache.saturating_sub(shared);
+            Some(Group { limit, used: number(format!("{at}/{used}"))?.saturating_sub(gives_way) })
+        };
+        let mut found = Vec::new();
+        for line in read("proc/self/cgroup").unwrap_or_default().lines() {
+            let Some((kind, path)) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':')) else { continue };
+            let (folder, names) = match kind {
+                "" => ("sys/fs/cgroup", ["memory.max", "memory.current", "file", "shmem"]),
                 k if k.split(',').any(|k| k == "memory") => {
-                    let at = format!("sys/fs/cgroup/memory/{p}");
-                    let cache = field(format!("{at}/memory.stat"), "total_cache").unwrap_or(0);
-                    let used = number(format!("{at}/memory.usage_in_bytes"))?;
-                    Some((number(format!("{at}/memory.limit_in_bytes"))?, used, cache))
+                    let names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"];
+                    ("sys/fs/cgroup/memory", names)
                 }
-                _ => None,
-            })
-        });
-        found.map(|(limit, used, cache)| Group { limit, used: used.saturating_sub(cache) })
+                _ => continue,
+            };
+            // The last of them is the root, which a container sees its own group as.
+            let groups = Path::new(path.trim_matches('/')).ancestors();
+            found.extend(groups.filter_map(|path| group(folder, path, names)));
+        }
+        found
     }
 }
 
@@ -212,7 +219,7 @@ mod tests {
                     ("proc/self/cgroup", "0::/a/b\n"),
                     ("sys/fs/cgroup/a/b/memory.max", "512000\n"),
                     ("sys/fs/cgroup/a/b/memory.current", "300000\n"),
-                    ("sys/fs/cgroup/a/b/memory.stat", "anon 1\nfile 200000\n"),
+                    ("sys/fs/cgroup/a/b/memory.stat", "anon 1\nfile 250000\nshmem 50000\n"),
                 ],
                 Some(512_000),
                 Some(412_000),
@@ -247,18 +254,31 @@ mod tests {
                 None,
                 Some(800 << 10),
             ),
+            (
+                "the limit of a group above",
+                &[
+                    ("proc/self/cgroup", "0::/a/b/c\n"),
+                    ("sys/fs/cgroup/a/memory.max", "512000\n"),
+                    ("sys/fs/cgroup/a/memory.current", "400000\n"),
+                    ("sys/fs/cgroup/a/b/memory.max", "max\n"),
+                    ("sys/fs/cgroup/a/b/c/memory.max", "600000\n"),
+                    ("sys/fs/cgroup/a/b/c/memory.current", "1000\n"),
+                ],
+                Some(512_000),
+                Some(112_000),
+            ),
             ("rubbish", &[("proc/self/cgroup", "::::\n\n7\n")], None, Some(800 << 10)),
         ];
         for (name, files, limit, available) in cases {
             let files: Vec<_> = files.iter().copied().chain([MEMINFO]).collect();
-            let m = Machine::under(root(&files).path());
+            let m = Machine::under(root(&files).path(), |_| true);
             assert_eq!(
                 (m.limit, m.available, m.memory, m.swap),
                 (*limit, *available, Some(1000 << 10), 50 << 10),
                 "{name}"
             );
         }
-        let nothing = Machine::under(root(&[]).path());
+        let nothing = Machine::under(root(&[]).path(), |_| true);
         assert_eq!((nothing.memory, nothing.available, nothing.nodes), (None, None, 1));
     }
 
@@ -275,10 +295,29 @@ mod tests {
         let node = |number, processors: &[usize]| Node { number, processors: processors.to_vec() };
         let want = [node(0, &[0, 1, 2, 8]), node(1, &[3, 4, 5, 9, 10]), node(4, &[]), node(5, &[])];
         assert_eq!(Node::under(root.path()), want);
-        assert_eq!(Machine::under(root.path()).nodes, 4);
+        assert_eq!(Machine::under(root.path(), |_| true).nodes, 4);
         for (text, want) in [("7", vec![7]), ("x,2-1,3,-,99999999999", vec![3]), ("", vec![])] {
             assert_eq!(cpu_list(text), want, "{text:?}");
         }
+    }
+
+    #[test]
+    fn cores_are_those_that_may_be_used() {
+        // Eight processors, two a core; the third is switched off, the last core's are slower.
+        let mut files = Vec::new();
+        for i in (0..8).filter(|&i| i != 2) {
+            let at = |name: &str| format!("sys/devices/system/cpu/cpu{i}/{name}");
+            files.push((at("topology/physical_package_id"), "0".to_string()));
+            files.push((at("topology/core_id"), (i / 2).to_string()));
+            files.push((at("cpufreq/cpuinfo_max_freq"), (if i < 6 { 5000 } else { 3000 }).to_string()));
+        }
+        let files: Vec<_> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let root = root(&files);
+        let processors = std::thread::available_parallelism().unwrap().get();
+        let cores = |allowed: &dyn Fn(usize) -> bool| Machine::under(root.path(), allowed).cores;
+        assert_eq!(cores(&|_| true), Some(4.min(processors)));
+        assert_eq!(cores(&|i| i < 2), Some(1), "two processors of one core");
+        assert_eq!(Machine::under(root.path(), |i| i < 6).fast_processors, None, "all as fast");
     }
 
     #[test]

@@ -49,12 +49,14 @@ struct Mapping {
 impl Bytes {
     /// Maps a whole file for reading.
     ///
-    /// What is no regular file (a folder, a pipe, which would block) is refused, and so is an empty file, which cannot be
+    /// What is not a regular file (a folder, a pipe, which would block) is refused, and so is an empty file, which cannot be
     /// mapped.
     pub fn map(path: &Path) -> io::Result<Bytes> {
-        let regular = |m: fs::Metadata| match m.is_file() {
-            true => Ok(m.len()),
-            false => Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file")),
+        let unfit = |what| Err(io::Error::new(ErrorKind::InvalidInput, what));
+        let regular = |m: fs::Metadata| match m.is_dir() {
+            _ if m.is_file() => Ok(m.len()),
+            true => unfit("a folder, expected a file"),
+            false => unfit("not a regular file"),
         };
         regular(fs::metadata(path)?)?;
         let file = File::open(path)?;
@@ -487,7 +489,7 @@ mod tests {
         let empty = dir.path().join("empty");
         fs::write(&empty, "").unwrap();
         assert_eq!(Bytes::map(&empty).err().map(|e| e.to_string()), Some("the file is empty".into()));
-        assert_eq!(Bytes::map(dir.path()).err().map(|e| e.to_string()), Some("not a regular file".into()));
+        assert_eq!(Bytes::map(dir.path()).err().map(|e| e.to_string()), Some("a folder, expected a file".into()));
         assert_eq!(Bytes::map(&dir.path().join("absent")).err().map(|e| e.kind()), Some(ErrorKind::NotFound));
     }
 }

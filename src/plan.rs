@@ -224,18 +224,18 @@ mod tests {
         for (name, want) in
             [("Qwen1.5-110B-Chat", 111.2e9), ("Llama-3-70B-Instruct", 70.6e9), ("Mixtral-8x22B-Instruct", 140.6e9)]
         {
-            let (m, f) = catalog::find(Some(name), None).unwrap();
+            let (m, f) = catalog::find(Some(name)).unwrap();
             let all = parameters(&m.geometry, m.geometry.experts.unwrap_or(1));
             assert!((all / want - 1.0).abs() < 0.005, "{name}: {all}");
             let bytes = file_bytes(m, f).unwrap() as f64;
             assert!((3.0..9.0).contains(&(bytes * 8.0 / all)), "{name}: {bytes}");
         }
-        let (m, _) = catalog::find(Some("Mixtral-8x22B-Instruct"), None).unwrap();
+        let (m, _) = catalog::find(Some("Mixtral-8x22B-Instruct")).unwrap();
         let used = Active::of_entry(&m.geometry, 80 << 30);
         assert!((used.parameters / 39e9 - 1.0).abs() < 0.02, "{used:?}");
         // 56 layers of 8 experts of 3 x 6144 x 16384.
         assert!((used.experts / (80u64 << 30) as f64 - 135.3 / 140.6).abs() < 0.001, "{used:?}");
-        let (m, _) = catalog::find(Some("Llama-3-70B-Instruct"), None).unwrap();
+        let (m, _) = catalog::find(Some("Llama-3-70B-Instruct")).unwrap();
         let dense = Active::of_entry(&m.geometry, 40 << 30);
         assert_eq!((dense.experts, dense.bytes), (0.0, (40u64 << 30) as f64));
     }

@@ -7,6 +7,8 @@
 //! Vocabularies have 150,000 tokens, and 40 of them are usually wanted. So nothing here sorts them all: greedy is one
 //! pass, top-k one pass with a rising threshold, and the samplers that keep a sum of probabilities select as they go.
 
+pub mod parse;
+
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::f64::consts::{LN_2, LOG2_E};

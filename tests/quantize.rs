@@ -350,7 +350,7 @@ fn what_cannot_be_given_its_name_is_kept() {
     }
     // A device would not be written but replaced.
     let out = quantize(&[&arg(&from), "/dev/null", "Q8_0"]).assert().failure().get_output().clone();
-    assert!(String::from_utf8_lossy(&out.stderr).contains("/dev/null: create: is no regular file"));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("/dev/null: create: is not a regular file"));
     fs::remove_dir(&to).unwrap();
     // One that comes later keeps the file from its name, not from the disk.
     let (mut child, said) = stuck(&from, &to, &[]);

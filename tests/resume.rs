@@ -169,7 +169,7 @@ fn pipes_leave_no_trace_and_what_is_kept_is_managed() {
     let cases: &[(&[&str], &str)] = &[
         (&["export", "First?", "-o", file], "out.md: exists already"),
         (&["show", "fourth"], "no conversation \"fourth\""),
-        (&["show", "2"], "\"2\" may be one of 3"),
+        (&["show", "2"], "\"2\" matches 3 conversations"),
         (&["delete", "third", "fourth"], "no conversation \"fourth\""),
         (&["show", file], "line 1: expected"),
     ];

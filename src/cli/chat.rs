@@ -89,9 +89,9 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
 /// On the full screen.
 fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<()> {
     // What has to be fetched is announced and fetched before the screen is taken.
-    catalog::resolve(a.engine.model.as_deref(), None)?;
+    catalog::resolve(a.engine.model.as_deref())?;
     if let Some(small) = a.draft.model() {
-        catalog::resolve(Some(small), None)?;
+        catalog::resolve(Some(small))?;
     }
     let template = match &a.chat_template_file {
         Some(f) => Some(disk::read_text(f, disk::MOST_SETTINGS).with_context(|| f.display().to_string())?),

@@ -27,7 +27,7 @@ impl DraftArgs {
     pub fn drafter(&self, engine: &Engine, a: &EngineArgs, s: &SessionOptions) -> anyhow::Result<Drafter> {
         let mut drafter = Drafter::new(self.draft_max);
         if let Some(name) = self.model() {
-            drafter.add_model(engine, &catalog::resolve(Some(name), None)?.path, &a.options()?, s)?;
+            drafter.add_model(engine, &catalog::resolve(Some(name))?.path, &a.options()?, s)?;
         }
         Ok(drafter)
     }

@@ -14,7 +14,7 @@ use oxcart_quant::isa::IsaError;
 use oxcart_quant::{Format, Isa, Kernels};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Which model, and how it computes.
@@ -136,12 +136,14 @@ fn memory(s: &str) -> Result<u64, String> {
 
 /// The file that a path or a name of the catalogue means; what is not here is not fetched, as it is only looked at.
 pub fn file_here(name_or_path: &str) -> anyhow::Result<PathBuf> {
-    let path = Path::new(name_or_path);
-    // What looks like a file and is none is told of by who opens it.
-    if path.exists() || name_or_path.ends_with(".gguf") {
-        return Ok(path.to_path_buf());
+    if let Some(path) = catalog::path(name_or_path) {
+        return Ok(path);
     }
-    let (model, file) = catalog::find(Some(name_or_path), None)?;
+    // What looks like a file and is none is told of by who opens it.
+    if name_or_path.ends_with(".gguf") {
+        return Ok(PathBuf::from(name_or_path));
+    }
+    let (model, file) = catalog::find(Some(name_or_path))?;
     let first = model.local(file)?.and_then(|here| here.parts.into_iter().next());
     first.with_context(|| format!("{name_or_path}: not on this machine; oxcart pull {name_or_path} fetches it"))
 }
@@ -212,7 +214,7 @@ impl EngineArgs {
     /// Opens the model; weights that shall be read into memory are not yet.
     fn open_for_talk(&self) -> anyhow::Result<Arc<Engine>> {
         let o = self.options()?;
-        let found = catalog::resolve(self.model.as_deref(), None)?;
+        let found = catalog::resolve(self.model.as_deref())?;
         let o = EngineOptions { recommended: found.sampling, ..o };
         let reading = Reading::new();
         let e = Engine::open_watched(&found.path, &o, &|done, of| told(&reading, done, of))?;

@@ -55,10 +55,10 @@ impl Subject {
     }
 
     fn find(name: Option<&str>) -> anyhow::Result<Subject> {
-        if let Some(path) = name.map(Path::new).filter(|p| p.exists()) {
-            return Subject::of_file(path);
+        if let Some(path) = name.and_then(catalog::path) {
+            return Subject::of_file(&path);
         }
-        let (model, file) = catalog::find(name, None)?;
+        let (model, file) = catalog::find(name)?;
         if let Some(here) = model.local(file)?
             && let Some(first) = here.parts.first()
         {

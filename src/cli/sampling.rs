@@ -1,6 +1,7 @@
 //! The flags of sampling, named as llama.cpp's.
 
 use crate::sample::SampleParams;
+use crate::sample::parse::{Seed, bias, last_n, number, penalty, seed, top_k};
 
 /// How the next token is chosen.
 #[derive(Clone, clap::Args)]
@@ -38,50 +39,6 @@ pub struct SamplingArgs {
     /// Seed of the random numbers; -1 for a random one [default: -1]
     #[arg(short, long, value_name = "N", value_parser = seed, allow_negative_numbers = true)]
     seed: Option<Seed>,
-}
-
-/// A seed, or that there shall be none.
-#[derive(Clone, Copy)]
-struct Seed(Option<u64>);
-
-fn number<const MIN: i32, const MAX: i32>(s: &str) -> Result<f32, String> {
-    match s.parse::<f32>() {
-        Ok(x) if (MIN as f32..=MAX as f32).contains(&x) => Ok(x),
-        _ => Err(format!("expected a number from {MIN} to {MAX}")),
-    }
-}
-
-fn penalty(s: &str) -> Result<f32, String> {
-    number::<0, 100>(s).ok().filter(|&x| x > 0.0).ok_or_else(|| "expected a number above 0, to 100".into())
-}
-
-fn top_k(s: &str) -> Result<usize, String> {
-    let k: i64 = s.parse().map_err(|_| "expected a whole number")?;
-    Ok(usize::try_from(k).unwrap_or(0))
-}
-
-fn last_n(s: &str) -> Result<usize, String> {
-    match s.parse::<i64>() {
-        Ok(-1) => Ok(usize::MAX),
-        Ok(n) if n >= 0 => Ok(n as usize),
-        _ => Err("expected a number of tokens, or -1 for all of the context".into()),
-    }
-}
-
-fn seed(s: &str) -> Result<Seed, String> {
-    match s.parse::<i128>() {
-        Ok(-1) => Ok(Seed(None)),
-        Ok(n) => u64::try_from(n).map(|n| Seed(Some(n))).map_err(|_| "expected 0 to 2^64 - 1, or -1".into()),
-        Err(_) => Err("expected a whole number, or -1 for a random one".into()),
-    }
-}
-
-fn bias(s: &str) -> Result<(u32, f32), String> {
-    let expected = || "expected ID+BIAS or ID-BIAS, e.g. 15043-1.5".to_string();
-    let at = s.find(['+', '-']).ok_or_else(expected)?;
-    // Infinities are meant: -inf forbids a token.
-    let value: f32 = s[at..].parse().ok().filter(|x: &f32| !x.is_nan()).ok_or_else(expected)?;
-    Ok((s[..at].parse().map_err(|_| expected())?, value))
 }
 
 impl SamplingArgs {

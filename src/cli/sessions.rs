@@ -2,7 +2,8 @@
 
 use crate::chat::history::{Conversation, Summary, delete, export_json, export_markdown, find, list, stem};
 use crate::config::Config;
-use anyhow::{Context, bail};
+use crate::disk::write_private;
+use anyhow::Context;
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::json;
 use std::io::Write;
@@ -85,13 +86,19 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             let text = if json { format!("{}\n", export_json(&c)) } else { export_markdown(&c) };
             match output {
                 None => write!(out, "{text}")?,
-                Some(file) => write_new(&file, &text)?,
+                Some(file) => write_private(&file, text.as_bytes()).with_context(|| file.display().to_string())?,
             }
         }
         Action::Rename { which, title } => Conversation::open(&find(&dir, &which.name)?)?.rename(&title)?,
         Action::Delete { names } => {
-            // All are found before the first one goes.
-            let paths = names.iter().map(|n| find(&dir, n)).collect::<Result<Vec<_>, _>>()?;
+            // All are found before the first one goes, once each.
+            let mut paths = Vec::new();
+            for name in &names {
+                let path = find(&dir, name)?;
+                if !paths.contains(&path) {
+                    paths.push(path);
+                }
+            }
             for path in paths {
                 delete(&path)?;
                 tell!("deleted {}", path.display());
@@ -141,20 +148,4 @@ fn print_list(dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<()
 /// When a conversation was last written to; 1970, where the clock was out of all bounds.
 fn changed(s: &Summary) -> Timestamp {
     Timestamp::try_from(s.modified).unwrap_or_default()
-}
-
-/// Writes a file that must not be there yet: for its owner alone, as the conversation is.
-fn write_new(file: &Path, text: &str) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let open = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
-    let mut f = match open {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => bail!("{}: exists already", file.display()),
-        other => other.with_context(|| file.display().to_string())?,
-    };
-    let written = f.write_all(text.as_bytes()).and_then(|()| f.sync_all());
-    if written.is_err() {
-        // It is ours: half of it is worth nothing.
-        let _ = std::fs::remove_file(file);
-    }
-    written.with_context(|| file.display().to_string())
 }

@@ -8,10 +8,10 @@
 //! sort the metadata, and do not pad the last tensor, which ggml reads with its padding.
 
 use super::{Blame, GgufError, TensorKind, Value, one_line};
-use crate::disk::{create_beside, partial, sync_folder, target};
+use crate::disk::{create_beside, create_partial, open_partial, partial, sync_folder, target};
 use gguf_rs_lib::format::{self, GGUFHeader, GGUFValueType, MetadataValue};
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -321,7 +321,9 @@ impl GgufWriter {
                 return Err(e);
             }
         }
-        sync_folder(&self.path).map_err(|e| Blame(&self.path).at("sync of the folder", e))?;
+        for p in &self.parts {
+            sync_folder(&p.path).map_err(|e| Blame(&p.path).at("sync of the folder", e))?;
+        }
         Ok(std::mem::take(&mut self.parts).into_iter().map(|p| p.path).collect())
     }
 
@@ -371,7 +373,7 @@ impl GgufWriter {
     fn begin(&mut self) -> Result<(), GgufError> {
         let part = &self.parts[self.part];
         let head = self.head(self.part).map_err(|e| Blame(&part.path).at("header", e))?;
-        let create = if self.resumable { replace_partial } else { create_beside };
+        let create = if self.resumable { create_partial } else { create_beside };
         let (file, temp) = create(&part.path).map_err(|e| Blame(&part.path).at("create", e))?;
         self.parts[self.part].temp = Some(temp);
         let mut file = BufWriter::with_capacity(1 << 20, file);
@@ -410,39 +412,6 @@ impl Drop for GgufWriter {
             let _ = fs::remove_file(temp);
         }
     }
-}
-
-/// Locks a file for this process; the lock ends with the file.
-fn lock(file: &File) -> io::Result<()> {
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(io::Error::other("another process is writing it")),
-        Err(TryLockError::Error(e)) if e.kind() != io::ErrorKind::Unsupported => Err(e),
-        // Some network file systems have no locks.
-        _ => Ok(()),
-    }
-}
-
-/// Opens an unfinished file that nobody writes; never through a link.
-fn open_partial(temp: &Path) -> io::Result<File> {
-    if !fs::symlink_metadata(temp)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{}: not a regular file", temp.display())));
-    }
-    let file = File::options().read(true).write(true).open(temp)?;
-    lock(&file)?;
-    Ok(file)
-}
-
-/// Creates `NAME.partial`, in the place of one that nobody writes any more.
-fn replace_partial(path: &Path) -> io::Result<(File, PathBuf)> {
-    let temp = partial(path);
-    match open_partial(&temp) {
-        Ok(_stale) => fs::remove_file(&temp)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e),
-    }
-    let file = File::options().write(true).create_new(true).open(&temp)?;
-    lock(&file)?;
-    Ok((file, temp))
 }
 
 /// Opens `NAME.partial`, which must begin with `head`, cuts it to `len` bytes and goes to its end.

@@ -11,7 +11,7 @@
 
 use super::row::{self, Row};
 use super::{PerplexityError, rows};
-use crate::disk::{partial, publish, target};
+use crate::disk::{create_partial, open_partial, partial, publish, target};
 use oxcart_quant::f32ops::Ops;
 use std::fs::File;
 use std::io::{self, Write};
@@ -86,8 +86,7 @@ impl BaseWriter {
     pub fn create(path: &Path, layout: Layout, tokens: &[u32]) -> Result<BaseWriter, PerplexityError> {
         assert_eq!(tokens.len(), layout.n_chunk * layout.n_ctx);
         let path = target(path).map_err(io_error(path, "create"))?;
-        let temp = partial(&path);
-        let mut file = File::create(&temp).map_err(io_error(&temp, "create"))?;
+        let (mut file, temp) = create_partial(&path).map_err(io_error(&partial(&path), "create"))?;
         file.write_all(&layout.head(tokens)).map_err(io_error(&temp, "write"))?;
         Ok(BaseWriter { file, path, layout })
     }
@@ -96,7 +95,7 @@ impl BaseWriter {
     pub fn resume(path: &Path, layout: Layout, tokens: &[u32]) -> Result<BaseWriter, PerplexityError> {
         let path = target(path).map_err(io_error(path, "create"))?;
         let temp = partial(&path);
-        let file = File::options().read(true).write(true).open(&temp).map_err(io_error(&temp, "open"))?;
+        let file = open_partial(&temp).map_err(io_error(&temp, "open"))?;
         let want = layout.head(tokens);
         let mut found = vec![0; want.len()];
         file.read_exact_at(&mut found, 0).map_err(io_error(&temp, "read"))?;

@@ -125,6 +125,15 @@ impl Editor {
         &self.attachments
     }
 
+    /// Where a word stands, alone between spaces.
+    pub fn word(&self, word: &str) -> Option<Range<usize>> {
+        let ends = |c: Option<char>| c.is_none_or(char::is_whitespace);
+        let alone =
+            |&i: &usize| ends(self.text[..i].chars().next_back()) && ends(self.text[i + word.len()..].chars().next());
+        let at = self.text.match_indices(word).map(|m| m.0).find(alone)?;
+        Some(at..at + word.len())
+    }
+
     /// Tokens of the attachments in the text, as far as they have been counted.
     pub fn attached_tokens(&self) -> usize {
         self.text.graphemes(true).filter_map(|g| self.attachment(g)?.tokens).sum()
@@ -221,6 +230,10 @@ impl Editor {
         let whole = self.expanded();
         self.remember();
         self.clear();
+        // What was cut and holds an attachment would stand for nothing, or for another.
+        if self.killed.chars().any(|c| c as u32 >= FIRST) {
+            self.killed.clear();
+        }
         (self.attachments, self.undo, self.redo) = (Vec::new(), Vec::new(), Vec::new());
         whole
     }
@@ -487,6 +500,31 @@ mod tests {
         e.delete(Motion::Right);
         assert_eq!(e.take(), "before !");
         assert!(e.is_empty() && e.attachments().is_empty());
+    }
+
+    #[test]
+    fn a_word_is_found_alone() {
+        let e = editor("compare @main.cpp and @main.c\n@main.c.");
+        assert_eq!(e.word("@main.c"), Some(22..29));
+        assert_eq!(e.word("@main.cpp"), Some(8..17));
+        assert_eq!(e.word("@main"), None);
+    }
+
+    #[test]
+    fn what_was_cut_with_an_attachment_goes_with_it() {
+        let mut e = editor("see ");
+        e.attach(4..4, Attachment { name: None, content: "x".into(), tokens: None });
+        e.delete(Motion::Start);
+        e.insert('a');
+        assert_eq!(e.take(), "a");
+        e.yank();
+        assert_eq!(e.text(), "");
+        e.set("text");
+        e.delete(Motion::Start);
+        e.insert('a');
+        e.take();
+        e.yank();
+        assert_eq!(e.text(), "text", "text alone can still be put back");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::editor::Editor;
 use crate::chat::history::Summary;
 use crate::sample::SampleParams;
+use crate::sample::parse::{last_n, number, penalty, seed, top_k};
 
 /// One of them.
 pub enum Panel {
@@ -73,12 +74,7 @@ struct Parameter {
     name: &'static str,
     what: &'static str,
     get: fn(&SampleParams) -> String,
-    set: fn(&mut SampleParams, &str) -> Option<()>,
-    expected: &'static str,
-}
-
-fn number(s: &str, range: std::ops::RangeInclusive<f32>) -> Option<f32> {
-    s.parse().ok().filter(|x| range.contains(x))
+    set: fn(&mut SampleParams, &str) -> Result<(), String>,
 }
 
 const SAMPLING: &[Parameter] = &[
@@ -86,74 +82,61 @@ const SAMPLING: &[Parameter] = &[
         name: "temp",
         what: "temperature; 0 always takes the most likely token",
         get: |p| p.temp.to_string(),
-        set: |p, s| number(s, -100.0..=100.0).map(|x| p.temp = x),
-        expected: "a number from -100 to 100",
+        set: |p, s| number::<-100, 100>(s).map(|x| p.temp = x),
     },
     Parameter {
         name: "top-k",
         what: "keep the K most likely tokens; 0 for all",
         get: |p| p.top_k.to_string(),
-        set: |p, s| s.parse().ok().map(|k| p.top_k = k),
-        expected: "a whole number",
+        set: |p, s| top_k(s).map(|k| p.top_k = k),
     },
     Parameter {
         name: "top-p",
         what: "keep the most likely tokens up to a sum of P",
         get: |p| p.top_p.to_string(),
-        set: |p, s| number(s, 0.0..=1.0).map(|x| p.top_p = x),
-        expected: "a number from 0 to 1",
+        set: |p, s| number::<0, 1>(s).map(|x| p.top_p = x),
     },
     Parameter {
         name: "min-p",
         what: "keep tokens at least P times as likely as the first",
         get: |p| p.min_p.to_string(),
-        set: |p, s| number(s, 0.0..=1.0).map(|x| p.min_p = x),
-        expected: "a number from 0 to 1",
+        set: |p, s| number::<0, 1>(s).map(|x| p.min_p = x),
     },
     Parameter {
         name: "typical",
         what: "locally typical sampling up to a sum of P",
         get: |p| p.typical_p.to_string(),
-        set: |p, s| number(s, 0.0..=1.0).map(|x| p.typical_p = x),
-        expected: "a number from 0 to 1",
+        set: |p, s| number::<0, 1>(s).map(|x| p.typical_p = x),
     },
     Parameter {
         name: "repeat-penalty",
         what: "penalty for recent tokens; 1 for none",
         get: |p| p.repeat_penalty.to_string(),
-        set: |p, s| number(s, 0.0..=100.0).filter(|x| *x > 0.0).map(|x| p.repeat_penalty = x),
-        expected: "a number above 0, to 100",
+        set: |p, s| penalty(s).map(|x| p.repeat_penalty = x),
     },
     Parameter {
         name: "repeat-last-n",
-        what: "how many tokens are recent",
-        get: |p| p.repeat_last_n.to_string(),
-        set: |p, s| s.parse().ok().map(|n| p.repeat_last_n = n),
-        expected: "a whole number",
+        what: "how many tokens are recent; -1 for all",
+        get: |p| if p.repeat_last_n == usize::MAX { "-1".into() } else { p.repeat_last_n.to_string() },
+        set: |p, s| last_n(s).map(|n| p.repeat_last_n = n),
     },
     Parameter {
         name: "presence-penalty",
         what: "subtracted from the logits of recent tokens",
         get: |p| p.presence_penalty.to_string(),
-        set: |p, s| number(s, -100.0..=100.0).map(|x| p.presence_penalty = x),
-        expected: "a number from -100 to 100",
+        set: |p, s| number::<-100, 100>(s).map(|x| p.presence_penalty = x),
     },
     Parameter {
         name: "frequency-penalty",
         what: "subtracted for each recent occurrence",
         get: |p| p.frequency_penalty.to_string(),
-        set: |p, s| number(s, -100.0..=100.0).map(|x| p.frequency_penalty = x),
-        expected: "a number from -100 to 100",
+        set: |p, s| number::<-100, 100>(s).map(|x| p.frequency_penalty = x),
     },
     Parameter {
         name: "seed",
         what: "seed of the random numbers; -1 for a random one",
         get: |p| p.seed.map_or("-1".into(), |s| s.to_string()),
-        set: |p, s| {
-            p.seed = if s == "-1" { None } else { Some(s.parse().ok()?) };
-            Some(())
-        },
-        expected: "a whole number, or -1",
+        set: |p, s| seed(s).map(|s| p.seed = s.0),
     },
 ];
 
@@ -167,7 +150,7 @@ pub fn set(p: &mut SampleParams, name: &str, value: &str) -> Result<(), String> 
         let names: Vec<_> = SAMPLING.iter().map(|s| s.name).collect();
         return Err(format!("no setting {name}; there are system, {}", names.join(", ")));
     };
-    (s.set)(p, value.trim()).ok_or_else(|| format!("{name} {value}: expected {}", s.expected))
+    (s.set)(p, value.trim()).map_err(|e| format!("{name} {value}: {e}"))
 }
 
 /// A model that can be switched to.
@@ -242,11 +225,18 @@ mod tests {
         }
         let want = SampleParams { temp: 0.5, top_k: 0, seed: Some(7), repeat_penalty: 1.1, ..SampleParams::default() };
         assert_eq!(p, want);
-        set(&mut p, "seed", "-1").unwrap();
-        assert_eq!(p.seed, None);
-        for (name, value) in
-            [("temp", "x"), ("temp", "NaN"), ("top-p", "2"), ("top-k", "-3"), ("nothing", "1"), ("repeat-penalty", "0")]
-        {
+        for name in ["seed", "top-k", "repeat-last-n"] {
+            set(&mut p, name, "-1").unwrap();
+        }
+        assert_eq!((p.seed, p.top_k, p.repeat_last_n), (None, 0, usize::MAX));
+        for (name, value) in [
+            ("temp", "x"),
+            ("temp", "NaN"),
+            ("top-p", "2"),
+            ("top-k", "1.5"),
+            ("nothing", "1"),
+            ("repeat-penalty", "0"),
+        ] {
             assert!(set(&mut p, name, value).is_err(), "{name} {value}");
         }
         // What is shown can be typed.

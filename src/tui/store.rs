@@ -6,9 +6,8 @@
 
 use super::Msg;
 use crate::chat::history::{self, Conversation, HistoryError, Summary, TurnId, TurnState};
+use crate::disk::{home_path, write_private};
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -215,10 +214,12 @@ impl Shelf {
                 self.say(Event::Listed(found));
             }
             Op::Delete(path) => {
-                if self.has_open(&path) {
-                    self.open = None;
+                // Its lock is ours as long as it is open.
+                let open = if self.has_open(&path) { self.open.take().map(|(_, turns)| turns) } else { None };
+                if let Err(e) = history::delete(&path) {
+                    self.open = open.and_then(|turns| Some((Conversation::open(&path).ok()?, turns)));
+                    return Err(text(e));
                 }
-                history::delete(&path).map_err(text)?;
                 self.say(Event::Done("deleted".into()));
             }
             Op::RenameOther(path, title) => match &mut self.open {
@@ -301,14 +302,13 @@ impl Shelf {
             None => None,
         };
         let c = other.as_ref().or(self.open.as_ref().map(|o| &o.0)).ok_or("nothing has been said yet")?;
+        let to = home_path(&to.to_string_lossy());
         let text = match to.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
             true => format!("{:#}\n", history::export_json(c)),
             false => history::export_markdown(c),
         };
         // A file that is there stays.
-        let file = OpenOptions::new().write(true).create_new(true).open(to);
-        file.and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
-            .map_err(|e| format!("{}: {e}", to.display()))?;
+        write_private(&to, text.as_bytes()).map_err(|e| format!("{}: {e}", to.display()))?;
         self.say(Event::Done(format!("written to {}", to.display())));
         Ok(())
     }

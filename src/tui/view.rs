@@ -80,7 +80,7 @@ pub fn areas(app: &App, (columns, rows): (u16, u16)) -> Areas {
 pub fn draw(f: &mut Frame, app: &App) {
     let screen = f.area();
     if screen.width < 10 || screen.height < 4 {
-        f.buffer_mut().set_string(0, 0, "small", app.theme.warn);
+        f.buffer_mut().set_string(0, 0, "too small", app.theme.warn);
         return;
     }
     let a = areas(app, (screen.width, screen.height));
@@ -470,11 +470,11 @@ fn frame(buf: &mut Buffer, screen: Rect, (columns, rows): (u16, u16), title: &st
     Rect::new(r.x + 2, r.y + 1, w.saturating_sub(4), h.saturating_sub(2))
 }
 
-fn help(buf: &mut Buffer, screen: Rect, from: usize, t: &Theme) {
-    let columns = screen.width.min(86);
+/// Keys and commands, one after the other, for a box of so many columns.
+fn help_lines(columns: u16, t: &Theme) -> Vec<Line<'static>> {
     let room = columns.saturating_sub(4) as usize;
     let key = if room < 50 { 11 } else { 19 };
-    let mut lines: Vec<Line> = Vec::new();
+    let mut lines = Vec::new();
     let mut row = |k: &str, what: &str| {
         let first = [Span::styled(pad(&ellipsis(k, key), key + 1), t.accent)];
         let rest = [Span::raw(" ".repeat(key + 1))];
@@ -488,9 +488,26 @@ fn help(buf: &mut Buffer, screen: Rect, from: usize, t: &Theme) {
         let what = if c.key.is_empty() { c.what.to_string() } else { format!("{} ({})", c.what, c.key) };
         row(name.trim(), &what);
     }
+    lines
+}
+
+/// Columns of the box that help stands in.
+fn help_columns(columns: u16) -> u16 {
+    columns.min(86)
+}
+
+/// How far help can be scrolled on a screen of so many columns and rows.
+pub fn help_scroll((columns, rows): (u16, u16), t: &Theme) -> usize {
+    help_lines(help_columns(columns), t).len().saturating_sub(rows.saturating_sub(2) as usize)
+}
+
+fn help(buf: &mut Buffer, screen: Rect, from: usize, t: &Theme) {
+    let columns = help_columns(screen.width);
+    let lines = help_lines(columns, t);
     let rows = screen.height.min(lines.len() as u16 + 2);
     let inside = frame(buf, screen, (columns, rows), "keys and commands", "↑ ↓ PgDn scroll · Esc", t);
     let page = inside.height as usize;
+    // The screen may have grown since.
     let from = from.min(lines.len().saturating_sub(page));
     for (y, line) in lines.iter().skip(from).take(page).enumerate() {
         buf.set_line(inside.x, inside.y + y as u16, line, inside.width);

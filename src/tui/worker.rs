@@ -281,7 +281,7 @@ impl Desk {
 
     fn load(&mut self, wanted: Option<String>) -> Result<(Ready, Loaded), String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
-        let found = catalog::resolve(wanted.as_deref(), None).map_err(|e| text(&e))?;
+        let found = catalog::resolve(wanted.as_deref()).map_err(|e| text(&e))?;
         let o = EngineOptions { recommended: found.sampling, ..self.opening.engine.clone() };
         let watch = |done: u64, of: u64| {
             // It is ready only with its session.
@@ -305,7 +305,7 @@ impl Desk {
         let mut notes = engine.notes().to_vec();
         let mut drafter = Drafter::new(self.opening.draft_max);
         if let Some(small) = &self.opening.model_draft {
-            let small = catalog::resolve(Some(small), None).map_err(|e| text(&e));
+            let small = catalog::resolve(Some(small)).map_err(|e| text(&e));
             let added = small.and_then(|s| drafter.add_model(&engine, &s.path, &o, &options).map_err(|e| text(&e)));
             // Without it, the answer comes later, and is the same.
             notes.extend(added.err());

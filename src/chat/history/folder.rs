@@ -60,10 +60,11 @@ pub fn delete(path: &Path) -> Result<()> {
     }
 }
 
-/// The conversation that a person means by `name`: a path, a file's name, a title, or the beginning of one of those two.
+/// The conversation that a person means by `name`: a file that is there, the name of one in the folder, a title, or the
+/// beginning of one of those two.
 pub fn find(dir: &Path, name: &str) -> Result<PathBuf> {
     let given = Path::new(name);
-    if given.components().count() > 1 || (given.extension().is_some_and(|e| e == EXTENSION) && given.is_file()) {
+    if given.is_file() && (given.components().count() > 1 || given.extension().is_some_and(|e| e == EXTENSION)) {
         return Ok(given.to_path_buf());
     }
     let wanted = name.strip_suffix(&format!(".{EXTENSION}")).unwrap_or(name).to_lowercase();
@@ -80,7 +81,7 @@ pub fn find(dir: &Path, name: &str) -> Result<PathBuf> {
         several => {
             let stems: Vec<_> = several.iter().take(5).map(|s| stem(&s.path)).collect();
             let more = if several.len() > 5 { ", ..." } else { "" };
-            Err(error(format!("{name:?} may be one of {}: {}{more}", several.len(), stems.join(", "))))
+            Err(error(format!("{name:?} matches {} conversations: {}{more}", several.len(), stems.join(", "))))
         }
     }
 }

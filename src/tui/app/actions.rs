@@ -2,7 +2,7 @@
 
 use super::{App, Before, Effect, Scroll, State, Weight};
 use crate::tui::command::{self, Action};
-use crate::tui::panel::{self, Confirmed, Find, Items, List, Panel, Settings};
+use crate::tui::panel::{self, Confirmed, Items, List, Panel, Settings};
 use crate::tui::store::{self, Op};
 use crate::tui::theme::{Scheme, Theme};
 use crate::tui::tree::Tree;
@@ -49,9 +49,8 @@ impl App {
                 self.note(format!("{facts} · this conversation: {file}"));
             }
             Action::Find => {
-                self.panel = Some(Panel::Find(Find { query: argument.into(), ..Find::default() }));
                 self.layout();
-                self.found(0);
+                self.find(argument.into());
             }
             Action::File if argument.is_empty() => self.note("/file PATH, or @PATH in the question"),
             Action::File => {
@@ -94,7 +93,8 @@ impl App {
     pub(super) fn set(&mut self, name: &str, value: &str) {
         if name == "system" {
             self.system = value.trim().to_string();
-            return self.note("the next question goes with this system prompt");
+            let with = if self.system.is_empty() { "without a" } else { "with this" };
+            return self.note(format!("the next question goes {with} system prompt"));
         }
         match panel::set(&mut self.params, name, value) {
             Ok(()) => self.note(format!("{name} is {}", value.trim())),
@@ -102,9 +102,17 @@ impl App {
         }
     }
 
-    pub(super) fn load(&mut self, name: Option<String>) {
+    /// Whether an answer is still coming, which is said: what was asked for has to wait.
+    pub(super) fn is_answering(&mut self) -> bool {
         if self.answer.is_some() {
-            return self.note("an answer is still coming: Esc stops it");
+            self.note("an answer is still coming: Esc stops it");
+        }
+        self.answer.is_some()
+    }
+
+    pub(super) fn load(&mut self, name: Option<String>) {
+        if self.is_answering() {
+            return;
         }
         let shown = name.unwrap_or_default();
         let wanted = std::mem::replace(&mut self.wanted, shown.clone());
@@ -118,8 +126,8 @@ impl App {
     }
 
     pub(super) fn begin_anew(&mut self) {
-        if self.answer.is_some() {
-            return self.note("an answer is still coming: Esc stops it");
+        if self.is_answering() {
+            return;
         }
         self.leave();
         self.unsaved = None;

@@ -12,8 +12,7 @@ impl App {
         match result {
             Ok(content) => {
                 let a = Attachment { name: Some(word.clone()), content: content.clone(), tokens: None };
-                let mark = format!("@{word}");
-                let at = self.editor.text().find(&mark).map(|i| i..i + mark.len());
+                let at = self.editor.word(&format!("@{word}"));
                 let range = at.unwrap_or(self.editor.cursor()..self.editor.cursor());
                 match self.editor.attach(range, a) {
                     Some(i) => {
@@ -25,7 +24,7 @@ impl App {
             }
             Err(e) => {
                 // A word with an @ that neither names a file nor looks as if it should is a word.
-                let in_text = self.editor.text().contains(&format!("@{word}"));
+                let in_text = self.editor.word(&format!("@{word}")).is_some();
                 let is_word = in_text && !word.contains(['.', '/']);
                 match e {
                     NoText::Missing(_) if is_word => {}

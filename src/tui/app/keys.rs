@@ -1,10 +1,11 @@
 //! Keys and the mouse.
 
-use super::{App, Completion, Effect, Scroll, Weight};
+use super::{App, Completion, Effect, Scroll};
 use crate::tui::command::Action;
 use crate::tui::editor::{Editor, Motion};
 use crate::tui::panel::{Confirmed, Find, Items, Panel};
 use crate::tui::store::Op;
+use crate::tui::view::help_scroll;
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseEventKind};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ impl App {
 
     fn wheel(&mut self, rows: isize) {
         match &mut self.panel {
-            Some(Panel::Help(at)) => *at = at.saturating_add_signed(rows),
+            Some(Panel::Help(at)) => *at = at.saturating_add_signed(rows).min(help_scroll(self.size, &self.theme)),
             Some(Panel::List(l)) => {
                 l.at = l.at.saturating_add_signed(rows.signum()).min(l.shown().len().saturating_sub(1))
             }
@@ -217,13 +218,14 @@ impl App {
                 match k.code {
                     KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | '?') | KeyCode::F(1) => return,
                     KeyCode::Up => at = at.saturating_sub(1),
-                    KeyCode::Down => at += 1,
+                    KeyCode::Down => at = at.saturating_add(1),
                     KeyCode::PageUp => at = at.saturating_sub(10),
                     KeyCode::PageDown | KeyCode::Char(' ') => at += 10,
                     KeyCode::Home => at = 0,
+                    KeyCode::End => at = usize::MAX,
                     _ => {}
                 }
-                self.panel = Some(Panel::Help(at));
+                self.panel = Some(Panel::Help(at.min(help_scroll(self.size, &self.theme))));
             }
             Panel::Settings(mut s) => {
                 match (&mut s.editor, k.code) {
@@ -286,11 +288,7 @@ impl App {
                     KeyCode::Char(c) if !ctrl => f.query.push(c),
                     _ => {}
                 }
-                // The last place where it stands is the one looked for, as a rule.
-                let rows = self.transcript.find(&f.query);
-                f.at = rows.len().saturating_sub(1);
-                self.panel = Some(Panel::Find(Find { rows, ..f }));
-                self.found(0);
+                self.find(f.query);
             }
             Panel::Confirm(text, then) => match k.code {
                 KeyCode::Enter | KeyCode::Char('y') => self.confirmed(then),
@@ -305,6 +303,13 @@ impl App {
     }
 
     /// Goes to another place where what was sought stands.
+    /// Looks for a text; the last place where it stands is the one meant, as a rule.
+    pub(super) fn find(&mut self, query: String) {
+        let rows = self.transcript.find(&query);
+        self.panel = Some(Panel::Find(Find { at: rows.len().saturating_sub(1), query, rows }));
+        self.found(0);
+    }
+
     pub(super) fn found(&mut self, step: isize) {
         let Some(Panel::Find(f)) = &mut self.panel else { return };
         if f.rows.is_empty() {
@@ -324,9 +329,7 @@ impl App {
             }
             Confirmed::Delete(path) => {
                 let here = self.path.as_ref() == Some(&path);
-                if here && self.answer.is_some() {
-                    self.note("an answer is still coming: Esc stops it");
-                } else {
+                if !(here && self.is_answering()) {
                     if here {
                         self.begin_anew();
                     }
@@ -373,9 +376,7 @@ impl App {
             KeyCode::PageUp => l.at = l.at.saturating_sub(10),
             KeyCode::PageDown => l.at = (l.at + 10).min(shown.saturating_sub(1)),
             KeyCode::Enter => match &l.items {
-                Items::Conversations(_) if self.answer.is_some() => {
-                    self.say(Weight::Note, "an answer is still coming: Esc stops it");
-                }
+                Items::Conversations(_) if self.is_answering() => {}
                 Items::Conversations(_) => {
                     if let Some(c) = l.conversation() {
                         return self.open(c.path.clone());

@@ -17,8 +17,8 @@ impl App {
     }
 
     pub(super) fn regenerate(&mut self) {
-        if self.answer.is_some() {
-            return self.note("an answer is still coming: Esc stops it");
+        if self.is_answering() {
+            return;
         }
         match self.meant(|i| self.role(i) == "user") {
             Some(q) => {
@@ -33,8 +33,8 @@ impl App {
     }
 
     pub(super) fn go_on(&mut self) {
-        if self.answer.is_some() {
-            return self.note("an answer is still coming");
+        if self.is_answering() {
+            return;
         }
         match self.tree.head {
             Some(h) if self.role(h) == "assistant" => {
@@ -51,8 +51,8 @@ impl App {
 
     pub(super) fn edit(&mut self) {
         let Some(i) = self.meant(|i| self.role(i) == "user") else { return self.note("nothing has been asked yet") };
-        if self.answer.is_some() {
-            return self.note("an answer is still coming: Esc stops it");
+        if self.is_answering() {
+            return;
         }
         self.editing = Some(i);
         let content = self.tree.nodes[i].content.clone();
