@@ -133,6 +133,75 @@ fn three_ways_to_write_a_model_compute_the_same() {
     }
 }
 
+/// What biases add, wherever they stand, can also stand elsewhere: weights of attention add up to one, so that a bias of V
+/// is one of attention's output; hidden values made of biases alone are a bias of down; and where a layer does nothing
+/// else, its two outputs' biases are one.
+#[test]
+fn biases_count_wherever_they_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = model(CLASSES[1], "F32", 9);
+    let mut random = checkpoint::Random(10);
+    let mut vector = |n: usize| (0..n).map(|_| 2.0 * random.next()).collect::<Vec<f32>>();
+    let name = |part: &str| format!("model.layers.1.{part}");
+    let bias = |m: &mut Model, part: &str, values: Vec<f32>| {
+        m.tensors
+            .insert(name(&format!("{part}.bias")), Tensor { dtype: "F32".into(), shape: vec![values.len()], values });
+    };
+    let product = |m: &Model, part: &str, x: &[f32]| -> Vec<f32> {
+        let w = &m.tensors[&name(&format!("{part}.weight"))].values;
+        w.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+    };
+    let mut cases = Vec::new();
+
+    let v = vector(KV_HEADS * HEAD_DIM);
+    let (mut left, mut right) = (plain.clone(), plain.clone());
+    for n in ["q", "k"] {
+        bias(&mut left, &format!("self_attn.{n}_proj"), vec![0.0; if n == "q" { HEADS } else { KV_HEADS } * HEAD_DIM]);
+    }
+    bias(&mut left, "self_attn.v_proj", v.clone());
+    let of_head = |h: usize| v[h / (HEADS / KV_HEADS) * HEAD_DIM..][..HEAD_DIM].to_vec();
+    let attended: Vec<f32> = (0..HEADS).flat_map(of_head).collect();
+    let o = product(&plain, "self_attn.o_proj", &attended);
+    bias(&mut right, "self_attn.o_proj", o);
+    cases.push(("value and output", left, right));
+
+    // The last 90 hidden values see nothing of the token.
+    let mut blind = plain.clone();
+    for part in ["mlp.gate_proj", "mlp.up_proj"] {
+        let w = blind.tensors.get_mut(&name(&format!("{part}.weight"))).unwrap();
+        w.values[(FFN - 90) * DIM..].fill(0.0);
+    }
+    let (mut left, mut right) = (blind.clone(), blind.clone());
+    let last = |x: Vec<f32>| [vec![0.0; FFN - 90], x].concat();
+    let (gate, up) = (last(vector(90)), last(vector(90)));
+    let hidden: Vec<f32> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+    bias(&mut right, "mlp.down_proj", product(&blind, "mlp.down_proj", &hidden));
+    bias(&mut left, "mlp.gate_proj", gate);
+    bias(&mut left, "mlp.up_proj", up);
+    cases.push(("gate, up and down", left, right));
+
+    let mut idle = plain.clone();
+    for part in ["self_attn.o_proj", "mlp.down_proj"] {
+        idle.tensors.get_mut(&name(&format!("{part}.weight"))).unwrap().values.fill(0.0);
+    }
+    let (mut left, mut right, b) = (idle.clone(), idle, vector(DIM));
+    bias(&mut left, "self_attn.o_proj", b.clone());
+    bias(&mut right, "mlp.down_proj", b);
+    cases.push(("output and down", left, right));
+
+    for (what, left, right) in cases {
+        let without = |m: &Model| {
+            let mut m = m.clone();
+            m.tensors.retain(|name, _| !name.ends_with(".bias"));
+            m
+        };
+        let all = [("left", &left), ("right", &right), ("none", &without(&left))];
+        let [a, b, none] = all.map(|(side, m)| logits(&written(dir.path(), &format!("{what} {side}"), m, 1, &["F32"])));
+        let off = |x: &[f32], y: &[f32]| x.iter().zip(y).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(off(&a, &b) < 0.01 * off(&a, &none), "{what}: off by {} of {}", off(&a, &b), off(&a, &none));
+    }
+}
+
 /// Straight from the checkpoint, and by way of a GGUF of 16 or 32 bits: the same bytes for every mixture. And no weight is
 /// further from its origin than its format allows.
 #[test]

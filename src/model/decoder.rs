@@ -339,7 +339,7 @@ impl Pass<'_, '_> {
         self.attend(i);
         self.merge(self.wants([&l.o], n..=n));
         self.observe((i, Input::AttnOutput), &b.attn_acts, c.q_dim(), n, &[(0, 0..n)]);
-        self.add_product(l.o.matrix(), &b.attn_acts, c.q_dim());
+        self.add_product(l.o.matrix(), &b.attn_acts, c.q_dim(), &l.o_bias);
         self.feed_forward(i, l)
     }
 
@@ -408,8 +408,8 @@ impl Pass<'_, '_> {
         self.w.sync();
     }
 
-    /// `x += matrix * acts`.
-    pub fn add_product(&mut self, matrix: Matrix<'_>, acts: &ActBuf, k: usize) {
+    /// `x += matrix * acts + bias`; an empty bias is none.
+    pub fn add_product(&mut self, matrix: Matrix<'_>, acts: &ActBuf, k: usize, bias: &[f32]) {
         let (n, dim) = (self.n(), self.c.dim);
         let panels = Panels::new(self.k, [matrix], n, self.w.threads());
         let Local { scratch, out, .. } = &mut *self.local;
@@ -420,7 +420,10 @@ impl Pass<'_, '_> {
             unsafe {
                 let mut to = Out::new(out, rows.len(), rows.len(), n);
                 self.k.matmul(matrix.panel(rows.clone()), acts.view(k, n, n), &mut to, scratch);
-                for (t, y) in out.chunks_exact(rows.len()).take(n).enumerate() {
+                for (t, y) in out.chunks_exact_mut(rows.len()).take(n).enumerate() {
+                    if !bias.is_empty() {
+                        self.k.ops.add(y, &bias[rows.clone()]);
+                    }
                     let at = self.plan.row(t, dim).start;
                     self.k.ops.add(self.b.x.write(at + rows.start..at + rows.end), y);
                 }

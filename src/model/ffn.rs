@@ -39,14 +39,14 @@ impl Pass<'_, '_> {
                 self.observe((i, Input::GateUp), &b.norm_acts, c.dim, n, &[(0, 0..n)]);
                 self.gate_up(f, outer, &b.norm_acts, &[Share { expert: 0, slots: 0..n }], n);
                 self.observe((i, Input::Down), &b.ffn_acts, c.ffn_dim, n, &[(0, 0..n)]);
-                self.add_product(f.down.matrix(), &b.ffn_acts, c.ffn_dim);
+                self.add_product(f.down.matrix(), &b.ffn_acts, c.ffn_dim, &f.down_bias);
                 Ok(())
             }
             Some(_) => self.experts(i, l, inner, outer),
         }
     }
 
-    /// `ffn_acts = encode(silu(gate * acts) * (up * acts))`, for the columns of each expert.
+    /// `ffn_acts = encode(silu(gate * acts + bias) * (up * acts + bias))`, for the columns of each expert.
     fn gate_up(&mut self, f: &Ffn, wants: Wants, acts: &ActBuf, shares: &[Share], stride: usize) {
         let (c, b, k) = (self.c, self.b, self.k);
         let slabs = c.ffn_dim.div_ceil(SLAB);
@@ -63,8 +63,13 @@ impl Pass<'_, '_> {
                 k.matmul(w.matrix().panel(panel.clone()), x, &mut Out::new(to, height, height, n), scratch);
             }
             for (i, slot) in share.slots.clone().enumerate() {
-                let h = &mut out[i * height..(i + 1) * height];
-                k.ops.silu_mul(h, &more[i * height..(i + 1) * height]);
+                let (h, up) = (&mut out[i * height..(i + 1) * height], &mut more[i * height..(i + 1) * height]);
+                for (bias, y) in [(&f.gate_bias, &mut *h), (&f.up_bias, &mut *up)] {
+                    if !bias.is_empty() {
+                        k.ops.add(y, &bias[rows.clone()]);
+                    }
+                }
+                k.ops.silu_mul(h, up);
                 // SAFETY: this slab of this expert's slots is this task's.
                 unsafe { b.ffn_acts.encode_slab(k, wants, stride, slot, slab, h) };
             }

@@ -5,6 +5,8 @@ use super::config::Config;
 use crate::gguf::{Gguf, Tensor};
 use crate::mmap::Bytes;
 use oxcart_quant::{Format, Kernels, Matrix, Wants, attention};
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 /// A matrix in the file.
@@ -61,6 +63,8 @@ pub struct Layer {
     pub qkv_bias: Vec<f32>,
     /// Attention's output: (dim, n_heads * head_dim).
     pub o: Weight,
+    /// Its bias: (dim); empty where the model has none.
+    pub o_bias: Vec<f32>,
     /// Weight of the norm before the feed-forward layer: (dim).
     pub ffn_norm: Vec<f32>,
     /// The feed-forward layer.
@@ -84,6 +88,12 @@ pub struct Ffn {
     pub up: Weight,
     /// (experts * dim, ffn_dim)
     pub down: Weight,
+    /// Bias of gate: (ffn_dim). Each is empty where the model has none.
+    pub gate_bias: Vec<f32>,
+    /// Bias of up: (ffn_dim).
+    pub up_bias: Vec<f32>,
+    /// Bias of down: (dim).
+    pub down_bias: Vec<f32>,
 }
 
 /// What a forward pass reads at one place on its way: the matrices of a layer, or the output.
@@ -97,6 +107,7 @@ pub(super) struct Unit {
 /// Finds tensors and checks them.
 struct Finder<'a> {
     gguf: &'a Gguf,
+    used: RefCell<HashSet<String>>,
 }
 
 impl Finder<'_> {
@@ -108,6 +119,7 @@ impl Finder<'_> {
 
     fn tensor(&self, name: &str, dims: &[usize]) -> Result<(&Tensor, Format), ModelError> {
         let t = self.gguf.tensor(name).ok_or_else(|| self.unfit(name, "missing".into()))?;
+        self.used.borrow_mut().insert(name.to_string());
         // Trailing extents of 1 are the same as none.
         let used = t.dims.iter().rposition(|&d| d != 1).map_or(1, |i| i + 1);
         let want: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
@@ -137,12 +149,26 @@ impl Finder<'_> {
         format.dequant(t.bytes(), &mut out);
         Ok(out)
     }
+
+    /// The same; empty where there is no such tensor.
+    fn floats_if_any(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, ModelError> {
+        self.gguf.tensor(name).map_or(Ok(Vec::new()), |_| self.floats(name, dims))
+    }
+
+    /// Refuses a file with tensors that nothing was computed from: they would be left out of the model without a word.
+    fn all_used(&self) -> Result<(), ModelError> {
+        let used = self.used.borrow();
+        match self.gguf.tensors().iter().find(|t| !used.contains(&t.name)) {
+            Some(t) => Err(self.unfit(&t.name, "has no place in a model of this architecture".into())),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Weights {
     /// Finds every tensor of the model.
     pub(super) fn from_gguf(gguf: &Gguf, c: &Config) -> Result<Weights, ModelError> {
-        let f = Finder { gguf };
+        let f = Finder { gguf, used: RefCell::default() };
         let embedding = f.weight("token_embd.weight", None, c.n_vocab, c.dim)?;
         let output = match gguf.tensor("output.weight") {
             Some(_) => f.weight("output.weight", None, c.n_vocab, c.dim)?,
@@ -153,7 +179,9 @@ impl Weights {
             Some(_) => Some(f.floats("rope_freqs.weight", &[c.rope.dim / 2])?),
             None => None,
         };
-        Ok(Weights { embedding, layers, output_norm: f.floats("output_norm.weight", &[c.dim])?, output, rope_factors })
+        let output_norm = f.floats("output_norm.weight", &[c.dim])?;
+        f.all_used()?;
+        Ok(Weights { embedding, layers, output_norm, output, rope_factors })
     }
 
     /// The matrices in the order in which a forward pass uses them: of each layer, then the output.
@@ -254,18 +282,26 @@ fn layer(f: &Finder<'_>, c: &Config, i: usize) -> Result<Layer, ModelError> {
             qkv_bias.extend(f.floats(&name(n), &[dim])?);
         }
     }
+    // Llama's own have no others; its architecture does.
+    let bias = |n: &str, dim| f.floats_if_any(&name(n), &[dim]);
     let ffn = match c.experts {
         None => Ffn {
             router: Vec::new(),
             gate: linear("ffn_gate.weight", c.ffn_dim, c.dim)?,
             up: linear("ffn_up.weight", c.ffn_dim, c.dim)?,
             down: linear("ffn_down.weight", c.dim, c.ffn_dim)?,
+            gate_bias: bias("ffn_gate.bias", c.ffn_dim)?,
+            up_bias: bias("ffn_up.bias", c.ffn_dim)?,
+            down_bias: bias("ffn_down.bias", c.dim)?,
         },
         Some(e) => Ffn {
             router: f.floats(&name("ffn_gate_inp.weight"), &[c.dim, e.count])?,
             gate: f.weight(&name("ffn_gate_exps.weight"), Some(e.count), c.ffn_dim, c.dim)?,
             up: f.weight(&name("ffn_up_exps.weight"), Some(e.count), c.ffn_dim, c.dim)?,
             down: f.weight(&name("ffn_down_exps.weight"), Some(e.count), c.dim, c.ffn_dim)?,
+            gate_bias: Vec::new(),
+            up_bias: Vec::new(),
+            down_bias: Vec::new(),
         },
     };
     Ok(Layer {
@@ -275,6 +311,7 @@ fn layer(f: &Finder<'_>, c: &Config, i: usize) -> Result<Layer, ModelError> {
         v: linear("attn_v.weight", c.kv_dim(), c.dim)?,
         qkv_bias,
         o: linear("attn_output.weight", c.dim, c.q_dim())?,
+        o_bias: bias("attn_output.bias", c.dim)?,
         ffn_norm: norm("ffn_norm.weight")?,
         ffn,
     })
