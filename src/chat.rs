@@ -87,24 +87,49 @@ pub fn messages<'a>(turns: impl IntoIterator<Item = &'a Message>) -> Vec<Message
 /// system prompts were left out.
 ///
 /// A question is left out together with its answer, so that what is left begins with a question, as templates want it. Once
-/// something must go, half of the context is made free, or the next question would be read from the beginning again.
+/// something must go, half of the context is made free; `left_out_before` is what this gave for the question before, and
+/// as long as that is enough it stays, or every question would be read from the beginning again.
 pub fn within<T, E>(
     turns: &[Message],
     context: usize,
+    left_out_before: usize,
     mut encode: impl FnMut(&[Message]) -> Result<T, E>,
     len: impl Fn(&T) -> usize,
 ) -> Result<(T, usize), E> {
     let (system, said): (Vec<&Message>, Vec<&Message>) = turns.iter().partition(|m| m.role == "system");
-    let mut left_out = 0;
-    loop {
-        let prompt = encode(&messages(system.iter().chain(&said[left_out..]).copied()))?;
-        let room = if left_out > 0 { context / 2 } else { context - (context / 8).min(512) };
-        let next = (left_out + 1..said.len()).find(|&i| said[i].role == "user");
-        match next.filter(|_| len(&prompt) > room) {
-            Some(next) => left_out = next,
-            None => return Ok((prompt, left_out)),
+    let mut prompt = |from: usize| encode(&messages(system.iter().chain(&said[from..]).copied()));
+    let (whole, half) = (context - (context / 8).min(512), context / 2);
+    // What is left begins with all that was said, or with a question.
+    let cuts: Vec<usize> = (0..said.len().max(1)).filter(|&i| i == 0 || said[i].role == "user").collect();
+    if left_out_before > 0 && cuts.binary_search(&left_out_before).is_ok() {
+        let p = prompt(left_out_before)?;
+        // Much less than half: this is another branch, with room for more.
+        if (context / 4..=whole).contains(&len(&p)) {
+            return Ok((p, left_out_before));
         }
     }
+    // Hardly a token has so many bytes. What is far too long is not rendered: templates have a budget.
+    let may_fit = turns.iter().map(|m| m.content.len()).sum::<usize>() <= context * 64;
+    if may_fit {
+        let all = prompt(0)?;
+        if len(&all) <= whole {
+            return Ok((all, 0));
+        }
+    }
+    // From the last question backwards, in steps that double until it is too much.
+    let (mut fits, mut step) = (cuts.len() - 1, 1);
+    let mut lowest = usize::from(may_fit);
+    let mut best = prompt(cuts[fits])?;
+    while fits > lowest && len(&best) <= half {
+        let cut = fits.saturating_sub(step).max(lowest);
+        let p = prompt(cuts[cut])?;
+        if len(&p) <= if cut == 0 { whole } else { half } {
+            (fits, best, step) = (cut, p, step * 2);
+        } else {
+            (lowest, step) = (cut + 1, (step / 2).max(1));
+        }
+    }
+    Ok((best, cuts[fits]))
 }
 
 /// Puts marks around the control tokens that a message spells out; marks that it brought along become U+FFFD.
@@ -170,7 +195,7 @@ mod tests {
     fn whole_exchanges_are_left_out() {
         let left = |path: &str, room: usize| {
             let path = turns(path);
-            within(&path, 2 * room, |m| Ok::<_, ()>(said(m)), |s| if s.len() > room { 2 * room } else { 0 }).unwrap()
+            within(&path, 2 * room, 0, |m| Ok::<_, ()>(said(m)), |s| if s.len() > room { 2 * room } else { 0 }).unwrap()
         };
         // A question that never got an answer once left an answer first.
         assert_eq!(left("u1 u2 a2 u3", 9), ("u2 a2 u3".into(), 1));
@@ -187,11 +212,42 @@ mod tests {
         let talk = [m("system", 2), m("user", 20), m("assistant", 10), m("user", 10), m("assistant", 10), m("user", 5)];
         let fit = |context: usize| {
             let encode = |kept: &[Message]| Ok::<_, ()>(kept.iter().map(|m| m.content.len()).collect::<Vec<_>>());
-            within(&talk, context, encode, |lengths| lengths.iter().sum()).unwrap()
+            within(&talk, context, 0, encode, |lengths| lengths.iter().sum()).unwrap()
         };
         assert_eq!(fit(66), (vec![2, 20, 10, 10, 10, 5], 0)); // 57 of 58
         assert_eq!(fit(64), (vec![2, 10, 10, 5], 2)); // 57 of 56, then 27 of 32
         assert_eq!(fit(52), (vec![2, 5], 4)); // then 27 of 26
         assert_eq!(fit(4), (vec![2, 5], 4));
+    }
+
+    #[test]
+    fn what_was_left_out_stays_left_out_until_it_is_full_again() {
+        let mut talk = Vec::new();
+        let (mut before, mut seen, mut rendered) = (0, Vec::new(), 0);
+        for i in 0..200 {
+            talk.push(Message::new("user", format!("{i:010}")));
+            let encode = |kept: &[Message]| {
+                rendered += kept.len();
+                Ok::<_, ()>(kept.len() * 10)
+            };
+            let (tokens, left_out) = within(&talk, 1000, before, encode, |&n| n).unwrap();
+            assert!(tokens <= 1000 && left_out >= before && left_out % 2 == 0, "{i}: {tokens} {left_out}");
+            if left_out != before {
+                assert_eq!(tokens, 490, "half is free");
+                seen.push(left_out);
+            }
+            before = left_out;
+            talk.push(Message::new("assistant", format!("{i:010}")));
+        }
+        // Of 875 tokens that fit, some 490 remain: it is read anew after every 20 questions or so.
+        assert_eq!(seen.len(), 8, "{seen:?}");
+        // And a long one is found the end of without rendering all of it again and again.
+        let mut messages = 0;
+        let encode = |kept: &[Message]| {
+            messages += kept.len();
+            Ok::<_, ()>(kept.len() * 1000)
+        };
+        let (tokens, _) = within(&talk, 10_000, 0, encode, |&n| n).unwrap();
+        assert!(tokens == 4000 && messages < talk.len() + 60, "{tokens} {messages}");
     }
 }

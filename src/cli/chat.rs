@@ -149,6 +149,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
     let opening: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
     let keep = a.keep.keeps(terminal);
     let mut talk = Dialogue::new(opening, file, keep, config, lasting_name(a.engine.model.as_deref()))?;
+    let mut left_out = 0;
     let mut first = a.prompt.clone();
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -174,6 +175,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             }
             "/clear" => {
                 talk.clear();
+                left_out = 0;
                 continue;
             }
             "/regen" => {
@@ -189,8 +191,10 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             _ => talk.ask(line)?,
         }
         let encode = |kept: &[chat::Message]| chat::encode(&e.tokenizer, &template, kept, true);
-        let (prompt, left_out) = chat::within(&talk.turns, context, encode, Vec::len)?;
-        if left_out > 0 {
+        let before = left_out;
+        let prompt;
+        (prompt, left_out) = chat::within(&talk.turns, context, left_out, encode, Vec::len)?;
+        if before != left_out {
             tell!("(the context of {context} tokens is full: the {left_out} oldest messages are not read any more)");
         }
         talk.restore(&mut session, &prompt);

@@ -60,6 +60,8 @@ pub struct Ask {
     pub limit: Option<usize>,
     /// Whether the oldest turns may be left out where all do not fit.
     pub may_leave_out: bool,
+    /// Turns that were left out for the question before.
+    pub left_out: usize,
 }
 
 /// What the worker is asked for.
@@ -408,7 +410,7 @@ impl Desk {
         let context = session.context();
         let encode = |kept: &[Message]| encode(engine, template, kept, ask.go_on);
         let ((mut prompt, begun, opened), left_out) =
-            chat::within(&ask.turns, context, encode, |(prompt, ..)| prompt.len())?;
+            chat::within(&ask.turns, context, ask.left_out, encode, |(prompt, ..)| prompt.len())?;
         // An answer that fills the context by itself goes on from its end.
         if ask.go_on && ask.may_leave_out && begun < context / 2 && prompt.len() >= context {
             let n = prompt.len() - context / 2;

@@ -119,6 +119,7 @@ impl App {
             params: self.params.clone(),
             limit: self.limit,
             may_leave_out: self.may_leave_out,
+            left_out: self.left_out,
         }));
         self.state = State::Asked;
     }
