@@ -27,11 +27,13 @@ mod wrap;
 
 pub use theme::Scheme;
 pub use worker::Opening;
+pub use wrap::clean;
 
 use crate::catalog::{self, catalog};
 use crate::disk::{home_path, write_private};
 use crate::engine::Engine;
 use crate::sample::SampleParams;
+use crate::signals::on_end;
 use app::{App, Beginning, Effect};
 use crossterm::clipboard::CopyToClipboard;
 use crossterm::event;
@@ -75,8 +77,10 @@ pub enum Msg {
     Models(Vec<ModelItem>),
     /// What was written in another editor.
     Written(Result<String, String>),
-    /// A model is here now.
-    Fetched(Result<String, String>),
+    /// A model was chosen: the bytes to fetch, where it is not here and they are known, and its name.
+    Chosen(Option<Option<u64>>, String),
+    /// A model cannot be had.
+    NotFetched(String),
     /// Bytes that the program has in memory.
     Memory(u64),
     /// Time passed.
@@ -125,14 +129,13 @@ pub fn run(c: Chat) -> io::Result<()> {
         let tell = tell.clone();
         // A closing terminal and its shell may each send one; a later signal does not wait for a screen that hangs.
         let asked = OnceLock::new();
-        ctrlc::set_handler(move || {
+        on_end(move |_| {
             let again = asked.get_or_init(Instant::now).elapsed() > Duration::from_secs(1);
             if again || tell.send(Msg::Quit).is_err() {
                 term::give_back();
                 std::process::exit(143);
             }
-        })
-        .map_err(io::Error::other)?;
+        })?;
     }
     let scheme = c.scheme.unwrap_or_else(|| Scheme::detect(|name| std::env::var(name).ok()));
     let mut screen = Screen::take(c.mouse)?;
@@ -238,12 +241,10 @@ impl Outside {
             Effect::Ask(ask) => self.worker.send(Request::Ask(ask)),
             Effect::Stop(id) => self.worker.stop(id),
             Effect::Load(name) => self.worker.send(Request::Load(name)),
+            Effect::Choose(name) => return Ok(Some(Msg::Chosen(to_fetch(&name), name))),
             Effect::Fetch(name) => return self.fetch(name).map(Some),
-            Effect::Store(store::Op::New(model)) => {
-                // What finds it again from any folder.
-                let found = std::fs::canonicalize(&model).map(|p| p.display().to_string());
-                self.store.send(store::Op::New(found.unwrap_or(model)));
-            }
+            Effect::Store(store::Op::New(model)) => self.store.send(store::Op::New(lasting(model))),
+            Effect::Store(store::Op::Model(model)) => self.store.send(store::Op::Model(lasting(model))),
             Effect::Store(op) => self.store.send(op),
             Effect::File(path) => self.worker.set_file(path),
             Effect::Count(i, text) => {
@@ -285,15 +286,10 @@ impl Outside {
 
     /// Loads a model, after fetching it where it is not here: that says on the ordinary screen what it does.
     fn fetch(&mut self, name: String) -> io::Result<Msg> {
-        if catalog::path(&name).is_none() {
-            match catalog::find(Some(&name)) {
-                Ok((model, file)) if !model.local(file).is_ok_and(|l| l.is_some_and(|l| l.complete)) => {
-                    if let Err(e) = self.away(|| catalog::pull(Some(&name)))? {
-                        return Ok(Msg::Fetched(Err(e.to_string())));
-                    }
-                }
-                _ => {}
-            }
+        if to_fetch(&name).is_some()
+            && let Err(e) = self.away(|| catalog::pull(Some(&name)))?
+        {
+            return Ok(Msg::NotFetched(e.to_string()));
         }
         self.worker.send(Request::Load(Some(name)));
         Ok(Msg::Tick)
@@ -366,6 +362,21 @@ impl Keys {
         drop(self.reading.lock());
         Rest(self.resting.clone())
     }
+}
+
+/// A model's name as a file keeps it: what finds it again from any folder.
+fn lasting(model: String) -> String {
+    std::fs::canonicalize(&model).map_or(model, |p| p.display().to_string())
+}
+
+/// The bytes of a model that is not here, or not whole, where they are known.
+fn to_fetch(name: &str) -> Option<Option<u64>> {
+    if catalog::path(name).is_some() {
+        return None;
+    }
+    // What is no model is told of by who loads it.
+    let (model, file) = catalog::find(Some(name)).ok()?;
+    (!model.local(file).is_ok_and(|l| l.is_some_and(|l| l.complete))).then_some(file.bytes)
 }
 
 fn read_text(word: &str) -> Result<String, NoText> {

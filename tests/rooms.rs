@@ -11,16 +11,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("mmap", &[]),
     ("machine", &[]),
     ("quota", &[]),
+    ("signals", &[]),
     ("sample", &[]),
     ("gguf", &["disk", "mmap"]),
     ("placement", &["machine"]),
-    ("config", &["disk", "sample"]),
+    ("config", &["disk", "gguf", "sample"]),
     ("catalog", &["disk", "sample"]),
     ("safetensors", &["gguf", "mmap"]),
     ("model", &["gguf", "mmap"]),
     ("tokenizer", &["gguf"]),
     ("load", &["mmap", "model"]),
-    // A loaded model brings its tokenizer and what its author samples with; it uses neither.
+    // A loaded model brings its tokenizer, which begins chunks of a text, and what its author samples with.
     ("engine", &["gguf", "load", "machine", "mmap", "model", "placement", "sample", "tokenizer"]),
     ("kv_store", &["disk", "engine"]),
     ("imatrix", &["disk", "engine", "gguf", "mmap", "model"]),
@@ -32,7 +33,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("perplexity", &["disk", "engine", "gguf", "model", "tokenizer"]),
     ("plan", &["catalog", "engine", "gguf", "machine", "model"]),
     ("bench", &["engine", "model", "plan"]),
-    ("tui", &["catalog", "chat", "config", "draft", "engine", "generate", "kv_store", "machine", "sample"]),
+    (
+        "tui",
+        &[
+            "catalog", "chat", "config", "disk", "draft", "engine", "generate", "kv_store", "machine", "sample",
+            "signals",
+        ],
+    ),
     (
         "cli",
         &[
@@ -56,6 +63,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "plan",
             "quantize",
             "sample",
+            "signals",
             "tokenizer",
             "tui",
         ],

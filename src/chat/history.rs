@@ -324,9 +324,20 @@ impl Conversation {
         &self.path
     }
 
-    /// The model that it was begun with.
+    /// The model that it goes on with.
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Says that it goes on with another one.
+    pub fn set_model(&mut self, model: &str) -> Result<()> {
+        let model = text::one_line(model);
+        if model != self.model {
+            let (path, tail) = self.tail()?;
+            tail.durably(path, |tail| tail.mark(path, &format!("model {model}")))?;
+            self.model = model;
+        }
+        Ok(())
     }
 
     /// What had to be mended or was not understood when the file was read, each a sentence for a person.

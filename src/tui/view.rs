@@ -592,7 +592,7 @@ fn list(buf: &mut Buffer, screen: Rect, l: &List, t: &Theme) -> Option<Position>
             }
         };
         let what = if room < 40 { String::new() } else { what };
-        if let (Some(e), true) = (&l.naming, chosen) {
+        if let (Some((_, e)), true) = (&l.naming, chosen) {
             cursor = editor(buf, Rect::new(inside.x, y, inside.width, 1), e, "› ", t.accent, t);
             continue;
         }
