@@ -171,7 +171,10 @@ impl EngineArgs {
         let threads = match self.threads {
             Some(n) => n,
             None if placement.is_some() => {
-                Here::find().and_then(|here| placement.n_processors(&here)).context("--cpu-mask, --cpu-range")?
+                let chosen =
+                    Here::find().and_then(|here| placement.n_processors(&here)).context("--cpu-mask, --cpu-range")?;
+                // A quota of time is less than the processors that it is taken from.
+                chosen.min(default_threads())
             }
             None => default_threads(),
         };
