@@ -236,7 +236,7 @@ impl Room {
         &mut self.0
     }
 
-    /// It is full.
+    /// Ends the writing: the room becomes bytes.
     pub fn into_bytes(self) -> io::Result<Bytes> {
         let range = 0..self.0.len();
         Ok(Bytes { source: Source::Filled(Arc::new(self.0.make_read_only()?)), range })

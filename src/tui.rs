@@ -6,7 +6,7 @@
 //! store ─┘              └─> view::draw       └─> the terminal, files, other programs
 //! ```
 //!
-//! The main thread waits for messages and draws; it computes nothing, reads no file and waits for nobody. Keys are drawn
+//! The main thread waits for messages and draws; it computes nothing, reads none of the user's files and waits for nobody. Keys are drawn
 //! at once, an answer that streams at most [`FRAME`] apart.
 
 mod app;
@@ -81,8 +81,6 @@ pub enum Msg {
     Chosen(Option<Option<u64>>, String),
     /// A model cannot be had.
     NotFetched(String),
-    /// Bytes that the program has in memory.
-    Memory(u64),
     /// Time passed.
     Tick,
     /// Somebody wants the program to end.
@@ -158,7 +156,7 @@ pub fn run(c: Chat) -> io::Result<()> {
     let store = Store::start(c.dir, tell.clone())?;
     let worker = Worker::start(c.opening, tell.clone())?;
     let mut desk = Outside { screen, keys, store, worker, tell, engine: None };
-    let result = turn(&mut app, &mut desk, &inbox);
+    let result = event_loop(&mut app, &mut desk, &inbox);
     // What was said is in the file before the terminal is given back.
     let Outside { screen, store, .. } = desk;
     drop(store);
@@ -175,7 +173,7 @@ pub fn run(c: Chat) -> io::Result<()> {
 }
 
 /// Waits, updates, draws, until the person leaves.
-fn turn(app: &mut App, desk: &mut Outside, inbox: &Receiver<Msg>) -> io::Result<()> {
+fn event_loop(app: &mut App, desk: &mut Outside, inbox: &Receiver<Msg>) -> io::Result<()> {
     let (mut drawn, mut stale, mut measured) = (Instant::now(), true, Instant::now());
     while !app.quit {
         for effect in std::mem::take(&mut app.effects) {

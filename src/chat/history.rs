@@ -136,7 +136,7 @@ pub struct Turn {
     pub parent: Option<TurnId>,
     /// Who: `system`, `user` or `assistant`.
     pub role: String,
-    /// What.
+    /// What was said.
     pub content: String,
     /// How it ended.
     pub state: TurnState,

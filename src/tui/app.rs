@@ -102,7 +102,7 @@ pub enum Weight {
 
 /// A line for the person.
 pub struct Notice {
-    /// What.
+    /// What it says.
     pub text: String,
     /// How important.
     pub weight: Weight,
@@ -152,7 +152,7 @@ pub struct Completion {
     pub of: String,
     /// What they take the place of, in bytes of it.
     pub from: usize,
-    /// Them.
+    /// The candidates.
     pub choices: Vec<Choice>,
     /// The one chosen.
     pub at: usize,
@@ -338,7 +338,6 @@ impl App {
             Msg::Chosen(None, name) => self.load(Some(name)),
             Msg::Chosen(Some(bytes), name) => self.ask_to_fetch(name, bytes),
             Msg::NotFetched(e) => self.not_loaded(e, true),
-            Msg::Memory(bytes) => self.memory = Some(bytes),
             Msg::Quit => self.quit(),
             Msg::Tick => {}
         }

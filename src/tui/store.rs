@@ -26,7 +26,7 @@ pub enum Op {
         parent: Option<usize>,
         /// Who.
         role: String,
-        /// What.
+        /// What was said.
         content: String,
     },
     /// A turn whose text is still to come.

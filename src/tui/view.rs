@@ -281,7 +281,7 @@ fn rule(buf: &mut Buffer, r: Rect, page: usize, app: &App) {
     let mut x = 2;
     if let Some(i) = app.editing {
         let n = app.tree.path_to(Some(i)).iter().filter(|&&n| app.tree.nodes[n].role == "user").count();
-        let text = format!(" question {n} changed branches off · Esc leaves it ");
+        let text = format!(" editing question {n} begins a branch · Esc cancels ");
         x = buf.set_stringn(x, r.y, text, r.width as usize - 4, t.warn).0;
     }
     if app.unsaved.is_some() {

@@ -90,8 +90,7 @@ impl App {
         match &self.unsaved {
             None => self.quit(),
             Some(problem) => {
-                let text =
-                    format!("The end of this conversation is not saved ({problem}). Enter ends, and it is lost.");
+                let text = format!("The end of this conversation is not saved ({problem}). Enter quits and loses it.");
                 self.panel = Some(Panel::Confirm(text, Confirmed::Quit));
             }
         }

@@ -220,8 +220,8 @@ impl App {
                 }
                 self.interrupted = Some(self.now);
                 let text = format!(
-                    "The conversation no longer fits into the context. If you go on, the model will not read the oldest {n} \
-                     turns any more; the system prompt stays, and nothing is deleted."
+                    "The conversation no longer fits into the context. If you go on, the model no longer reads the oldest {n} \
+                     turns; the system prompt stays, and nothing is deleted."
                 );
                 self.panel = Some(Panel::Confirm(text, Confirmed::LeaveOut { leaf, go_on }));
             }

@@ -108,7 +108,7 @@ impl App {
             Some(at) if self.now - at < TWICE => self.ask_to_quit(),
             _ => {
                 self.quit_asked = Some(self.now);
-                self.note("Ctrl-C once more ends");
+                self.note("press Ctrl-C again to quit");
             }
         }
     }

@@ -590,7 +590,7 @@ fn what_is_not_saved_is_shown_until_it_is() {
     a.hear(Msg::Tick);
     assert!(!a.screen().contains("No space left") && a.screen().contains(" not saved "));
     a.press(KeyCode::Char('d'), CTRL);
-    assert!(!a.quit && a.screen().contains("Enter ends, and it is lost"));
+    assert!(!a.quit && a.screen().contains("Enter quits and loses it"));
     a.press(KeyCode::Esc, NONE);
     a.hear(Msg::Store(store::Event::Unsaved(None)));
     assert!(!a.screen().contains(" not saved "));
