@@ -15,7 +15,7 @@ pub mod collect;
 mod dat;
 pub mod statistics;
 
-use crate::gguf::{Gguf, GgufError, GgufWriter, MetadataValue, NewTensor, Strings, Tensor, TensorKind, Value};
+use crate::gguf::{Gguf, GgufError, GgufWriter, MetadataValue, NewTensor, Parts, Strings, Tensor, TensorKind, Value};
 use crate::mmap::Bytes;
 use oxcart_quant::Format;
 use std::collections::BTreeMap;
@@ -171,7 +171,7 @@ impl Imatrix {
                 tensors.push(NewTensor { name: format!("{name}{suffix}"), dims, kind: TensorKind::from(Format::F32) });
             }
         }
-        let mut w = GgufWriter::create(path, metadata.map(|(k, v)| (k.to_string(), v)), tensors, None)?;
+        let mut w = GgufWriter::create(path, metadata.map(|(k, v)| (k.to_string(), v)), tensors, &Parts::One)?;
         for e in self.entries.values() {
             w.push(bytemuck::cast_slice(&e.sums))?;
             w.push(bytemuck::cast_slice(&e.counts.iter().map(|&c| c as f32).collect::<Vec<_>>()))?;

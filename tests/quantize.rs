@@ -1,7 +1,7 @@
 //! `oxcart quantize` on a small model: recipes, what is refused, and that nothing half-written stays.
 
 use assert_cmd::Command;
-use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, TensorKind, Value};
+use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, Parts, TensorKind, Value};
 use oxcart_quant::Format;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -34,7 +34,7 @@ fn model(path: &Path, poison: Option<u16>) {
         tensors.push((format!("blk.{i}.ffn_down.weight"), vec![288, 8], f16));
     }
     let tensors: Vec<_> = tensors.into_iter().map(|(name, dims, kind)| NewTensor { name, dims, kind }).collect();
-    let mut w = GgufWriter::create(path, metadata, tensors.clone(), None).unwrap();
+    let mut w = GgufWriter::create(path, metadata, tensors.clone(), &Parts::One).unwrap();
     let mut state = 1u64;
     for t in &tensors {
         let mut bytes = vec![0; t.n_bytes().unwrap() as usize];
@@ -202,7 +202,7 @@ fn weights_beyond_a_format_are_refused() {
     for (format, weight, refused) in cases {
         let mut weights: Vec<f32> = (0..512).map(|i| ((i * 37 % 64) as f32 - 32.0) / 64.0).collect();
         weights[300] = weight;
-        let mut w = GgufWriter::create(Path::new(&from), metadata.clone(), vec![tensor.clone()], None).unwrap();
+        let mut w = GgufWriter::create(Path::new(&from), metadata.clone(), vec![tensor.clone()], &Parts::One).unwrap();
         w.tensor(name, bytemuck::cast_slice(&weights)).unwrap();
         w.finish().unwrap();
         let out = quantize(&[&from, &to, format, "--pure"]).output().unwrap();
@@ -292,7 +292,7 @@ fn many_tensors(path: &Path) {
     let f16 = TensorKind::from_id(1).unwrap();
     let name = |i| format!("blk.0.{}.{i:04}.weight", "of-a-name-as-long-as-gguf-lets-it-be");
     let tensors: Vec<_> = (0..N).map(|i| NewTensor { name: name(i), dims: vec![64, 2], kind: f16 }).collect();
-    let mut w = GgufWriter::create(path, metadata, tensors.clone(), None).unwrap();
+    let mut w = GgufWriter::create(path, metadata, tensors.clone(), &Parts::One).unwrap();
     for (i, t) in tensors.iter().enumerate() {
         let bytes: Vec<u8> =
             (0..128).flat_map(|j| (0x3000 + (i * 131 + j * 17) as u16 % 0x0800).to_le_bytes()).collect();
@@ -453,4 +453,21 @@ fn tensors_are_given_formats_by_name() {
     for bad in ["ffn_up", "=q8_0", "ffn_up=q9", "(=q8_0"] {
         quantize(&[from, to, "Q4_K_M", "--tensor-type", bad]).assert().code(2);
     }
+}
+
+/// A source that is cut while it is read ends the program at once; what it wrote goes with it, and the note for --resume too.
+#[test]
+fn a_source_that_is_cut_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from.gguf"), dir.path().join("to.gguf"));
+    many_tensors(&from);
+    let (mut child, mut said) = stuck(&from, &to, &[]);
+    assert!(to.with_extension("gguf.partial").exists());
+    fs::File::options().write(true).open(&from).unwrap().set_len(4096).unwrap();
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut said, &mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
+    assert!(rest.contains("it was cut short while in use"), "{rest}");
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["from.gguf"]);
 }
