@@ -8,6 +8,7 @@ mod build;
 mod cut;
 mod decoder;
 
+pub(crate) use build::{MOST_BYTES, merged};
 pub use decoder::TextDecoder;
 
 use crate::gguf::{Gguf, GgufError};

@@ -308,7 +308,7 @@ fn files_that_lie_give_an_error() {
         ("special tokens of 4200010 bytes, expected at most 4194304", bpe, |m| {
             m.list().extend((0..1050).map(|i| format!("{i:04000}")));
             let n = m.list().len();
-            m.set("tokenizer.ggml.token_type", V::N(vec![[1; 260].to_vec(), vec![3; n - 260]].concat()));
+            m.set("tokenizer.ggml.token_type", V::N([vec![1; 260], vec![3; n - 260]].concat()));
         }),
         ("tokenizer.ggml.tokens: more than 2097152 ways to make a token of two others", spm, |m| {
             // Each piece can be cut anywhere into two others.

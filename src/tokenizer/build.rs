@@ -2,7 +2,7 @@
 
 use super::cut::Cuts;
 use super::{Kind, Pieces, Scheme, Special, Tokenizer, TokenizerError};
-use crate::gguf::{Gguf, Strings};
+use crate::gguf::{Gguf, Strings, one_line};
 use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use std::collections::{BTreeSet, HashMap};
@@ -15,8 +15,8 @@ use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 /// More tokens than any vocabulary has.
 const MOST_TOKENS: usize = 4 << 20;
-/// The longest text of a token.
-const MOST_BYTES: usize = 4096;
+/// The longest text of a token, in bytes.
+pub(crate) const MOST_BYTES: usize = 4096;
 /// The texts of all special tokens: what finds them takes some 40 bytes of memory for each.
 const MOST_SPECIAL: usize = 4 << 20;
 /// More ways to make a piece of two others than any vocabulary has.
@@ -176,7 +176,12 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
             let scheme = Scheme::SentencePiece { space_prefix, bytes };
             (sentence_piece(g, tokens, &kinds)?, scheme, Cuts::of_pieces(tokens), true)
         }
-        other => return Err(unfit("model", format_args!("found {other:?}, oxcart knows gpt2 and llama"))),
+        other => {
+            return Err(unfit(
+                "model",
+                format_args!("found \"{}\", oxcart knows gpt2 and llama", one_line(other, 100)),
+            ));
+        }
     };
     let id = |k: &str, default: Option<u32>| -> Result<Option<u32>, TokenizerError> {
         match g.uint(&key(k))? {
@@ -273,7 +278,7 @@ fn rule(g: &Gguf, notes: &mut Vec<String>) -> Result<&'static Rule, TokenizerErr
     };
     RULES.iter().find(|r| r.names.contains(&pre)).ok_or_else(|| {
         let known: Vec<_> = RULES.iter().flat_map(|r| r.names).copied().collect();
-        unfit("pre", format_args!("found {pre:?}, oxcart knows {}", known.join(", ")))
+        unfit("pre", format_args!("found \"{}\", oxcart knows {}", one_line(pre, 100), known.join(", ")))
     })
 }
 
@@ -283,10 +288,11 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, rule: &Rule) -> Result<tokenizers::Token
     let mut merges = Vec::with_capacity(lines.len());
     let mut whole = String::new();
     for (i, m) in lines.iter().enumerate() {
-        // The first space that is not the piece itself.
-        let at = m.bytes().skip(1).position(|b| b == b' ').map(|p| p + 1);
-        let Some((a, b)) = at.and_then(|at| Some((m.get(..at)?, m.get(at + 1..)?))) else {
-            return Err(unfit("merges", format_args!("merge {i} is {m:?}, expected two pieces and a space")));
+        let Some((a, b)) = merged(m) else {
+            return Err(unfit(
+                "merges",
+                format_args!("merge {i} is \"{}\", expected two pieces and a space", one_line(m, 100)),
+            ));
         };
         // A merge of pieces that the vocabulary lacks can never apply; such lines stand in real files.
         whole.clear();
@@ -303,6 +309,13 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, rule: &Rule) -> Result<tokenizers::Token
     let mut t = tokenizers::Tokenizer::new(bpe);
     t.with_pre_tokenizer(Some(pre_tokenizer(rule)?));
     Ok(t)
+}
+
+/// The two pieces that a merge is written as.
+pub(crate) fn merged(merge: &str) -> Option<(&str, &str)> {
+    // The first space that is not the piece itself.
+    let at = merge.bytes().skip(1).position(|b| b == b' ')? + 1;
+    Some((merge.get(..at)?, merge.get(at + 1..)?))
 }
 
 fn pre_tokenizer(rule: &Rule) -> Result<PreTokenizerWrapper, TokenizerError> {
@@ -404,7 +417,12 @@ fn pieces(tokens: &Strings, kinds: &[Kind], scheme: &Scheme) -> Result<Pieces, T
             }
             (Scheme::SentencePiece { .. }, Kind::Byte) => match byte_of(t) {
                 Some(b) => p.bytes.push(b),
-                None => return Err(unfit("tokens", format_args!("byte token {t:?}, expected the form <0xE4>"))),
+                None => {
+                    return Err(unfit(
+                        "tokens",
+                        format_args!("byte token \"{}\", expected the form <0xE4>", one_line(t, 100)),
+                    ));
+                }
             },
             (Scheme::SentencePiece { .. }, _) => p.bytes.extend_from_slice(t.replace('\u{2581}', " ").as_bytes()),
         }
