@@ -174,8 +174,13 @@ pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, Quantize
     }
     let formats = match o.mix {
         None => vec![None; tensors.len()],
-        Some(mix) => recipe::recipe(g, &tensors, mix, &o.wishes, o.importance.is_some())
-            .map_err(|error| QuantizeError::Recipe { file: g.path().to_path_buf(), error })?,
+        Some(mix) => {
+            recipe::recipe(g, &tensors, mix, &o.wishes, o.importance.is_some()).map_err(|error| match error {
+                // It names the file already.
+                RecipeError::Gguf(error) => QuantizeError::Gguf(error),
+                error => QuantizeError::Recipe { file: g.path().to_path_buf(), error },
+            })?
+        }
     };
     let step = |(tensor, to): (&'a Tensor, Option<Format>)| {
         let fail =
