@@ -215,8 +215,13 @@ pub const MOST_SETTINGS: u64 = 1 << 20;
 
 /// A file's bytes, `most` of them at most: a device has no end.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_from(File::open(path)?, most)
+}
+
+/// The same of what is open, up to its end.
+pub fn read_from(open: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    open.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {
         true => Err(io::Error::other(format!("larger than {most} bytes, the most that is read"))),
         false => Ok(bytes),

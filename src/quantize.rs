@@ -34,6 +34,9 @@ const PORTION: usize = 1 << 16;
 /// Up to here no format's scales overflow: the least that does is 65520 itself, as an f16, and scales of blocks are at most
 /// eight times the largest weight (IQ1's, whose least code is an eighth). No row of a model that works is beyond it.
 const SURELY_FITS: f32 = 1024.0;
+/// The same where importance is known, whose products with weights the search squares: 1e12, the most that is read, times
+/// 128 of codes, 256 weights and the square of this is 2e18.
+const SURELY_FITS_WEIGHED: f32 = 8.0;
 /// The largest number that a block with scales in f16 holds: times 6 bits and a sign of scales, times 128 of codes.
 const MOST_OF_BLOCKS: f32 = 65504.0 * 64.0 * 128.0;
 /// `general.quantization_version` (ggml's `GGML_QNT_VERSION`).
@@ -438,6 +441,7 @@ fn convert(
     // Each expert's rows have their own.
     let rows_of_expert = t.dims.get(1).map_or(1, |&n| n as usize);
     let importance = |row: usize| step.importance.map(|w| &w[row / rows_of_expert * cols..][..cols]);
+    let surely_fits = if step.importance.is_some() { SURELY_FITS_WEIGHED } else { SURELY_FITS };
     let rows = (SLAB / to_bytes).clamp(1, t.n_rows());
     let portion = (PORTION / cols).max(1);
     let mut blocks = vec![0; rows * to_bytes];
@@ -468,7 +472,7 @@ fn convert(
                         continue;
                     }
                     q.row(&x, importance(row), blocks);
-                    if largest > SURELY_FITS {
+                    if largest > surely_fits {
                         back.resize(cols, 0.0);
                         to.dequant(blocks, &mut back);
                         own.too_large +=

@@ -250,12 +250,14 @@ impl Base {
     }
 
     /// Reads a row, counted from the first of the file.
-    pub fn row(&self, row: usize) -> Result<Row, PerplexityError> {
-        let bytes = self.row_bytes(row)?;
+    pub fn row(&self, at: usize) -> Result<Row, PerplexityError> {
+        let bytes = self.row_bytes(at)?;
         let row = match self.layout.top {
             None => Row::full(&bytes, self.layout.n_vocab),
             Some(k) => Row::top(&bytes, k, self.layout.n_vocab),
         };
-        row.map_err(|problem| self.unfit("log-probabilities", problem))
+        row.map_err(|problem| {
+            self.unfit(&format!("chunk {}: log-probabilities", at / rows(self.layout.n_ctx) + 1), problem)
+        })
     }
 }
