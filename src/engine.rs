@@ -269,6 +269,13 @@ impl Engine {
             TokenizerError::Gguf(error) => EngineError::Gguf(error),
             error => EngineError::Tokenizer { file: gguf.path().to_path_buf(), error },
         })?;
+        let (n, rows) = (tokenizer.n_vocab(), model.config.n_vocab);
+        if n > rows {
+            let (key, problem) =
+                ("tokenizer.ggml.tokens".into(), format!("{n} tokens, the model has embeddings of {rows}"));
+            let error = TokenizerError::Unfit { key, problem };
+            return Err(EngineError::Tokenizer { file: gguf.path().to_path_buf(), error });
+        }
         let mut notes = Vec::new();
         let team = team(o.threads, &o.placement, &mut notes)?;
         if let Some(flag) = o.residence.flag() {

@@ -276,11 +276,6 @@ impl Conversation {
         path
     }
 
-    /// What follows a turn (or, for none, begins the conversation), oldest first.
-    pub fn children(&self, id: Option<TurnId>) -> Vec<TurnId> {
-        self.turns.iter().filter(|t| t.parent == id).map(|t| t.id).collect()
-    }
-
     /// The turn at which the conversation stands: the one begun last, or as [`Conversation::set_head`] said since.
     pub fn head(&self) -> Option<TurnId> {
         self.head

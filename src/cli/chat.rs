@@ -147,7 +147,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         Some(f) => {
             let named = || f.display().to_string();
             let source = disk::read_text(f, disk::MOST_SETTINGS).with_context(named)?;
-            Template::from_source(&source, &e.tokenizer).with_context(named)?
+            Template::from_source(&source, &e.tokenizer).with_context(named)?.of(named())
         }
         None => Template::from_gguf(&e.gguf, &e.tokenizer)?,
     };
