@@ -493,7 +493,7 @@ impl Session {
         let (c, ops) = (&e.model.config, e.kernels.ops);
         let mut angles = vec![0.0; c.rope.dim];
         let frequencies = rope::frequencies(&c.rope, e.model.weights.rope_factors.as_deref());
-        rope::angles(&frequencies, discard as u32, &mut angles);
+        rope::angles(&frequencies, 1.0, discard as u32, &mut angles);
         let (cos, sin) = angles.split_at_mut(c.rope.dim / 2);
         sin.iter_mut().for_each(|s| *s = -*s);
         let back = |key: &mut [f32]| match c.rope.pairs {

@@ -543,11 +543,6 @@ fn hostile_folders_are_refused_in_one_line() {
             "config.json: use_sliding_window: found true, expected attention to all",
         ),
         (
-            "YaRN",
-            config(&|c| c["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0})),
-            r#"config.json: rope_scaling.rope_type: found "yarn", expected default, linear or llama3"#,
-        ),
-        (
             "a text for a truth",
             config(&|c| c["tie_word_embeddings"] = "false".into()),
             r#"config.json: tie_word_embeddings: found "false", expected true or false"#,

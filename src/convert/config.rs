@@ -52,6 +52,13 @@ pub enum Scaling {
         /// By this.
         factor: f64,
     },
+    /// YaRN.
+    Yarn {
+        /// How far.
+        factor: f64,
+        /// Positions of training.
+        original: u64,
+    },
     /// Llama 3.1's: every frequency has a divisor of its own.
     Llama3 {
         /// The divisor of the lowest frequencies.
@@ -259,7 +266,7 @@ impl Config {
             n_context,
             norm_eps: k.positive("rms_norm_eps")?.ok_or_else(|| k.fail("rms_norm_eps", "missing".into()))?,
             rope_base: in_rope.or(k.positive("rope_theta")?).unwrap_or(base),
-            scaling: rope.map(|r| scaling(&r)).transpose()?.flatten(),
+            scaling: rope.map(|r| scaling(&r, n_context)).transpose()?.flatten(),
             experts,
             tied: k.bool("tie_word_embeddings")?,
             token_ids: map
@@ -285,6 +292,11 @@ impl Config {
                 m.str(&key("rope.scaling.type"), "linear");
                 m.f32(&key("rope.scaling.factor"), factor);
             }
+            Some(Scaling::Yarn { factor, original }) => {
+                m.str(&key("rope.scaling.type"), "yarn");
+                m.f32(&key("rope.scaling.factor"), factor);
+                m.u32(&key("rope.scaling.original_context_length"), original);
+            }
             // A tensor says it.
             Some(Scaling::Llama3 { .. }) | None => {}
         }
@@ -306,7 +318,7 @@ impl Config {
     }
 }
 
-fn scaling(r: &Keys<'_>) -> Result<Option<Scaling>, CheckpointError> {
+fn scaling(r: &Keys<'_>, n_context: u64) -> Result<Option<Scaling>, CheckpointError> {
     let (kind_key, kind) = match r.str("rope_type")? {
         Some(kind) => ("rope_type", kind),
         None => ("type", r.str("type")?.unwrap_or("default")),
@@ -316,6 +328,7 @@ fn scaling(r: &Keys<'_>) -> Result<Option<Scaling>, CheckpointError> {
     match kind {
         "default" => Ok(None),
         "linear" => Ok(Some(Scaling::Linear { factor: factor()? })),
+        "yarn" => Ok(Some(Scaling::Yarn { factor: factor()?, original: original.unwrap_or(n_context) })),
         "llama3" => {
             let (low, high) = (r.positive("low_freq_factor")?, r.positive("high_freq_factor")?);
             let (low, high) = (low.unwrap_or(1.0), high.unwrap_or(4.0));
@@ -326,7 +339,7 @@ fn scaling(r: &Keys<'_>) -> Result<Option<Scaling>, CheckpointError> {
             Ok(Some(Scaling::Llama3 { factor, high, low, original: original.unwrap_or(8192) }))
         }
         other => {
-            let problem = format!("found {}, expected default, linear or llama3", shown(&other.into()));
+            let problem = format!("found {}, expected default, linear, yarn or llama3", shown(&other.into()));
             Err(r.fail(kind_key, problem))
         }
     }

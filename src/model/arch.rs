@@ -4,7 +4,7 @@ mod llama;
 mod qwen2;
 
 use super::ModelError;
-use super::config::{Config, Experts, Pairs, Rope};
+use super::config::{Config, Experts, Pairs, Rope, Yarn};
 use crate::gguf::{Gguf, one_line};
 
 /// An architecture.
@@ -112,6 +112,8 @@ pub fn config(gguf: &Gguf) -> Result<Config, ModelError> {
             k.unfit("rope.dimension_count", format!("found {rope_dim}, expected an even number up to {head_dim}"))
         );
     }
+    let n_context = k.need("context_length")?;
+    let (position_divisor, yarn, magnitude) = scaling(&k, n_context)?;
     let mut config = Config {
         arch: arch.name,
         n_layers: k.need("block_count")?,
@@ -121,7 +123,7 @@ pub fn config(gguf: &Gguf) -> Result<Config, ModelError> {
         head_dim,
         ffn_dim: k.need("feed_forward_length")?,
         n_vocab,
-        n_context: k.need("context_length")?,
+        n_context,
         norm_eps: k
             .positive("attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| k.unfit("attention.layer_norm_rms_epsilon", "missing".into()))? as f32,
@@ -129,7 +131,9 @@ pub fn config(gguf: &Gguf) -> Result<Config, ModelError> {
             dim: rope_dim,
             base: k.positive("rope.freq_base")?.unwrap_or(10_000.0),
             pairs: Pairs::Neighbours,
-            position_divisor: linear_scaling(&k)?,
+            position_divisor,
+            yarn,
+            magnitude,
         },
         experts,
         qkv_bias: false,
@@ -146,16 +150,28 @@ fn zero_is_none(k: &Keys<'_>, key: &str, e: ModelError) -> Result<Option<usize>,
     if k.gguf.uint(&format!("{}.{key}", k.arch))? == Some(0) { Ok(None) } else { Err(e) }
 }
 
-/// The divisor of linear RoPE scaling; other kinds are refused, except those that come as a tensor of factors.
-fn linear_scaling(k: &Keys<'_>) -> Result<f64, ModelError> {
-    let key = "rope.scaling.type";
-    match k.gguf.str(&format!("{}.{key}", k.arch))? {
-        None => Ok(k.positive("rope.scale_linear")?.unwrap_or(1.0)),
-        Some("none") => Ok(1.0),
-        Some("linear") => Ok(k.positive("rope.scaling.factor")?.unwrap_or(1.0)),
+/// RoPE's scaling as llama.cpp reads it: the divisor of positions, what YaRN leaves, and the factor of queries and keys. Llama
+/// 3.1's comes as a tensor of factors.
+fn scaling(k: &Keys<'_>, n_context: usize) -> Result<(f64, Option<Yarn>, f64), ModelError> {
+    let kind = k.gguf.str(&format!("{}.rope.scaling.type", k.arch))?;
+    let divisor = match k.positive("rope.scaling.factor")? {
+        Some(factor) => factor,
+        None => k.positive("rope.scale_linear")?.unwrap_or(1.0),
+    };
+    let attention = k.positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    match kind {
+        Some("none") => Ok((1.0, None, attention)),
+        None | Some("linear") => Ok((divisor, None, attention)),
+        Some("yarn") => {
+            let original = k.count("rope.scaling.original_context_length")?.unwrap_or(n_context);
+            // What is stretched is sharpened, too (section 3.4 there).
+            let magnitude = attention * (1.0 + 0.1 * divisor.max(1.0).ln());
+            Ok((divisor, Some(Yarn { original: original as f64 }), magnitude))
+        }
         Some(other) => {
             let found = one_line(other, 100);
-            Err(k.unfit(key, format!("found \"{found}\", oxcart runs none, linear and rope_freqs tensors")))
+            let problem = format!("found \"{found}\", oxcart runs none, linear, yarn and rope_freqs tensors");
+            Err(k.unfit("rope.scaling.type", problem))
         }
     }
 }

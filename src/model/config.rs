@@ -42,6 +42,18 @@ pub struct Rope {
     pub pairs: Pairs,
     /// Positions are divided by this (linear scaling; 1 for none).
     pub position_divisor: f64,
+    /// Which frequencies are not.
+    pub yarn: Option<Yarn>,
+    /// Queries and keys are multiplied by this.
+    pub magnitude: f64,
+}
+
+/// YaRN (Peng et al., 2023): frequencies that turned often within the positions of training stay as they are, those that did
+/// not turn once are divided, between them lies a blend.
+#[derive(Clone, Copy, Debug)]
+pub struct Yarn {
+    /// Positions of training.
+    pub original: f64,
 }
 
 /// Which dimensions RoPE turns together.

@@ -322,7 +322,7 @@ impl Pass<'_, '_> {
             m.weights.embedding.matrix().dequant_row(self.plan.batch.tokens[t] as usize, x);
             // SAFETY: this task's token.
             let row = unsafe { self.b.angles.write(self.plan.row(t, self.c.rope.dim)) };
-            rope::angles(&self.plan.frequencies, self.plan.batch.pos[t], row);
+            rope::angles(&self.plan.frequencies, self.c.rope.magnitude, self.plan.batch.pos[t], row);
         });
         self.w.sync();
     }
