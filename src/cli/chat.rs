@@ -112,7 +112,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
             kv_limit: if keep { config.kv_cache_bytes() } else { 0 },
         },
         model: a.engine.model,
-        set_params: Box::new(move |base| sampling.params(configured.params(base))),
+        set_params: Box::new(move |base| sampling.params(configured.over(base))),
         system: a.system_prompt.unwrap_or_default(),
         prompt: a.prompt,
         limit: a.n_predict.and_then(|n| usize::try_from(n).ok()),
@@ -140,7 +140,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         }
         None => Template::from_gguf(&e.gguf, &e.tokenizer)?,
     };
-    let mut sampler = Sampler::new(a.sampling.params(config.sampling.params(e.recommended.clone())));
+    let mut sampler = Sampler::new(a.sampling.params(config.sampling.over(e.recommended.clone())));
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
     tell!("{}", facts(&e, context));
     if terminal {
