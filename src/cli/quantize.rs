@@ -1,6 +1,7 @@
 //! `oxcart quantize`: a smaller model from a larger one, with llama-quantize's names and bytes.
 
 use super::interrupt::interruptible;
+use super::usage_error;
 use crate::convert;
 use crate::disk::partial;
 use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
@@ -9,7 +10,6 @@ use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;
 use crate::quantize::{Event, Loss, Options, Split, Step, files, plan, write};
 use anyhow::{Context, bail};
-use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oxcart_quant::Format;
 use oxcart_quant::format::FORMATS;
@@ -275,11 +275,6 @@ fn overwritten(files: &[(PathBuf, u64)], read: &[PathBuf]) -> Option<PathBuf> {
     let read: Vec<PathBuf> = read.iter().filter_map(|p| p.canonicalize().ok()).collect();
     let mut written = files.iter().flat_map(|(file, _)| [file.clone(), partial(file)]);
     written.find(|p| p.canonicalize().is_ok_and(|p| read.contains(&p)))
-}
-
-/// Ends the program as clap does where words are wrong.
-fn usage_error(problem: &str) -> ! {
-    clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n\nFor more information, try '--help'.\n")).exit()
 }
 
 /// A bar on a terminal, hidden elsewhere.
