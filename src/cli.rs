@@ -21,6 +21,7 @@ mod quantize;
 mod run;
 mod sampling;
 mod sessions;
+mod text;
 mod tokenize;
 
 use clap::error::ErrorKind;

@@ -136,14 +136,10 @@ fn a_text_is_read_as_for_its_perplexity() {
     let args = ["imatrix", "-f", &txt, "-c", "32", "--no-ppl", "-o", &out];
     oxcart(&args).assert().success();
     assert_eq!(Imatrix::read(Path::new(&out)).unwrap().chunks as usize, count(&text) / CONTEXT);
-    for (bytes, says) in
-        [(&b"a line\n\x7fELF\0\0"[..], "t.txt: line 2: a zero byte"), (b"na\xefve\n", "t.txt: line 1: not UTF-8")]
-    {
-        std::fs::write(&txt, bytes).unwrap();
-        let out = oxcart(&args).assert().failure().get_output().clone();
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(said.contains(says), "{said}");
-    }
+    std::fs::write(&txt, b"a line\n\x7fELF\0\0").unwrap();
+    let out = oxcart(&args).assert().failure().get_output().clone();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("t.txt: line 2: a zero byte"), "{said}");
     // What the output cannot be called is told before anything is read.
     let o = oxcart(&["imatrix", "-f", "missing", "-o", dir.path().to_str().unwrap()]).assert().failure();
     assert!(String::from_utf8_lossy(&o.get_output().stderr).contains("is a folder, expected the name of a file"));

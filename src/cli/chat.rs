@@ -1,10 +1,11 @@
 //! `oxcart chat`: a conversation, on the full screen of a terminal or line by line.
 
 use super::drafting::DraftArgs;
-use super::engine::{EngineArgs, SessionArgs, facts, session};
+use super::engine::{EngineArgs, SessionArgs, facts, session, tell_facts};
 use super::interrupt::interruptible;
 use super::kept::{Dialogue, KeepArgs, lasting_name};
 use super::sampling::SamplingArgs;
+use super::text::EscapeArgs;
 use crate::catalog;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
@@ -38,6 +39,8 @@ pub struct Args {
     /// The first question
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
+    #[command(flatten)]
+    escapes: EscapeArgs,
     /// Tokens of an answer, at most
     #[arg(short = 'n', long, visible_alias = "predict", value_name = "N", allow_negative_numbers = true)]
     n_predict: Option<i64>,
@@ -79,7 +82,8 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
     a.engine.model = a.engine.model.or(own_model).or_else(|| config.model.clone());
     a.engine.threads = a.engine.threads.or(config.threads);
     a.draft.model_draft = a.draft.model_draft.or_else(|| config.model_draft.clone());
-    a.system_prompt = a.system_prompt.or_else(|| config.system_prompt.clone());
+    a.prompt = a.prompt.map(|t| a.escapes.text(&t));
+    a.system_prompt = a.system_prompt.map(|t| a.escapes.text(&t)).or_else(|| config.system_prompt.clone());
     match terminal && !a.line {
         true => screen(a, &config, file),
         false => lines(a, &config, file, terminal),
@@ -142,7 +146,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
     };
     let mut sampler = Sampler::new(a.sampling.params(config.sampling.over(e.recommended.clone())));
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
-    tell!("{}", facts(&e, context));
+    tell_facts(&e, context);
     if terminal {
         tell!("{HELP}");
     }

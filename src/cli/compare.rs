@@ -1,6 +1,6 @@
 //! `oxcart compare`: models side by side on one text, the first as the reference: size, perplexity, divergence, speed.
 
-use super::engine::{EngineArgs, SessionArgs, facts};
+use super::engine::{ComputeArgs, SessionArgs, tell_facts};
 use super::perplexity::run::Run;
 use super::perplexity::{check_memory, tokens};
 use crate::disk;
@@ -40,15 +40,15 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
     /// Tokens of a batch: so many chunks go through a model before the next one's turn
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::batch)]
     batch_size: usize,
     /// Compare on the first N chunks only
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    chunks: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
+    chunks: Option<usize>,
     #[command(flatten)]
     session: SessionArgs,
     /// Worker threads [default: all processors available]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = super::engine::threads, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32; or ggml, in f32 with activations rounded as
     /// llama.cpp does, for its own figures [default: the best this machine has]
@@ -76,9 +76,6 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if !(4..=1 << 24).contains(&a.ctx_size) {
         bail!("--ctx-size {}: expected 4 to {}", a.ctx_size, 1 << 24);
     }
-    if a.batch_size == 0 || a.session.ubatch_size == 0 {
-        bail!("--batch-size and --ubatch-size: expected at least 1");
-    }
     if let Some(plot) = &a.plot {
         // Now, not after the work.
         disk::target(plot).with_context(|| plot.display().to_string())?;
@@ -88,9 +85,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let mut models: Vec<Contender> = Vec::new();
     let mut text = Vec::new();
     for model in &a.models {
-        let (threads, isa) = (a.threads, a.isa.clone());
-        let e = EngineArgs { model: Some(model.clone()), threads, isa, ..EngineArgs::default() }.open()?;
-        tell!("{}", facts(&e, a.ctx_size));
+        let e = ComputeArgs { isa: a.isa.clone(), ..ComputeArgs::default() }.open(Some(model), a.threads)?;
+        tell_facts(&e, a.ctx_size);
         let encoded = tokens("compare", &e, &bytes, false).with_context(|| name.clone())?;
         if let Some(first) = models.first() {
             let (n, found) = (first.engine().model.config.n_vocab, e.model.config.n_vocab);
@@ -106,7 +102,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         models.push(Contender::new(e));
     }
     let n = chunks(text.len(), a.ctx_size).with_context(|| name.clone())?;
-    let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
+    let n = a.chunks.map_or(n, |limit| n.min(limit));
     let n_seq = (a.batch_size / a.ctx_size).clamp(1, n);
     let o = a.session.options(a.ctx_size, n_seq);
     let mut sessions: Vec<Session> = models.iter().map(|m| m.engine().session(&o)).collect::<Result<_, _>>()?;

@@ -1,6 +1,6 @@
 //! `oxcart imatrix`: collects an importance matrix over a text, with llama-imatrix's flags.
 
-use super::engine::{EngineArgs, SessionArgs, facts};
+use super::engine::{EngineArgs, SessionArgs, tell_facts};
 use super::interrupt::interruptible;
 use super::perplexity::tokens;
 use crate::disk;
@@ -43,14 +43,14 @@ pub struct Args {
     /// Leave out the first N chunks
     #[arg(long, visible_alias = "from-chunk", value_name = "N", default_value_t = 0)]
     chunk: usize,
-    /// Read at most N chunks
-    #[arg(long, value_name = "N")]
+    /// Read at most N chunks; -1 for all
+    #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
     chunks: Option<usize>,
     /// Tokens of a chunk
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
     ctx_size: u32,
     /// Tokens of a batch: so many chunks are computed together as it holds
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
     batch_size: usize,
     /// Collect also for the output matrix
     #[arg(long)]
@@ -163,9 +163,6 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     })?;
     let n = chunks(tokens.len(), context).with_context(|| text.display().to_string())?;
     let n = a.chunks.map_or(n, |limit| limit.min(n));
-    if n == 0 {
-        bail!("--chunks 0: expected at least 1");
-    }
     let n_seq = (a.batch_size / context).clamp(1, n);
     let mut s = e.session(&a.session.options(context, n_seq))?;
     let own_output = e.gguf.tensor("output.weight").is_some();
@@ -177,7 +174,7 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
         let collector = collector.clone();
         move |seen: &_| collector.see(seen)
     }));
-    tell!("{}", facts(&e, context));
+    tell_facts(&e, context);
     tell!("imatrix: computing over {n} chunks, n_ctx={context}, batch_size={}, n_seq={n_seq}", a.batch_size);
 
     let stop = interruptible()?;

@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// OUT: the file to write, without one ggml-model-TYPE.gguf beside IN. TYPE: the mixture of formats, e.g. Q4_K_M, or COPY
-    /// for tensors as they are. THREADS: one for each core if it is left out
+    /// for tensors as they are. THREADS: one for each core if it is left out or 0
     #[arg(value_name = "[OUT] TYPE [THREADS]", num_args = 1..=3, required = true)]
     target: Vec<OsString>,
     /// Quantize also what is quantized already, which loses twice
@@ -110,11 +110,13 @@ impl Target {
             let names: Vec<_> = MIXES.iter().map(|m| m.name).collect();
             return Err(format!("TYPE: found {kind:?}, expected one of {} COPY", names.join(" ")));
         };
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16);
         let threads = match rest {
-            [] => std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16),
-            [n] => match n.to_str().and_then(|n| n.parse().ok()).filter(|&n| n > 0) {
+            [] => all(),
+            [n] => match n.to_str().and_then(|n| n.parse().ok()) {
+                Some(0) => all(),
                 Some(n) => n,
-                None => return Err(format!("THREADS: found {n:?}, expected 1 to {}", u16::MAX)),
+                None => return Err(format!("THREADS: found {n:?}, expected 0 (one for each core) to {}", u16::MAX)),
             },
             [_, more, ..] => return Err(format!("found {more:?} behind THREADS")),
         };
