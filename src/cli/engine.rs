@@ -7,6 +7,7 @@ use crate::catalog;
 use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
 use crate::load::Residence;
 use crate::placement::{Here, Numa, Placement, parse_mask, parse_range};
+use crate::quantize::recipe::MIXES;
 use anyhow::{Context, anyhow};
 use clap::ArgAction;
 use oxcart_quant::attention::KvType;
@@ -298,8 +299,13 @@ fn told(reading: &Reading, done: u64, of: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// What the file says it is, e.g. `qwen2 q4_K`: architecture and the format of most of its weights.
+/// What the file says it is, in llama.cpp's words, e.g. `qwen2 Q4_K - Medium`: architecture and mixture; where it says no
+/// mixture, the format of most of its weights.
 pub fn model_type(e: &Engine) -> String {
+    let file_type = e.gguf.uint("general.file_type").ok().flatten();
+    if let Some(mix) = MIXES.iter().find(|m| Some(u64::from(m.file_type)) == file_type) {
+        return format!("{} {}", e.model.config.arch, mix.words());
+    }
     let mut bytes: BTreeMap<Format, u64> = BTreeMap::new();
     for t in e.gguf.tensors() {
         if let Some(f) = t.format() {

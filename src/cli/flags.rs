@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, Command};
 use std::ffi::OsString;
 
 /// Flags of several letters that verbs have, as names behind two dashes.
-const LETTERS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv", "-ofreq", "-Cr", "-md"];
+const LETTERS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv", "-ofreq", "-Cr", "-md", "-oe"];
 
 /// What stands behind a flag.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ const IDLE: &[(&[&str], Value)] = &[
     (&["-cnv", "--conversation", "-no-cnv", "--no-conversation"], Value::None),
     (&["-st", "--single-turn"], Value::None),
     (&["--poll", "--poll-batch", "--prio", "--prio-batch"], Value::One),
-    (&["-tb", "--threads-batch"], Value::One),
+    (&["-tb", "--threads-batch", "-b", "--batch-size"], Value::One),
     (&["--ppl"], Value::None),
     (&["-s", "--seed"], Value::One),
     (&["--max-buffer-size"], Value::One),
@@ -67,11 +67,16 @@ pub fn read(cli: &Command, line: impl Iterator<Item = OsString>) -> Result<Line,
             break;
         }
         let (name, given) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
-        let long = if LETTERS.contains(&name) { format!("-{name}") } else { name.to_string() };
+        let long = match name {
+            _ if LETTERS.contains(&name) => format!("-{name}"),
+            // --top_k is --top-k.
+            _ if name.starts_with("--") => name.replace('_', "-"),
+            _ => name.to_string(),
+        };
         let Some(arg) = find(verb, &long) else {
-            let value =
-                IDLE.iter().find(|(names, _)| names.contains(&name) && runs_models(verb)).map(|(_, value)| *value);
-            let Some(value) = value else {
+            let is =
+                |(names, _): &&(&[&str], Value)| names.iter().any(|n| *n == name || *n == long) && runs_models(verb);
+            let Some((_, value)) = IDLE.iter().find(is) else {
                 if is_unknown(verb, name) {
                     return Err(format!("unknown flag {name}"));
                 }
@@ -83,7 +88,7 @@ pub fn read(cli: &Command, line: impl Iterator<Item = OsString>) -> Result<Line,
                 Value::One => line.next(),
                 Value::Switch => line.next_if(|w| w.to_str().is_some_and(is_switch)),
             });
-            match (name, given) {
+            match (long.as_str(), given) {
                 ("-mmp" | "--mmap", Some(off)) if off == "0" => words.push("--no-mmap".into()),
                 _ => idle.push(name.to_string()),
             }
@@ -168,7 +173,8 @@ mod tests {
             ("bench -mmp 0 -ngl 0,99 -fa 0,1 -nkvo 1", "bench --no-mmap", "-ngl -fa -nkvo"),
             ("bench -mmp 1", "bench", "-mmp"),
             ("perplexity -s 7 -f x", "perplexity -f x", "-s"),
-            ("run -s 7", "run -s 7", ""),
+            ("run -s 7 -b 2048", "run -s 7", "-b"),
+            ("run --top_k 3 --n_gpu_layers 9", "run --top-k 3", "--n_gpu_layers"),
             ("imatrix --ppl -ofreq 5", "imatrix --ofreq 5", "--ppl"),
             ("quantize --max-buffer-size 5 a.gguf Q8_0", "quantize a.gguf Q8_0", "--max-buffer-size"),
             ("sessions list --json", "sessions list --json", ""),
