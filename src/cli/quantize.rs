@@ -65,6 +65,9 @@ pub struct Args {
     /// Say something else in the metadata, KEY=TYPE:VALUE with the types int, float, bool and str; may be repeated
     #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = overriding)]
     override_kv: Vec<(String, MetadataValue)>,
+    /// Leave these layers out, e.g. 5,6,7, and number those behind them anew
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    prune_layers: Vec<u64>,
     /// The name of a checkpoint's pre-tokenizer (tokenizer.ggml.pre), where it is not known by itself
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
@@ -194,14 +197,25 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     for remark in g.remarks() {
         tell!("{remark}");
     }
+    if !a.prune_layers.is_empty() {
+        g.prune(&a.prune_layers)?;
+    }
     let mut overrides: Vec<(String, Value)> = Vec::new();
     for (key, value) in &a.override_kv {
+        if let MetadataValue::String(text) = value
+            && let Some(other) = text.split(',').skip(1).find(|part| parse_override(part).is_ok())
+        {
+            tell!("--override-kv {key}: its text has {other:?} in it; each override has a flag of its own here");
+        }
         g.set(key, value.clone().into());
         overrides.retain(|(k, _)| k != key);
         overrides.push((key.clone(), value.clone().into()));
     }
     let mut tensors = a.tensor_type.clone();
     tensors.extend(a.tensor_type_file.as_deref().map(named_formats).transpose()?.into_iter().flatten());
+    for (name, _) in tensors.iter().filter(|(name, _)| !g.tensors().iter().any(|t| name.is_match(&t.name))) {
+        tell!("--tensor-type {name}: no tensor has such a name");
+    }
     let importance = match &a.imatrix {
         None => None,
         Some(file) => {
