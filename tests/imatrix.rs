@@ -104,6 +104,9 @@ fn parts_of_a_text_join_to_the_whole() {
     run(&["-o", &both, "--from-chunk", "2", "--chunks", "2", "--in-file", &first]);
     // Without a text, what is there is written again.
     oxcart(&["imatrix", "--in-file", &both, "-c", "32", "-o", &dat, "--output-format", "dat"]).assert().success();
+    let joined = path("joined.gguf");
+    oxcart(&["imatrix", "--in-file", &format!("{whole},{first}"), "-o", &joined]).assert().success();
+    assert_eq!(Imatrix::read(Path::new(&joined)).unwrap().chunks, 6);
     let [whole, parts, old] = [&whole, &both, &dat].map(|file| Imatrix::read(Path::new(file)).unwrap());
     let out = oxcart(&["imatrix", "--in-file", &dat, "--show-statistics", "--json"]).assert().success();
     let shown: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();

@@ -118,12 +118,13 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         },
     )?;
     if let Some(path) = &a.plot {
-        let point = |m: &Contender| {
+        let names = labels(&models);
+        let point = |(m, name): (&Contender, &String)| {
             let kld = m.divergence.kld();
-            Point { name: label(m), size: gib(m.size()), kld: (kld.value, kld.error) }
+            Point { name: name.clone(), size: gib(m.size()), kld: (kld.value, kld.error) }
         };
-        let points: Vec<Point> = models[1..].iter().map(point).collect();
-        let title = format!("divergence from {}", label(&models[0]));
+        let points: Vec<Point> = models.iter().zip(&names).skip(1).map(point).collect();
+        let title = format!("divergence from {}", names[0]);
         disk::write(path, svg(&title, &points).as_bytes()).with_context(|| path.display().to_string())?;
     }
     run.done()?;
@@ -159,10 +160,16 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
-/// A model's file, without folder and ending.
-fn label(m: &Contender) -> String {
-    let path: &Path = m.engine().gguf.path();
-    path.file_stem().map_or(String::new(), |s| s.to_string_lossy().into_owned())
+/// The models' files, without ending, and with their folder where names are equal otherwise.
+fn labels(models: &[Contender]) -> Vec<String> {
+    let paths: Vec<&Path> = models.iter().map(|m| m.engine().gguf.path()).collect();
+    let twin = |a: &&Path| paths.iter().any(|b| b != a && b.file_stem() == a.file_stem());
+    let label = |path: &&Path| {
+        let stem = PathBuf::from(path.file_stem().unwrap_or_default());
+        let folder = path.parent().and_then(Path::file_name).filter(|_| twin(path));
+        folder.map_or(stem.clone(), |f| Path::new(f).join(&stem)).display().to_string()
+    };
+    paths.iter().map(label).collect()
 }
 
 /// Columns of the terminal that stdout is, if it is one.
@@ -173,7 +180,7 @@ fn terminal_width() -> Option<usize> {
 }
 
 fn markdown(models: &[Contender]) -> String {
-    let names: Vec<String> = models.iter().map(label).collect();
+    let names: Vec<String> = labels(models);
     let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("model".len());
     let mut out = format!(
         "| {:wide$} | {:>9} | {:>5} | {:>19} | {:>19} | {:>8} | {:>15} | {:>8} |\n",
@@ -213,7 +220,7 @@ fn millionths(x: f64) -> String {
 /// The same without errors and percentiles, in so many columns; of names that are longer, the end.
 fn narrow(models: &[Contender], columns: usize) -> String {
     const FIGURES: usize = 56;
-    let names: Vec<String> = models.iter().map(label).collect();
+    let names: Vec<String> = labels(models);
     let longest = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("model".len());
     let wide = longest.min(columns.saturating_sub(FIGURES)).max(8);
     let mut out = format!("{:wide$}  size, GiB   bpw       PPL  mean KLD  same top      t/s\n", "model");
