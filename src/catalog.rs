@@ -367,6 +367,7 @@ mod tests {
             check(g.experts.is_some() == g.experts_used.is_some(), "experts without their number in use");
             check(["chatml", "llama3", "mistral"].contains(&m.template.as_str()), "an unknown template");
             check(!m.files.is_empty(), "no files");
+            check(m.sampling.check().is_ok(), "sampling");
             let quants: HashSet<_> = m.files.iter().map(|f| f.quant.to_ascii_lowercase()).collect();
             check(quants.len() == m.files.len(), "a quantization twice");
             for f in &m.files {

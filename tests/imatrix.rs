@@ -105,7 +105,7 @@ fn parts_of_a_text_join_to_the_whole() {
     // Without a text, what is there is written again.
     oxcart(&["imatrix", "--in-file", &both, "-c", "32", "-o", &dat, "--output-format", "dat"]).assert().success();
     let joined = path("joined.gguf");
-    oxcart(&["imatrix", "--in-file", &format!("{whole},{first}"), "-o", &joined]).assert().success();
+    oxcart(&["imatrix", "--in-file", &format!("{whole},{first}"), "-c", "32", "-o", &joined]).assert().success();
     assert_eq!(Imatrix::read(Path::new(&joined)).unwrap().chunks, 6);
     let [whole, parts, old] = [&whole, &both, &dat].map(|file| Imatrix::read(Path::new(file)).unwrap());
     let out = oxcart(&["imatrix", "--in-file", &dat, "--show-statistics", "--json"]).assert().success();
@@ -227,6 +227,15 @@ fn quantize_weighs_each_expert_by_its_own() {
     assert!((weighted - (errors / squares).sqrt()).abs() < 1e-9, "{weighted}");
     assert!(weighted < plain, "{weighted} {plain}");
     assert_eq!(report["tensors"][0]["weighted_rms_error"], serde_json::Value::Null);
+    // A layer that is numbered anew is weighed by what was seen of it under its old number.
+    let made = |more: &[&str]| {
+        let plain = ["--pure", "--output-tensor-type", "q8_0", "--token-embedding-type", "q8_0", "--imatrix", &file];
+        oxcart(&[&["quantize"], &plain[..], more, &[&from, &to, "IQ2_XS"]].concat()).assert().success();
+        Gguf::open(Path::new(&to)).unwrap()
+    };
+    let bytes = |g: &Gguf, i: usize| g.tensor(&format!("blk.{i}.attn_q.weight")).unwrap().bytes().to_vec();
+    let whole = bytes(&made(&[]), 1);
+    assert!(bytes(&made(&["--prune-layers", "0"]), 0) == whole);
 }
 
 #[test]

@@ -418,6 +418,19 @@ fn layers_are_left_out_and_the_others_numbered_anew() {
         assert!(String::from_utf8_lossy(&o.stderr).contains(says), "{o:?}");
         assert!(!output.exists());
     }
+    // Parts keep their tensors, also where none is left to one.
+    let parts = path("parts.gguf");
+    quantize(&[input.to_str().unwrap(), parts.to_str().unwrap(), "--split-max-size", "60000", "COPY"])
+        .assert()
+        .success();
+    let first = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+    let first = first.filter(|p| p.to_str().unwrap().contains("-00001-of-")).min().expect("parts");
+    let all =
+        ["--keep-split", "--prune-layers", "0,1,2,3,4,5", first.to_str().unwrap(), output.to_str().unwrap(), "COPY"];
+    quantize(&all).assert().success();
+    let n = Gguf::open(&first).unwrap().split().len();
+    let out = path(&format!("out-00001-of-{n:05}.gguf"));
+    assert_eq!(Gguf::open(&out).unwrap().tensors().len(), 2 + 2 * 5);
     // Recipes go by the depth that there was: of eight layers, the first, the last and every third from the third on.
     quantize(&["--prune-layers", "2,5", input.to_str().unwrap(), output.to_str().unwrap(), "Q4_0"]).assert().success();
     assert_eq!(Gguf::open(&output).unwrap().uint("llama.block_count").unwrap(), Some(6));

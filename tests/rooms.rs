@@ -14,7 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("gguf", &["disk", "mmap"]),
     ("sample", &["gguf"]),
     ("placement", &["machine"]),
-    ("config", &["disk", "sample"]),
+    ("config", &["disk", "gguf", "sample"]),
     ("catalog", &["disk", "sample"]),
     ("safetensors", &["gguf", "mmap"]),
     ("model", &["gguf", "mmap"]),
@@ -32,7 +32,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("perplexity", &["disk", "engine", "gguf", "model", "tokenizer"]),
     ("plan", &["catalog", "engine", "gguf", "machine", "model"]),
     ("bench", &["engine", "model", "plan"]),
-    ("tui", &["catalog", "chat", "config", "draft", "engine", "generate", "kv_store", "machine", "sample"]),
+    ("tui", &["catalog", "chat", "config", "disk", "draft", "engine", "generate", "kv_store", "machine", "sample"]),
     (
         "cli",
         &[

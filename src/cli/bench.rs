@@ -15,9 +15,13 @@ use oxcart_quant::attention::KvType;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Flags as llama-bench has them. What takes a list may be repeated; all combinations are run. Lists have commas, or are
-/// ranges: FIRST-LAST, FIRST-LAST+STEP, FIRST-LAST*TIMES.
+const LISTS: &str = "\
+A LIST has numbers with commas between, and ranges: FIRST-LAST, FIRST-LAST+STEP, FIRST-LAST*TIMES. Flags with lists may be
+repeated. All combinations are run.";
+
+/// Flags as llama-bench has them.
 #[derive(clap::Args)]
+#[command(after_help = LISTS)]
 pub struct Args {
     /// Models: GGUF files or names of the catalogue, NAME[:QUANT]; may be repeated [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "MODEL")]

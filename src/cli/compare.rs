@@ -3,6 +3,7 @@
 use super::engine::{ComputeArgs, SessionArgs, tell_facts};
 use super::perplexity::run::Run;
 use super::perplexity::{check_memory, tokens};
+use super::text::note_bytes;
 use crate::disk;
 use crate::engine::Session;
 use crate::perplexity::compare::{Contender, add, group, kept_bytes};
@@ -82,6 +83,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     }
     let name = a.file.display().to_string();
     let bytes = disk::read(&a.file, disk::MOST_TEXT).with_context(|| name.clone())?;
+    note_bytes(&name, &bytes);
     let mut models: Vec<Contender> = Vec::new();
     let mut text = Vec::new();
     for model in &a.models {

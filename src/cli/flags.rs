@@ -89,7 +89,9 @@ pub fn read(cli: &Command, line: impl Iterator<Item = OsString>) -> Result<Line,
                 Value::Switch => line.next_if(|w| w.to_str().is_some_and(is_switch)),
             });
             match (long.as_str(), given) {
-                ("-mmp" | "--mmap", Some(off)) if off == "0" => words.push("--no-mmap".into()),
+                ("-mmp" | "--mmap", Some(off)) if off == "0" && find(verb, "--no-mmap").is_some() => {
+                    words.push("--no-mmap".into());
+                }
                 _ => idle.push(name.to_string()),
             }
             continue;
@@ -172,6 +174,7 @@ mod tests {
             ("run -tb 8 -dev none -mg 0 --poll 50 --no-warmup -nkvo", "run", "-tb -dev -mg --poll --no-warmup -nkvo"),
             ("bench -mmp 0 -ngl 0,99 -fa 0,1 -nkvo 1", "bench --no-mmap", "-ngl -fa -nkvo"),
             ("bench -mmp 1", "bench", "-mmp"),
+            ("plan -mmp 0", "plan", "-mmp"),
             ("perplexity -s 7 -f x", "perplexity -f x", "-s"),
             ("run -s 7 -b 2048", "run -s 7", "-b"),
             ("run --top_k 3 --n_gpu_layers 9", "run --top-k 3", "--n_gpu_layers"),

@@ -3,6 +3,7 @@
 use super::engine::{EngineArgs, SessionArgs, items, tell_facts};
 use super::interrupt::interruptible;
 use super::perplexity::tokens;
+use super::text::note_bytes;
 use crate::disk;
 use crate::imatrix::collect::{self, Collector};
 use crate::imatrix::statistics::Statistics;
@@ -162,6 +163,7 @@ fn joined(known: &Imatrix, seen: &Collector, a: &Args, text: &Path) -> anyhow::R
 fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     let e = a.engine.open()?;
     let bytes = disk::read(text, disk::MOST_TEXT).with_context(|| text.display().to_string())?;
+    note_bytes(&text.display().to_string(), &bytes);
     let context = a.ctx_size as usize;
     let tokens = tokens("imatrix", &e, &bytes, a.parse_special).with_context(|| text.display().to_string())?;
     let skip = a.chunk.saturating_mul(context);

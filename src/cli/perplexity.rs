@@ -155,6 +155,7 @@ impl Args {
     fn tokens(&self, e: &Engine) -> anyhow::Result<Vec<u32>> {
         let file = self.file.as_ref().map_or(String::new(), |f| f.display().to_string());
         let bytes = self.bytes()?;
+        note_bytes(&file, &bytes);
         tokens("perplexity", e, &bytes, false).context(file)
     }
 
@@ -174,7 +175,6 @@ pub(super) fn tokens(verb: &str, e: &Engine, bytes: &[u8], special: bool) -> any
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
         bail!("line {}: a zero byte, expected a text", disk::line_of(bytes, at));
     }
-    note_bytes(verb, bytes);
     let start = std::time::Instant::now();
     tell!("{verb}: tokenizing the input ..");
     let tokens = e.tokenizer.encode(bytes, true, special)?;

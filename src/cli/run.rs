@@ -93,7 +93,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     tell_facts(&e, context);
     let prompt = if a.chat {
         let mut messages: Vec<Message> =
-            a.system_prompt.iter().map(|t| Message::new("system", &a.escapes.text(t))).collect();
+            a.system_prompt.iter().map(|t| Message::new("system", a.escapes.text(t))).collect();
         messages.push(Message::new("user", String::from_utf8_lossy(&text)));
         let template = Template::from_gguf(&e.gguf, &e.tokenizer)?;
         chat::encode(&e.tokenizer, &template, &messages, true)?

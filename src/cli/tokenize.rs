@@ -1,6 +1,6 @@
 //! `oxcart tokenize`: the token ids of a text.
 
-use super::engine::file_here;
+use super::engine::{file_here, items};
 use super::text::EscapeArgs;
 use crate::catalog;
 use crate::disk;
@@ -40,16 +40,16 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
-    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str; several with commas between; may be repeated
+    #[arg(long, value_name = "KEY=TYPE:VALUE,..")]
     override_kv: Vec<String>,
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
     let model = a.model.as_ref().unwrap_or(&catalog::catalog().default);
     let mut g = Gguf::open(&file_here(model)?)?;
-    for spec in &a.override_kv {
-        g.override_kv(spec)?;
+    for spec in a.override_kv.iter().flat_map(|list| items(list)) {
+        g.override_kv(&spec)?;
     }
     let t = Tokenizer::from_gguf(&g).with_context(|| g.path().display().to_string())?;
     t.notes().iter().for_each(|n| tell!("{n}"));

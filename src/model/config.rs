@@ -67,7 +67,7 @@ impl Config {
     pub fn note_on(&self, context: usize) -> Option<String> {
         let trained = self.n_context;
         let note =
-            || format!("a context of {context} tokens: the model was trained for {trained}, and knows none beyond");
+            || format!("a context of {context} tokens: the model was trained for {trained} and gets worse beyond");
         (context > trained).then(note)
     }
 
