@@ -108,6 +108,11 @@ fn escapes_are_those_of_the_command_line_alone() {
     let run = |args: &[&str]| done(&[&["run", "-n", "1", "--temp", "0"], args].concat()).0;
     assert!(run(&["-p", text]).starts_with(meant));
     assert!(run(&["-p", text, "--no-escape"]).starts_with(text));
+    let system = |args: &[&str]| {
+        json(&[&["run", "--chat", "-p", "x", "-n", "1", "--json", "--sys"], args].concat())["prompt_tokens"].clone()
+    };
+    assert_eq!(system(&[r"a\nb"]), system(&["a\nb", "--no-escape"]));
+    assert_ne!(system(&[r"a\nb"]), system(&[r"a\nb", "--no-escape"]));
 }
 
 #[test]

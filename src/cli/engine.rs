@@ -149,15 +149,16 @@ pub fn limit(s: &str) -> Result<usize, String> {
 
 /// The items of a list with commas between, as llama.cpp reads it: in double quotes, commas and (doubled) quotes are an item's.
 pub fn items(list: &str) -> Vec<String> {
-    let (mut all, mut quoted, mut chars) = (vec![String::new()], false, list.chars().peekable());
+    let (mut all, mut item, mut quoted, mut chars) = (Vec::new(), String::new(), false, list.chars().peekable());
     while let Some(c) = chars.next() {
         match c {
-            '"' if quoted && chars.next_if_eq(&'"').is_some() => all.last_mut().expect("never empty").push('"'),
+            '"' if quoted && chars.next_if_eq(&'"').is_some() => item.push('"'),
             '"' => quoted = !quoted,
-            ',' if !quoted => all.push(String::new()),
-            c => all.last_mut().expect("never empty").push(c),
+            ',' if !quoted => all.push(std::mem::take(&mut item)),
+            c => item.push(c),
         }
     }
+    all.push(item);
     all
 }
 

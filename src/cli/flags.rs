@@ -50,7 +50,7 @@ pub struct Line {
     pub idle: Vec<String>,
 }
 
-/// Reads a command line for `cli`. The error is a flag that there is not.
+/// Reads a command line for `cli`. The error tells of a flag that there is not, or that lacks its value.
 pub fn read(cli: &Command, line: impl Iterator<Item = OsString>) -> Result<Line, String> {
     let mut line = line.peekable();
     let (mut words, mut idle) = (Vec::from_iter(line.next()), Vec::new());
@@ -88,6 +88,9 @@ pub fn read(cli: &Command, line: impl Iterator<Item = OsString>) -> Result<Line,
                 Value::One => line.next(),
                 Value::Switch => line.next_if(|w| w.to_str().is_some_and(is_switch)),
             });
+            if *value == Value::One && given.is_none() {
+                return Err(format!("{name}: its value is missing"));
+            }
             match (long.as_str(), given) {
                 ("-mmp" | "--mmap", Some(off)) if off == "0" && find(verb, "--no-mmap").is_some() => {
                     words.push("--no-mmap".into());
@@ -200,6 +203,7 @@ mod tests {
         ] {
             assert_eq!(read(line), Err(format!("unknown flag {flag}")), "{line}");
         }
+        assert_eq!(read("run -p x -ngl"), Err("-ngl: its value is missing".into()));
     }
 
     #[test]
