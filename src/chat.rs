@@ -14,7 +14,7 @@ use std::ops::Range;
 pub struct Message {
     /// Who: `system`, `user` or `assistant`.
     pub role: String,
-    /// What.
+    /// What was said.
     pub content: String,
 }
 

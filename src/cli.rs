@@ -68,6 +68,7 @@ enum Verb {
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     let watched = crate::mmap::on_fault(|problem| {
+        crate::disk::remove_unfinished();
         crate::tui::give_back_terminal();
         tell!("oxcart: {problem}");
         std::process::exit(1);

@@ -1,10 +1,11 @@
-//! Files that appear whole or not at all: written under another name, synced, renamed. Files that are read whole, if they have
-//! an end. And the space that a disk has left.
+//! Files that appear whole or not at all: written under another name, synced, renamed; a [`Partial`] is one that is not yet
+//! whole. Files that are read whole, if they have an end. And the space that a disk has left.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 /// The folder of a file.
 pub fn folder(path: &Path) -> &Path {
@@ -63,8 +64,74 @@ pub fn open_partial(temp: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// The files that go with this process.
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    UNFINISHED.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Removes all files that are not whole, of a program that is about to end without dropping them: whoever would begin or
+/// publish one after this waits for ever.
+pub fn remove_unfinished() {
+    let mut all = unfinished();
+    // Nobody is left to be told of one that stays.
+    all.drain(..).for_each(|path| drop(fs::remove_file(path)));
+    std::mem::forget(all);
+}
+
+/// A file that is not yet whole. It goes when this is dropped, unless it was published or is kept.
+pub struct Partial(PathBuf);
+
+impl Partial {
+    /// The file of this name is not whole; it need not be there yet.
+    pub fn new(path: PathBuf) -> Partial {
+        unfinished().push(path.clone());
+        Partial(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Leaves it where it is.
+    pub fn keep(&self) {
+        self.forget(&mut unfinished());
+    }
+
+    /// Gives it its name, which an older file loses.
+    pub fn rename(&self, to: &Path) -> io::Result<()> {
+        let mut all = unfinished();
+        fs::rename(&self.0, to)?;
+        self.forget(&mut all);
+        Ok(())
+    }
+
+    /// Makes it durable and gives it its name.
+    pub fn publish(self, file: &File, to: &Path) -> io::Result<()> {
+        file.sync_all()?;
+        self.rename(to)?;
+        sync_folder(to)
+    }
+
+    /// Whether it would have gone.
+    fn forget(&self, all: &mut Vec<PathBuf>) -> bool {
+        let at = all.iter().position(|path| *path == self.0);
+        at.map(|i| all.swap_remove(i)).is_some()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.forget(&mut unfinished()) {
+            // There is nobody left to tell.
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+}
+
 /// Creates `NAME.partial`, in the place of one that nobody writes any more, or of a link.
-pub fn create_partial(path: &Path) -> io::Result<(File, PathBuf)> {
+pub fn create_partial(path: &Path) -> io::Result<(File, Partial)> {
     let temp = partial(path);
     match fs::symlink_metadata(&temp) {
         Ok(m) if m.is_symlink() => fs::remove_file(&temp)?,
@@ -75,27 +142,35 @@ pub fn create_partial(path: &Path) -> io::Result<(File, PathBuf)> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
-    let file = File::options().write(true).create_new(true).open(&temp)?;
+    let (file, temp) = create_new(temp)?;
     lock(&file)?;
     Ok((file, temp))
 }
 
+/// Creates a file that is not yet whole, of a name that nobody has.
+fn create_new(path: PathBuf) -> io::Result<(File, Partial)> {
+    // Whoever removes what is unfinished finds it, or it is not there.
+    let mut all = unfinished();
+    let file = File::options().write(true).create_new(true).open(&path)?;
+    all.push(path.clone());
+    Ok((file, Partial(path)))
+}
+
 /// Creates a file of a name that nobody has yet, `NAME.PID-N.partial`: never through a link, nor over the file of another
 /// run, though process ids come again.
-pub fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
+pub fn create_beside(path: &Path) -> io::Result<(File, Partial)> {
     let mut n = 0;
     loop {
         let mut temp = path.as_os_str().to_owned();
         temp.push(format!(".{}-{n}.partial", std::process::id()));
-        match File::options().write(true).create_new(true).open(&temp) {
-            Ok(file) => return Ok((file, temp.into())),
+        match create_new(temp.into()) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && n < 1000 => n += 1,
-            Err(e) => return Err(e),
+            created => return created,
         }
     }
 }
 
-/// Makes a finished file durable and gives it its name.
+/// As [`Partial::publish`], of a file that would have stayed.
 pub fn publish(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(from, to)?;
@@ -114,12 +189,8 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = &target(path)?;
     let (mut file, temp) = create_partial(path)?;
-    let written = file.write_all(bytes).and_then(|()| publish(&file, &temp, path));
-    if written.is_err() {
-        // There is nothing to add where that fails too.
-        let _ = fs::remove_file(&temp);
-    }
-    written
+    file.write_all(bytes)?;
+    temp.publish(&file, path)
 }
 
 /// Writes a file that must not be there yet, for its owner alone.
@@ -144,8 +215,13 @@ pub const MOST_SETTINGS: u64 = 1 << 20;
 
 /// A file's bytes, `most` of them at most: a device has no end.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_from(File::open(path)?, most)
+}
+
+/// The same of what is open, up to its end.
+pub fn read_from(open: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    open.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {
         true => Err(io::Error::other(format!("larger than {most} bytes, the most that is read"))),
         false => Ok(bytes),
@@ -189,11 +265,15 @@ mod tests {
         // Nor is the unfinished file of another process taken away, as long as it is written.
         let (theirs, temp) = create_partial(&path).unwrap();
         assert_eq!(write(&path, b"x").unwrap_err().to_string(), "another process is writing it");
-        assert!(temp.exists());
+        assert!(temp.path().exists());
         drop(theirs);
         write(&path, b"x").unwrap();
         let (_, beside) = create_beside(&path).unwrap();
-        assert_ne!(create_beside(&path).unwrap().1, beside);
+        assert_ne!(create_beside(&path).unwrap().1.path(), beside.path());
+        beside.keep();
+        let left = beside.path().to_path_buf();
+        drop(beside);
+        assert!(left.exists());
         fs::create_dir(dir.path().join("folder")).unwrap();
         let before = names();
         assert!(write(&dir.path().join("folder"), b"x").is_err() && names() == before, "nothing is left");

@@ -269,6 +269,13 @@ impl Engine {
             TokenizerError::Gguf(error) => EngineError::Gguf(error),
             error => EngineError::Tokenizer { file: gguf.path().to_path_buf(), error },
         })?;
+        let (n, rows) = (tokenizer.n_vocab(), model.config.n_vocab);
+        if n > rows {
+            let (key, problem) =
+                ("tokenizer.ggml.tokens".into(), format!("{n} tokens, the model has embeddings of {rows}"));
+            let error = TokenizerError::Unfit { key, problem };
+            return Err(EngineError::Tokenizer { file: gguf.path().to_path_buf(), error });
+        }
         let (sampling, mut notes) = Overrides::of(&gguf)?;
         let team = team(o.threads, &o.placement, &mut notes)?;
         if let Some(flag) = o.residence.flag() {
@@ -580,7 +587,7 @@ impl Session {
     }
 
     /// Where weights are streamed and a pass takes long, `watch` is told of its way from now on. A pass that it ends is an
-    /// [`EngineError::Stopped`] and leaves the session as it was.
+    /// [`EngineError::Stopped`] and leaves the session as it was; of a batch of more than one walk, the walks before stay.
     pub fn watch(&mut self, watch: Option<Arc<Watch>>) {
         self.watch = watch;
     }
@@ -591,7 +598,7 @@ impl Session {
     }
 
     /// Feeds a batch. `sink` receives the logits of every token that wants them, with its number among those that do; it
-    /// is called by several workers at once, in no order. The tokens of each sequence must continue it.
+    /// is called by several workers at once, in no order. The tokens of each sequence must continue it, and stand together.
     pub fn forward_each(&mut self, batch: &Batch, sink: &(dyn Fn(usize, &[f32]) + Sync)) -> Result<(), EngineError> {
         self.check(batch)?;
         let mut done = 0;
@@ -653,6 +660,10 @@ impl Session {
             let Some(want) = next.get_mut(seq) else {
                 return bad(format!("sequence {seq} of {}", self.tokens.len()));
             };
+            // Who stores the keys of one piece shares no block with who stores those of another.
+            if *want > self.tokens[seq].len() && batch.seq[i - 1] as usize != seq {
+                return bad(format!("sequence {seq} again, expected its tokens to stand together"));
+            }
             if pos != *want {
                 return bad(format!("position {pos} of sequence {seq}, expected {want}"));
             }

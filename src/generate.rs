@@ -5,6 +5,7 @@ use crate::engine::{EngineError, Session};
 use crate::model::Batch;
 use crate::sample::Sampler;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Why a generation ended.
@@ -74,6 +75,14 @@ pub enum GenerateError {
         found: usize,
         /// Positions.
         context: usize,
+    },
+    /// A model that says nothing.
+    #[error("{}: logits that are NaN or infinite behind {behind} tokens: its weights are damaged or too large", file.display())]
+    NotFinite {
+        /// The model.
+        file: PathBuf,
+        /// Tokens of the sequence.
+        behind: usize,
     },
     /// Nothing to continue.
     #[error("the prompt has no tokens")]
@@ -160,6 +169,10 @@ pub fn generate_with(
         // As far as the guesses are what the model says, their logits hold.
         let (certain, mut ids) = (s.len(0) - guesses.len(), Vec::new());
         for (i, row) in rows.iter().enumerate().take(left) {
+            if !row.iter().all(|l| l.is_finite()) {
+                let (file, behind) = (engine.gguf.path().to_path_buf(), certain + i);
+                return Err(GenerateError::NotFinite { file, behind });
+            }
             let id = sampler.sample(row);
             sampler.accept(id);
             drafter.told(id);

@@ -15,7 +15,7 @@ pub mod collect;
 mod dat;
 pub mod statistics;
 
-use crate::gguf::{Gguf, GgufError, GgufWriter, MetadataValue, NewTensor, Strings, Tensor, TensorKind, Value};
+use crate::gguf::{Gguf, GgufError, GgufWriter, MetadataValue, NewTensor, Parts, Strings, Tensor, TensorKind, Value};
 use crate::mmap::Bytes;
 use oxcart_quant::Format;
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
+/// More tokens than anybody feeds a model.
+const MOST_TOKENS: u64 = 1 << 53;
 
 /// An importance matrix that cannot be read, joined or written.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,17 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What no file may say, and none is written that does.
+    fn check(&self) -> Result<(), String> {
+        if !self.sums.iter().all(|s| s.is_finite() && *s >= 0.0) {
+            return Err("sums of squares that are negative or no numbers".into());
+        }
+        match self.counts.iter().find(|&&n| n > MOST_TOKENS) {
+            Some(n) => Err(format!("{n} tokens, expected at most {MOST_TOKENS}")),
+            None => Ok(()),
+        }
+    }
+
     /// Columns that share a count.
     fn shared(&self) -> usize {
         self.sums.len() / self.counts.len()
@@ -107,16 +120,19 @@ impl Imatrix {
         if m.entries.is_empty() {
             return Err(unfit(("entries".into(), "none".into())));
         }
-        for (name, e) in &m.entries {
-            if !e.sums.iter().all(|s| s.is_finite() && *s >= 0.0) {
-                return Err(unfit((format!("entry {name}"), "sums of squares that are negative or no numbers".into())));
-            }
-        }
+        m.check().map_err(unfit)?;
         Ok(m)
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        let wrong = |(name, e): (&String, &Entry)| Some((format!("entry {name}"), e.check().err()?));
+        self.entries.iter().find_map(wrong).map_or(Ok(()), Err)
     }
 
     /// Writes a file, in one piece or not at all. A reader of the older form takes whole chunks for counts.
     pub fn write(&self, path: &Path, format: FileFormat) -> Result<(), ImatrixError> {
+        let unfit = |(field, problem)| ImatrixError::Unfit { file: path.into(), field, problem };
+        self.check().map_err(unfit)?;
         match format {
             FileFormat::Gguf => Ok(self.write_gguf(path)?),
             FileFormat::Dat => Ok(dat::write(self, path)?),
@@ -124,7 +140,7 @@ impl Imatrix {
     }
 
     /// Adds what another one knows; where that counts chunks, they have this one's size. An error says which tensor has
-    /// other sizes there.
+    /// other sizes there, or more than an entry holds.
     pub fn join(&mut self, other: &Imatrix) -> Result<(), String> {
         let tokens = if other.chunk_size == 0 { self.chunk_size.max(1) } else { 1 };
         for (name, from) in &other.entries {
@@ -148,6 +164,7 @@ impl Imatrix {
                 })
                 .collect();
             to.sums.iter_mut().zip(&from.sums).for_each(|(to, from)| *to += from * tokens as f32);
+            to.check().map_err(|problem| format!("{name}: together: {problem}"))?;
         }
         self.datasets.extend(other.datasets.iter().cloned());
         let most = self.entries.values().flat_map(|e| &e.counts).max().copied().unwrap_or(0);
@@ -171,7 +188,7 @@ impl Imatrix {
                 tensors.push(NewTensor { name: format!("{name}{suffix}"), dims, kind: TensorKind::from(Format::F32) });
             }
         }
-        let mut w = GgufWriter::create(path, metadata.map(|(k, v)| (k.to_string(), v)), tensors, None)?;
+        let mut w = GgufWriter::create(path, metadata.map(|(k, v)| (k.to_string(), v)), tensors, &Parts::One)?;
         for e in self.entries.values() {
             w.push(bytemuck::cast_slice(&e.sums))?;
             w.push(bytemuck::cast_slice(&e.counts.iter().map(|&c| c as f32).collect::<Vec<_>>()))?;
@@ -216,7 +233,9 @@ fn read_gguf(g: &Gguf) -> Result<Imatrix, Problem> {
             let problem = format!("{} counts for {} sums", n.len(), sums.len());
             return Err((format!("tensor {}", counts.name), problem));
         }
-        // A cast of what is no count, or none that f32 knows, gives one.
+        if let Some(n) = n.iter().find(|n| !(0.0..=MOST_TOKENS as f32).contains(*n)) {
+            return Err((format!("tensor {}", counts.name), format!("found {n}, expected 0 to {MOST_TOKENS} tokens")));
+        }
         let counts = n.iter().map(|n| n.round() as u64).collect();
         m.entries.insert(name.to_string(), Entry { sums, counts });
     }
@@ -281,5 +300,40 @@ mod tests {
         assert_eq!(m.entries["blk.0.attn_q.weight"], Entry { sums: vec![50.0, 20.0, 10.0, 90.0], counts: vec![50] });
         old.entries.insert("blk.0.attn_q.weight".into(), Entry { sums: vec![1.0], counts: vec![1] });
         assert_eq!(m.join(&old).unwrap_err(), "blk.0.attn_q.weight: 1 sums, expected 4");
+        let mut large = Imatrix::default();
+        large.entries.insert("blk.0.attn_q.weight".into(), Entry { sums: vec![3e38; 4], counts: vec![1] });
+        let problem = m.join(&large).unwrap_err();
+        assert_eq!(problem, "blk.0.attn_q.weight: together: sums of squares that are negative or no numbers");
+    }
+
+    #[test]
+    fn what_would_not_be_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        for (sums, counts) in [(vec![f32::INFINITY], vec![1]), (vec![1.0], vec![MOST_TOKENS + 1]), (vec![1.0], vec![0])]
+        {
+            let mut m = Imatrix { chunk_size: 1, ..Imatrix::default() };
+            let counted = counts[0] > 0;
+            m.entries.insert("a".into(), Entry { sums, counts });
+            assert!(m.write(&path, FileFormat::Dat).is_err() && !path.exists());
+            // An entry that no token was counted for is left out of the older form alone.
+            assert_eq!(m.write(&path, FileFormat::Gguf).is_err(), counted);
+        }
+    }
+
+    #[test]
+    fn counts_that_are_none_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        matrix().write(&path, FileFormat::Gguf).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let at = whole.windows(4).rposition(|b| b == 15f32.to_le_bytes()).unwrap();
+        for n in [f32::NAN, -1.0, f32::INFINITY, 1e16] {
+            let mut bytes = whole.clone();
+            bytes[at..at + 4].copy_from_slice(&n.to_le_bytes());
+            std::fs::write(&path, bytes).unwrap();
+            let problem = Imatrix::read(&path).unwrap_err().to_string();
+            assert!(problem.contains("tensor blk.0.ffn_up_exps.weight.counts: found "), "{problem}");
+        }
     }
 }

@@ -134,11 +134,6 @@ impl KvStore {
         std::mem::take(&mut self.notes)
     }
 
-    /// Bytes of the file.
-    pub fn n_bytes(&self) -> u64 {
-        self.len
-    }
-
     /// Reads into sequence 0 what the file has of `tokens` beyond what the sequence has of them already. Returns how many
     /// positions were read.
     pub fn restore(&mut self, session: &mut Session, tokens: &[u32]) -> usize {

@@ -8,7 +8,7 @@
 //! Imports point left only: [`model`] never sees text, [`tokenizer`] never sees a matrix, the crate `oxcart-quant` never
 //! sees a file. Only [`generate`] joins session, sampler and tokenizer. The verbs in [`cli`] are leaves.
 //!
-//! * [`quota`]: memory and time of a stranger's program, a chat template's;
+//! * [`quota`]: limits on memory and time for untrusted code (chat templates);
 //! * [`disk`], [`mmap`], [`gguf`]: files that appear whole, files as mapped bytes, metadata and tensor views;
 //! * [`model`]: configuration, weights, KV cache, the forward pass; one small file an architecture;
 //! * [`engine`]: [`engine::Engine`] (a loaded model, immutable, shared) and [`engine::Session`] (one mutable timeline);
@@ -16,7 +16,7 @@
 //! * [`sample`], [`tokenizer`], [`chat`], [`generate`]: from logits to text and from a conversation to tokens;
 //! * [`draft`]: guesses at the tokens to come, so that a pass gives several;
 //! * [`kv_store`]: what sessions remember, kept on disk;
-//! * [`config`]: what a person sets once;
+//! * [`config`]: what a person sets once; [`signals`]: what ends a program;
 //! * [`catalog`]: the models that `models.toml` names, and how to fetch them;
 //! * [`machine`], [`plan`]: what this machine has, whether a model fits it, and how fast it will be;
 //! * [`safetensors`], [`convert`]: checkpoint folders, and what they are in GGUF;
@@ -77,6 +77,7 @@ pub mod quantize;
 pub mod quota;
 pub mod safetensors;
 pub mod sample;
+pub mod signals;
 pub mod tokenizer;
 pub mod tui;
 

@@ -96,16 +96,6 @@ impl Bytes {
         }
     }
 
-    /// Asks the system to read these bytes of the file ahead, in the background. A hint: a refusal changes nothing.
-    pub fn will_need(&self) {
-        self.advise(Advice::WillNeed);
-    }
-
-    /// Tells the system that these bytes will be read once, from the first to the last. A hint.
-    pub fn sequential(&self) {
-        self.advise(Advice::Sequential);
-    }
-
     /// Tells the system that these bytes will not be read again soon, so that they stop counting as this program's memory.
     /// What is read all the same comes from the file again. A hint.
     pub fn will_not_need(&self) {
@@ -130,7 +120,10 @@ impl Bytes {
     /// Tells the system that single rows of these bytes will be read, here and there: it then reads no more than those.
     /// A hint.
     pub fn random(&self) {
-        self.advise(Advice::Random);
+        if let Source::Mapped(m) = &self.source {
+            // The error is dropped on purpose: a kernel without the advice still reads the pages, only more of them.
+            let _ = m.map.advise_range(Advice::Random, self.range.start, self.range.len());
+        }
     }
 
     /// Reads these bytes into memory and returns when they are there. A file that was cut short, or a disk that fails, is
@@ -175,13 +168,6 @@ impl Bytes {
                 out.copy_from_slice(self);
                 Ok(())
             }
-        }
-    }
-
-    fn advise(&self, advice: Advice) {
-        if let Source::Mapped(m) = &self.source {
-            // The error is dropped on purpose: a kernel without the advice still reads the pages, only later.
-            let _ = m.map.advise_range(advice, self.range.start, self.range.len());
         }
     }
 }
@@ -236,7 +222,7 @@ impl Room {
         &mut self.0
     }
 
-    /// It is full.
+    /// Ends the writing: the room becomes bytes.
     pub fn into_bytes(self) -> io::Result<Bytes> {
         let range = 0..self.0.len();
         Ok(Bytes { source: Source::Filled(Arc::new(self.0.make_read_only()?)), range })
@@ -394,8 +380,6 @@ mod tests {
         fs::write(&path, (0..=255u8).collect::<Vec<_>>()).unwrap();
         let whole = Bytes::map(&path).unwrap();
         let view = whole.slice(16..32).slice(4..8);
-        view.will_need();
-        view.sequential();
         view.will_not_need();
         view.populate().unwrap();
         view.evict();

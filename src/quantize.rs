@@ -31,6 +31,14 @@ use std::time::{Duration, Instant};
 const SLAB: usize = 16 << 20;
 /// Weights that a thread takes at once.
 const PORTION: usize = 1 << 16;
+/// Up to here no format's scales overflow: the least that does is 65520 itself, as an f16, and scales of blocks are at most
+/// eight times the largest weight (IQ1's, whose least code is an eighth). No row of a model that works is beyond it.
+const SURELY_FITS: f32 = 1024.0;
+/// The same where importance is known, whose products with weights the search squares: 1e12, the most that is read, times
+/// 128 of codes, 256 weights and the square of this is 2e18.
+const SURELY_FITS_WEIGHED: f32 = 8.0;
+/// The largest number that a block with scales in f16 holds: times 6 bits and a sign of scales, times 128 of codes.
+const MOST_OF_BLOCKS: f32 = 65504.0 * 64.0 * 128.0;
 /// `general.quantization_version` (ggml's `GGML_QNT_VERSION`).
 const VERSION: u32 = 2;
 
@@ -169,8 +177,13 @@ pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, Quantize
     }
     let formats = match o.mix {
         None => vec![None; tensors.len()],
-        Some(mix) => recipe::recipe(g, &tensors, mix, &o.wishes, o.importance.is_some())
-            .map_err(|error| QuantizeError::Recipe { file: g.path().to_path_buf(), error })?,
+        Some(mix) => {
+            recipe::recipe(g, &tensors, mix, &o.wishes, o.importance.is_some()).map_err(|error| match error {
+                // It names the file already.
+                RecipeError::Gguf(error) => QuantizeError::Gguf(error),
+                error => QuantizeError::Recipe { file: g.path().to_path_buf(), error },
+            })?
+        }
     };
     let step = |(tensor, to): (&'a Tensor, Option<Format>)| {
         let fail =
@@ -373,7 +386,7 @@ const STOPPED: QuantizeError = QuantizeError::Stopped { done: 0, all: 0 };
 #[derive(Default)]
 struct Sums {
     not_finite: u64,
-    too_large: u64, // for f16
+    too_large: u64, // for the new format
     // Of all weights alike, and by importance.
     squares: [f64; 2],
     errors: [f64; 2],
@@ -407,6 +420,12 @@ impl Sums {
     }
 }
 
+/// Whether a block has nothing of a weight: its scale overflowed, or the search for it did.
+fn is_lost(to: Format, weight: f32, back: f32) -> bool {
+    let scales_are_f16 = !recipe::is_float(to) && to != Format::MXFP4;
+    !back.is_finite() || scales_are_f16 && weight.abs() > MOST_OF_BLOCKS
+}
+
 fn convert(
     g: &Source,
     step: &Step<'_>,
@@ -429,6 +448,7 @@ fn convert(
     // Each expert's rows have their own.
     let rows_of_expert = t.dims.get(1).map_or(1, |&n| n as usize);
     let importance = |row: usize| step.importance.map(|w| &w[row / rows_of_expert * cols..][..cols]);
+    let surely_fits = if step.importance.is_some() { SURELY_FITS_WEIGHED } else { SURELY_FITS };
     let rows = (SLAB / to_bytes).clamp(1, t.n_rows());
     let portion = (PORTION / cols).max(1);
     let mut blocks = vec![0; rows * to_bytes];
@@ -450,14 +470,20 @@ fn convert(
                 let Some((first, blocks)) = work.lock().expect("no worker panics").next() else { break };
                 for (row, blocks) in (first..).zip(blocks.chunks_mut(to_bytes)) {
                     from.dequant(t.row(row), &mut x);
-                    let not_finite = x.iter().filter(|x| !x.is_finite()).count() as u64;
-                    own.not_finite += not_finite;
-                    if !quantizing || not_finite > 0 {
+                    // In the order of their bits, magnitudes are integers, and what is none is above infinity.
+                    let largest = f32::from_bits(x.iter().fold(0, |m, x| m.max(x.abs().to_bits())));
+                    if !largest.is_finite() {
+                        own.not_finite += x.iter().filter(|x| !x.is_finite()).count() as u64;
+                    }
+                    if !quantizing || !largest.is_finite() {
                         continue;
                     }
                     q.row(&x, importance(row), blocks);
-                    if to == Format::F16 {
-                        own.too_large += blocks.chunks_exact(2).filter(|h| h[1] & 0x7C == 0x7C).count() as u64;
+                    if largest > surely_fits {
+                        back.resize(cols, 0.0);
+                        to.dequant(blocks, &mut back);
+                        own.too_large +=
+                            x.iter().zip(&back).filter(|(x, back)| is_lost(to, **x, **back)).count() as u64;
                     }
                     if report {
                         to.dequant(blocks, &mut back);
@@ -479,7 +505,11 @@ fn convert(
         read((slab.len() * from_bytes) as u64);
         t.done_with(slab);
     }
-    for (n, problem) in [(sums.not_finite, "are NaN or infinite"), (sums.too_large, "are too large for f16")] {
+    let too_large = match to.spec().block_len {
+        1 => format!("are too large for {}", to.name()),
+        _ => format!("are too large for {}, or in a block with one that is", to.name()),
+    };
+    for (n, problem) in [(sums.not_finite, "are NaN or infinite"), (sums.too_large, too_large.as_str())] {
         if n > 0 {
             return Err(fail(format!("{n} of {} weights {problem}", t.n_elements())));
         }

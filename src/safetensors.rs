@@ -5,6 +5,7 @@
 //! file. What it leaves open is checked here: names of shards that leave the folder, tensors that an index promises and no
 //! shard has, sizes of the files that are read whole.
 
+use crate::disk;
 use crate::gguf::one_line;
 use crate::mmap::Bytes;
 use ::safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
@@ -13,8 +14,8 @@ use serde::de::DeserializeOwned;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What a list of all tensors is called, and how large it may be in bytes.
@@ -233,12 +234,7 @@ fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
         Ok(m) if !m.is_file() => return Err(error(path, "open", "not a regular file")),
         found => found.map_err(fail)?,
     };
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|f| f.take(most + 1).read_to_end(&mut bytes)).map_err(fail)?;
-    match bytes.len() as u64 > most {
-        true => Err(error(path, "size", format!("more than the {most} bytes that are expected at most"))),
-        false => Ok(Some(bytes)),
-    }
+    disk::read(path, most).map(Some).map_err(fail)
 }
 
 fn json<T: DeserializeOwned>(path: &Path, most: u64) -> Result<Option<T>, CheckpointError> {

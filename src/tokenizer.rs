@@ -5,13 +5,15 @@
 //! byte by byte, BOS and EOS are added where the file says so.
 
 mod build;
+mod cut;
 mod decoder;
 
+pub(crate) use build::{MOST_BYTES, merged};
 pub use decoder::TextDecoder;
 
 use crate::gguf::{Gguf, GgufError};
 use aho_corasick::AhoCorasick;
-use std::collections::HashMap;
+use cut::Cuts;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -66,21 +68,20 @@ const LENGTHS: [usize; 16] = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4];
 /// Bytes of text that are encoded together at least, where it can be cut: the crate tokenizers takes some 150 bytes of
 /// memory for each.
 const TOGETHER: usize = 64 << 10;
+/// The most of them: where no cut is found, a text of any length is one part.
+const MOST_TOGETHER: usize = 8 << 20;
 
 /// Encodes and decodes.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     together: usize,
-    /// No token has a newline and something else: none reaches across one.
-    newlines_apart: bool,
+    cuts: Cuts,
     scheme: Scheme,
     pieces: Pieces,
     kinds: Vec<Kind>,
-    ids: HashMap<Box<str>, u32>, // of special and user-defined tokens
     special: Option<Special>,
     bos: Option<u32>,
     eos: Option<u32>,
-    eot: Option<u32>,
     add_bos: bool,
     add_eos: bool,
     eog: Vec<u32>,
@@ -222,7 +223,13 @@ impl Tokenizer {
     fn encode_str(&self, mut text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mut parts = Vec::new();
         while !text.is_empty() {
-            let (part, rest) = text.split_at(self.cut(text));
+            let (part, rest) = text.split_at(self.cuts.first(text, self.together));
+            if part.len() > MOST_TOGETHER {
+                let found = part.len();
+                return Err(TokenizerError::Encode(format!(
+                    "{found} bytes without a place to cut the text, as before a word or behind a line, expected at most {MOST_TOGETHER}"
+                )));
+            }
             parts.push(part);
             text = rest;
         }
@@ -254,29 +261,6 @@ impl Tokenizer {
         })
     }
 
-    /// Where to cut a text so that the tokens of its parts are its own: behind a newline; the end where there is none.
-    fn cut(&self, text: &str) -> usize {
-        let bytes = text.as_bytes();
-        let mut from = self.together;
-        while let Some(at) = bytes.get(from..).and_then(|b| b.iter().position(|&b| b == b'\n')) {
-            let cut = from + at + 1;
-            let apart = match &self.scheme {
-                // Every rule cuts there: a pattern that takes a newline takes nothing behind it but white space, and none
-                // looks further than the first character behind the newline.
-                Scheme::Bytes => {
-                    let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c.is_ascii_punctuation());
-                    word(text[..cut - 1].chars().next_back()) && word(text[cut..].chars().next())
-                }
-                Scheme::SentencePiece { .. } => self.newlines_apart,
-            };
-            if apart {
-                return cut;
-            }
-            from = cut;
-        }
-        text.len()
-    }
-
     /// Encodes at least so many bytes together, where a text can be cut: what is encoded does not depend on it, how much
     /// memory it takes does.
     pub fn with_bytes_together(self, bytes: usize) -> Tokenizer {
@@ -303,19 +287,9 @@ impl Tokenizer {
         self.eos
     }
 
-    /// The token that ends a turn.
-    pub fn eot(&self) -> Option<u32> {
-        self.eot
-    }
-
     /// Whether texts begin with BOS.
     pub fn add_bos(&self) -> bool {
         self.add_bos
-    }
-
-    /// Whether texts end with EOS.
-    pub fn add_eos(&self) -> bool {
-        self.add_eos
     }
 
     /// Whether generation ends at a token.
@@ -326,11 +300,6 @@ impl Tokenizer {
     /// Whether a token controls the model rather than being text.
     pub fn is_control(&self, id: u32) -> bool {
         matches!(self.kinds.get(id as usize), Some(Kind::Control | Kind::Unknown))
-    }
-
-    /// The special or user-defined token written so.
-    pub fn token_id(&self, text: &str) -> Option<u32> {
-        self.ids.get(text).copied()
     }
 
     /// What the person should know about this tokenizer, once.

@@ -6,7 +6,7 @@
 //! store ─┘              └─> view::draw       └─> the terminal, files, other programs
 //! ```
 //!
-//! The main thread waits for messages and draws; it computes nothing, reads no file and waits for nobody. Keys are drawn
+//! The main thread waits for messages and draws; it computes nothing, reads none of the user's files and waits for nobody. Keys are drawn
 //! at once, an answer that streams at most [`FRAME`] apart.
 
 mod app;
@@ -27,11 +27,13 @@ mod wrap;
 
 pub use theme::Scheme;
 pub use worker::Opening;
+pub use wrap::clean;
 
 use crate::catalog::{self, catalog};
 use crate::disk::{home_path, write_private};
 use crate::engine::Engine;
 use crate::sample::SampleParams;
+use crate::signals::on_end;
 use app::{App, Beginning, Effect};
 use crossterm::clipboard::CopyToClipboard;
 use crossterm::event;
@@ -75,10 +77,10 @@ pub enum Msg {
     Models(Vec<ModelItem>),
     /// What was written in another editor.
     Written(Result<String, String>),
-    /// A model is here now.
-    Fetched(Result<String, String>),
-    /// Bytes that the program has in memory.
-    Memory(u64),
+    /// A model was chosen: the bytes to fetch, where it is not here and they are known, and its name.
+    Chosen(Option<Option<u64>>, String),
+    /// A model cannot be had.
+    NotFetched(String),
     /// Time passed.
     Tick,
     /// Somebody wants the program to end.
@@ -125,14 +127,13 @@ pub fn run(c: Chat) -> io::Result<()> {
         let tell = tell.clone();
         // A closing terminal and its shell may each send one; a later signal does not wait for a screen that hangs.
         let asked = OnceLock::new();
-        ctrlc::set_handler(move || {
+        on_end(move |_| {
             let again = asked.get_or_init(Instant::now).elapsed() > Duration::from_secs(1);
             if again || tell.send(Msg::Quit).is_err() {
                 term::give_back();
                 std::process::exit(143);
             }
-        })
-        .map_err(io::Error::other)?;
+        })?;
     }
     let scheme = c.scheme.unwrap_or_else(|| Scheme::detect(|name| std::env::var(name).ok()));
     let mut screen = Screen::take(c.mouse)?;
@@ -155,7 +156,7 @@ pub fn run(c: Chat) -> io::Result<()> {
     let store = Store::start(c.dir, tell.clone())?;
     let worker = Worker::start(c.opening, tell.clone())?;
     let mut desk = Outside { screen, keys, store, worker, tell, engine: None };
-    let result = turn(&mut app, &mut desk, &inbox);
+    let result = event_loop(&mut app, &mut desk, &inbox);
     // What was said is in the file before the terminal is given back.
     let Outside { screen, store, .. } = desk;
     drop(store);
@@ -172,7 +173,7 @@ pub fn run(c: Chat) -> io::Result<()> {
 }
 
 /// Waits, updates, draws, until the person leaves.
-fn turn(app: &mut App, desk: &mut Outside, inbox: &Receiver<Msg>) -> io::Result<()> {
+fn event_loop(app: &mut App, desk: &mut Outside, inbox: &Receiver<Msg>) -> io::Result<()> {
     let (mut drawn, mut stale, mut measured) = (Instant::now(), true, Instant::now());
     while !app.quit {
         for effect in std::mem::take(&mut app.effects) {
@@ -238,12 +239,10 @@ impl Outside {
             Effect::Ask(ask) => self.worker.send(Request::Ask(ask)),
             Effect::Stop(id) => self.worker.stop(id),
             Effect::Load(name) => self.worker.send(Request::Load(name)),
+            Effect::Choose(name) => return Ok(Some(Msg::Chosen(to_fetch(&name), name))),
             Effect::Fetch(name) => return self.fetch(name).map(Some),
-            Effect::Store(store::Op::New(model)) => {
-                // What finds it again from any folder.
-                let found = std::fs::canonicalize(&model).map(|p| p.display().to_string());
-                self.store.send(store::Op::New(found.unwrap_or(model)));
-            }
+            Effect::Store(store::Op::New(model)) => self.store.send(store::Op::New(lasting(model))),
+            Effect::Store(store::Op::Model(model)) => self.store.send(store::Op::Model(lasting(model))),
             Effect::Store(op) => self.store.send(op),
             Effect::File(path) => self.worker.set_file(path),
             Effect::Count(i, text) => {
@@ -285,15 +284,10 @@ impl Outside {
 
     /// Loads a model, after fetching it where it is not here: that says on the ordinary screen what it does.
     fn fetch(&mut self, name: String) -> io::Result<Msg> {
-        if catalog::path(&name).is_none() {
-            match catalog::find(Some(&name)) {
-                Ok((model, file)) if !model.local(file).is_ok_and(|l| l.is_some_and(|l| l.complete)) => {
-                    if let Err(e) = self.away(|| catalog::pull(Some(&name)))? {
-                        return Ok(Msg::Fetched(Err(e.to_string())));
-                    }
-                }
-                _ => {}
-            }
+        if to_fetch(&name).is_some()
+            && let Err(e) = self.away(|| catalog::pull(Some(&name)))?
+        {
+            return Ok(Msg::NotFetched(e.to_string()));
         }
         self.worker.send(Request::Load(Some(name)));
         Ok(Msg::Tick)
@@ -366,6 +360,21 @@ impl Keys {
         drop(self.reading.lock());
         Rest(self.resting.clone())
     }
+}
+
+/// A model's name as a file keeps it: what finds it again from any folder.
+fn lasting(model: String) -> String {
+    std::fs::canonicalize(&model).map_or(model, |p| p.display().to_string())
+}
+
+/// The bytes of a model that is not here, or not whole, where they are known.
+fn to_fetch(name: &str) -> Option<Option<u64>> {
+    if catalog::path(name).is_some() {
+        return None;
+    }
+    // What is no model is told of by who loads it.
+    let (model, file) = catalog::find(Some(name)).ok()?;
+    (!model.local(file).is_ok_and(|l| l.is_some_and(|l| l.complete))).then_some(file.bytes)
 }
 
 fn read_text(word: &str) -> Result<String, NoText> {

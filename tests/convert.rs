@@ -344,6 +344,14 @@ fn hostile_folders_are_refused_in_one_line() {
             fs::write(d.join("config.json"), c.to_string()).unwrap();
         })
     };
+    let tokenizer = |change: &'static dyn Fn(&mut Value)| {
+        let good = good.tokenizer.clone();
+        by(move |d| {
+            let mut t = good.clone();
+            change(&mut t);
+            fs::write(d.join("tokenizer.json"), t.to_string()).unwrap();
+        })
+    };
     let tensor = |change: &'static dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let good = good.tensors.clone();
         by(move |d| {
@@ -512,7 +520,63 @@ fn hostile_folders_are_refused_in_one_line() {
         (
             "large",
             by(|d| fs::write(d.join("config.json"), " ".repeat(5 << 20)).unwrap()),
-            "size: more than the 4194304 bytes",
+            "config.json: open: larger than 4194304 bytes",
+        ),
+        (
+            "other activation",
+            config(&|c| c["hidden_act"] = "gelu".into()),
+            r#"config.json: hidden_act: found "gelu", expected silu"#,
+        ),
+        (
+            "RoPE of a part",
+            config(&|c| c["partial_rotary_factor"] = 0.5.into()),
+            "config.json: partial_rotary_factor: found 0.5, expected 1",
+        ),
+        (
+            "RoPE of a part, newer",
+            config(&|c| c["rope_parameters"] = json!({"partial_rotary_factor": 0.25})),
+            "config.json: rope_parameters.partial_rotary_factor: found 0.25, expected 1",
+        ),
+        (
+            "a window",
+            config(&|c| (c["use_sliding_window"], c["sliding_window"]) = (true.into(), 256.into())),
+            "config.json: use_sliding_window: found true, expected attention to all",
+        ),
+        (
+            "YaRN",
+            config(&|c| c["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0})),
+            r#"config.json: rope_scaling.rope_type: found "yarn", expected default, linear or llama3"#,
+        ),
+        (
+            "a text for a truth",
+            config(&|c| c["tie_word_embeddings"] = "false".into()),
+            r#"config.json: tie_word_embeddings: found "false", expected true or false"#,
+        ),
+        (
+            "too many positions",
+            config(&|c| c["max_position_embeddings"] = (1u64 << 31).into()),
+            "config.json: max_position_embeddings: found 2147483648, expected 1 to 268435456",
+        ),
+        (
+            "a merge of one",
+            tokenizer(&|t| t["model"]["merges"] = json!(["t h", "th"])),
+            "tokenizer.json: model.merges: merge 1 is th, expected two pieces and a space",
+        ),
+        ("no tokens", tokenizer(&|t| t["model"]["vocab"] = json!({})), "tokenizer.json: model.vocab: no tokens"),
+        (
+            "two of one id",
+            tokenizer(&|t| (t["model"]["vocab"]["xx"], t["model"]["vocab"]["yy"]) = (5.into(), 5.into())),
+            " and xx have the same id 5",
+        ),
+        (
+            "two added of one id",
+            tokenizer(&|t| t["added_tokens"][0]["id"] = 257.into()),
+            "tokenizer.json: added_tokens: tokens <|begin|> and <|end|> have the same id 257",
+        ),
+        (
+            "a long token",
+            tokenizer(&|t| t["added_tokens"][2]["content"] = "x".repeat(4097).into()),
+            "tokenizer.json: added_tokens: token 259 of 4097 bytes, expected at most 4096",
         ),
         (
             "other splits",

@@ -2,7 +2,7 @@
 
 use assert_cmd::Command;
 use oxcart::engine::{Engine, EngineOptions, Session, SessionOptions};
-use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, TensorKind, Value};
+use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, Parts, TensorKind, Value};
 use oxcart::imatrix::collect::{Collector, read};
 use oxcart::imatrix::{Entry, FileFormat, Imatrix};
 use oxcart::perplexity::score;
@@ -172,7 +172,7 @@ fn model(path: &Path) -> (Vec<f32>, Imatrix) {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / 8388608.0 - 1.0
     };
-    let mut w = GgufWriter::create(path, metadata, tensors.to_vec(), None).unwrap();
+    let mut w = GgufWriter::create(path, metadata, tensors.to_vec(), &Parts::One).unwrap();
     let mut m = Imatrix { datasets: vec!["a text".into()], chunk_size: 512, chunks: 7, ..Imatrix::default() };
     for t in &tensors {
         let x: Vec<f32> = (0..t.dims.iter().product()).map(|_| unit()).collect();

@@ -207,12 +207,18 @@ fn base_files_that_are_none_are_told_from_those_that_are() {
         }
     }
     // Rows are checked when they are read.
-    let rows = [("scale", patched(&full, 84, &f32::NAN.to_le_bytes())), ("token", patched(&top, 104, &[7, 0, 0, 0]))];
+    // Where `next` is, behind the scale, the minimum and the tail.
+    let lost = patched(&top, 100, &f32::NEG_INFINITY.to_le_bytes());
+    let rows = [
+        ("next -inf", lost),
+        ("scale", patched(&full, 84, &f32::NAN.to_le_bytes())),
+        ("token", patched(&top, 104, &[7, 0, 0, 0])),
+    ];
     for (what, bytes) in rows {
         let path = dir.path().join("case");
         fs::write(&path, bytes).unwrap();
         match Base::open(&path).unwrap().row(0) {
-            Err(e) if e.to_string().contains("log-probabilities") && e.to_string().contains(what) => {}
+            Err(e) if e.to_string().contains("chunk 1: log-probabilities") && e.to_string().contains(what) => {}
             Err(e) => wrong.push(format!("{what}: {e}")),
             Ok(_) => wrong.push(format!("{what}: read")),
         }
@@ -404,6 +410,32 @@ fn a_base_file_that_gets_no_name_does_not_cost_the_run() {
     assert!(code == Some(0) && err.contains("resuming behind "), "{err}");
     assert!(out == want && fs::read(b.path("base")).unwrap() == want_base, "{out}");
     assert_eq!(fs::read_dir(b.path("cache/perplexity")).unwrap().count(), 0);
+}
+
+/// What a disk that is full leaves of a base file serves --resume, or it goes.
+#[test]
+fn a_base_file_that_cannot_be_written_stays_only_if_it_is_of_use() {
+    let b = Bench::new();
+    let args = ["-f", "text", "-c", "128", "-b", "128", "--chunks", "3", "--kl-divergence-base", "base"];
+    let want = b.succeeds(&args);
+    let want_base = fs::read(b.path("base")).unwrap();
+    fs::remove_file(b.path("base")).unwrap();
+    // Rows of a chunk take some 6.2 MB; the limit is in half kilobytes.
+    for (limit, left) in [("2000", false), ("16000", true)] {
+        let whole = b.command(&args);
+        let mut c = std::process::Command::new("sh");
+        c.args(["-c", "trap '' XFSZ; ulimit -f $0; exec \"$@\"", limit])
+            .arg(whole.get_program())
+            .args(whole.get_args());
+        c.current_dir(b.path("")).env("OXCART_CACHE", b.path("cache"));
+        let o = c.output().unwrap();
+        let said = String::from_utf8_lossy(&o.stderr);
+        assert!(o.status.code() == Some(1) && said.contains("base.partial: write: File too large"), "{limit}: {said}");
+        assert_eq!(b.path("base.partial").exists(), left, "{limit}");
+    }
+    let (out, err, code) = b.ends(&[&args[..], &["--resume"]].concat());
+    assert!(code == Some(0) && err.contains("resuming behind 1 of 3"), "{err}");
+    assert!(out == want && fs::read(b.path("base")).unwrap() == want_base, "{out}");
 }
 
 #[test]

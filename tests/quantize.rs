@@ -1,7 +1,7 @@
 //! `oxcart quantize` on a small model: recipes, what is refused, and that nothing half-written stays.
 
 use assert_cmd::Command;
-use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, TensorKind, Value};
+use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, Parts, TensorKind, Value};
 use oxcart_quant::Format;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -34,7 +34,7 @@ fn model(path: &Path, poison: Option<u16>) {
         tensors.push((format!("blk.{i}.ffn_down.weight"), vec![288, 8], f16));
     }
     let tensors: Vec<_> = tensors.into_iter().map(|(name, dims, kind)| NewTensor { name, dims, kind }).collect();
-    let mut w = GgufWriter::create(path, metadata, tensors.clone(), None).unwrap();
+    let mut w = GgufWriter::create(path, metadata, tensors.clone(), &Parts::One).unwrap();
     let mut state = 1u64;
     for t in &tensors {
         let mut bytes = vec![0; t.n_bytes().unwrap() as usize];
@@ -164,6 +164,67 @@ fn what_cannot_be_done_leaves_nothing() {
     quantize(&[&small, &to, "Q2_K", "--allow-requantize"]).assert().success();
 }
 
+/// What a format does not hold is refused, not written as infinity; what it just holds is written.
+#[test]
+fn weights_beyond_a_format_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let (from, to) = (path("from.gguf"), path("to.gguf"));
+    let of_blocks = |format| format!("are too large for {format}, or in a block with one that is");
+    let cases = [
+        ("F16", 6.5e4, None),
+        ("F16", 6.6e4, Some("1 of 512 weights are too large for f16".to_string())),
+        ("BF16", f32::MAX, Some("1 of 512 weights are too large for bf16".into())),
+        ("Q4_0", 5e5, None),
+        ("Q4_0", 6e5, Some(format!("32 of 512 weights {}", of_blocks("q4_0")))),
+        ("Q5_1", 1e7, Some(of_blocks("q5_1"))),
+        ("Q8_0", 8e6, None),
+        ("Q8_0", 1e7, Some(of_blocks("q8_0"))),
+        ("Q2_K", 1e7, Some(of_blocks("q2_K"))),
+        ("IQ4_NL", 1e7, Some(of_blocks("iq4_nl"))),
+        ("IQ3_S", 1e8, Some(of_blocks("iq3_s"))),
+        ("TQ2_0", 1e7, Some(of_blocks("tq2_0"))),
+        ("Q6_K", 1e8, None),
+        ("Q4_K_M", 1e38, Some(of_blocks("q4_K"))),
+        ("Q6_K", 1e38, Some(of_blocks("q6_K"))),
+        ("Q6_K", f32::MAX, Some(of_blocks("q6_K"))),
+        ("IQ4_XS", f32::MAX, Some(of_blocks("iq4_xs"))),
+    ];
+    let number = |n: u32| Value::from(MetadataValue::U32(n));
+    let metadata = [
+        ("general.architecture".to_string(), MetadataValue::String("llama".into()).into()),
+        ("llama.block_count".to_string(), number(1)),
+        ("llama.attention.head_count".to_string(), number(1)),
+    ];
+    let name = "blk.0.ffn_up.weight";
+    let tensor = NewTensor { name: name.into(), dims: vec![256, 2], kind: TensorKind::from_id(0).unwrap() };
+    let mut wrong = Vec::new();
+    for (format, weight, refused) in cases {
+        let mut weights: Vec<f32> = (0..512).map(|i| ((i * 37 % 64) as f32 - 32.0) / 64.0).collect();
+        weights[300] = weight;
+        let mut w = GgufWriter::create(Path::new(&from), metadata.clone(), vec![tensor.clone()], &Parts::One).unwrap();
+        w.tensor(name, bytemuck::cast_slice(&weights)).unwrap();
+        w.finish().unwrap();
+        let out = quantize(&[&from, &to, format, "--pure"]).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        let g = Gguf::open(Path::new(&to)).ok();
+        let finite = g.map(|g| {
+            let (t, mut back) = (g.tensor(name).unwrap(), vec![0.0; 512]);
+            t.format().unwrap().dequant(t.bytes(), &mut back);
+            back.iter().all(|x: &f32| x.is_finite()) && (back[300] / weight - 1.0).abs() < 0.2
+        });
+        let right = match &refused {
+            Some(problem) => finite.is_none() && said.contains(&format!("tensor {name}: ")) && said.contains(problem),
+            None => finite == Some(true),
+        };
+        if !right {
+            wrong.push(format!("{format}, {weight}: kept {finite:?}; {said}"));
+        }
+        let _ = fs::remove_file(&to);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn no_part_of_the_output_takes_the_place_of_what_is_read() {
     let dir = tempfile::tempdir().unwrap();
@@ -231,7 +292,7 @@ fn many_tensors(path: &Path) {
     let f16 = TensorKind::from_id(1).unwrap();
     let name = |i| format!("blk.0.{}.{i:04}.weight", "of-a-name-as-long-as-gguf-lets-it-be");
     let tensors: Vec<_> = (0..N).map(|i| NewTensor { name: name(i), dims: vec![64, 2], kind: f16 }).collect();
-    let mut w = GgufWriter::create(path, metadata, tensors.clone(), None).unwrap();
+    let mut w = GgufWriter::create(path, metadata, tensors.clone(), &Parts::One).unwrap();
     for (i, t) in tensors.iter().enumerate() {
         let bytes: Vec<u8> =
             (0..128).flat_map(|j| (0x3000 + (i * 131 + j * 17) as u16 % 0x0800).to_le_bytes()).collect();
@@ -451,4 +512,21 @@ fn what_is_asked_for_and_means_nothing_is_told() {
     assert!(!said.contains("ffn_down:") && said.contains("changes nothing here: --max-buffer-size\n"), "{said}");
     let said = run(&["--override-kv", "a=str:x,b=int:2", "--override-kv", "c=str:x, y"]);
     assert!(said.contains("--override-kv a: its text has \"b=int:2\" in it") && !said.contains("kv c"), "{said}");
+}
+
+/// A source that is cut while it is read ends the program at once; what it wrote goes with it, and the note for --resume too.
+#[test]
+fn a_source_that_is_cut_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from.gguf"), dir.path().join("to.gguf"));
+    many_tensors(&from);
+    let (mut child, mut said) = stuck(&from, &to, &[]);
+    assert!(to.with_extension("gguf.partial").exists());
+    fs::File::options().write(true).open(&from).unwrap().set_len(4096).unwrap();
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut said, &mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
+    assert!(rest.contains("it was cut short while in use"), "{rest}");
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["from.gguf"]);
 }

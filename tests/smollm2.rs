@@ -67,12 +67,14 @@ fn logits_do_not_depend_on_which_others_are_wanted() {
 
 #[test]
 fn results_do_not_depend_on_threads() {
-    let o = SessionOptions { context: 64, ubatch: 48, ..SessionOptions::default() };
+    let o = SessionOptions { context: 256, ubatch: 160, ..SessionOptions::default() };
     let mut want = None;
     for threads in [1, 2, 3, 7] {
         let e = engine(threads, Kernels::best());
-        let tokens = e.tokenizer.encode(text().as_bytes(), true, false).unwrap();
-        let mut got = logits(&e, &tokens[..40], &o);
+        let tokens = e.tokenizer.encode(text().repeat(3).as_bytes(), true, false).unwrap();
+        // Few, so many that the rows' unpacking is shared, and so many that their columns are divided.
+        let mut got = logits(&e, &tokens[..150], &o);
+        got.extend(logits(&e, &tokens[..40], &o));
         // And one token at a time, where attention is divided by position.
         let mut s = e.session(&o).unwrap();
         got.extend((0..20).map(|i| s.forward(&Batch::of(&tokens[i..=i], i, 0)).unwrap()));
@@ -165,6 +167,10 @@ fn batches_of_any_size_and_reused_caches_agree() {
     let mut s = e.session(&o).unwrap();
     assert!(s.forward(&Batch::of(&tokens[..4], 1, 0)).is_err(), "a gap at the start");
     assert!(s.forward(&Batch::of(&tokens[..4], 0, 2)).is_err(), "a sequence too many");
+    let mut woven = Batch::default();
+    [(0, 0), (0, 1), (1, 0)].into_iter().for_each(|(pos, seq)| woven.push(tokens[0], pos, seq, true));
+    let mut s = e.session(&o).unwrap();
+    assert!(s.forward(&woven).is_err(), "a sequence in two pieces");
     assert!(s.forward(&Batch::of(&[u32::MAX], 0, 0)).is_err(), "no such token");
     assert!(s.forward(&Batch::of(&tokens[..129], 0, 0)).is_err(), "past the context");
     // Sizes that no arithmetic holds are refused, not wrapped.

@@ -35,6 +35,11 @@ fn tokenizer(path: &Path) -> Tokenizer {
     Tokenizer::from_gguf(&Gguf::open(path).unwrap()).unwrap()
 }
 
+/// The token that is written so.
+fn id(t: &Tokenizer, text: &str) -> u32 {
+    (0..t.n_vocab() as u32).find(|&i| t.piece(i) == text.as_bytes()).unwrap()
+}
+
 #[test]
 fn llama_cpps_test_pairs_hold() {
     let mut wrong = Vec::new();
@@ -62,9 +67,62 @@ fn llama_cpps_test_pairs_hold() {
 #[test]
 fn parts_of_a_text_have_the_tokens_of_the_whole() {
     const WORDS: &[&str] = &[
-        "\n", "\n", "\n", "\r\n", "\n\n", " ", "  ", "\t", "the", " cart", "Ox", "牛", "车", "ثور", "é", "e\u{301}",
-        "\u{a0}", "\u{85}", "\u{200b}", "7", "2024", "'s", "'LL", "!", "...", "--", "$=", "\u{3000}", "ª", "Ⅳ", "🐂",
-        "}", "\n}", ";\n", "a\nb", "1\n2",
+        "\n",
+        "\n",
+        "\n",
+        "\r\n",
+        "\n\n",
+        " ",
+        "  ",
+        "\t",
+        "the",
+        " cart",
+        "Ox",
+        "牛",
+        "车",
+        "ثور",
+        "é",
+        "e\u{301}",
+        "\u{a0}",
+        "\u{85}",
+        "\u{200b}",
+        "7",
+        "2024",
+        "'s",
+        "'LL",
+        "!",
+        "...",
+        "--",
+        "$=",
+        "\u{3000}",
+        "ª",
+        "Ⅳ",
+        "🐂",
+        "}",
+        "\n}",
+        ";\n",
+        "a\nb",
+        "1\n2",
+        "\n\n\n",
+        ".\n\n",
+        " \n",
+        "\n    ",
+        "\n\t",
+        "。",
+        "，车",
+        "don't",
+        " a",
+        " 牛",
+        " (",
+        "a.b",
+        "\u{2581}",
+        "\u{2581}\u{2581}a",
+        "\r\n\r\n",
+        "Ⓐ",
+        "\u{2028}",
+        "\u{5d0}\u{5bc}",
+        "<|im_end|>",
+        " 1",
     ];
     let mut state = 7u64;
     let mut pick = || {
@@ -79,6 +137,16 @@ fn parts_of_a_text_have_the_tokens_of_the_whole() {
             let differ = want.iter().zip(&got).position(|(a, b)| a != b);
             assert!(want == got, "{name}: {text:?}: from token {differ:?} on, {} and {}", want.len(), got.len());
         }
+    }
+}
+
+/// What can be cut nowhere would take memory without bound.
+#[test]
+fn texts_that_cannot_be_cut_are_short() {
+    for t in [bpe().tokenizer().unwrap(), spm().tokenizer().unwrap()] {
+        let text = vec![b'1'; (8 << 20) + 1];
+        let problem = t.encode(&text, true, true).unwrap_err().to_string();
+        assert!(problem.contains(" bytes without a place to cut the text"), "{problem}");
     }
 }
 
@@ -99,7 +167,8 @@ fn ids_are_llama_cpps() {
     for (name, want) in golden["vocabularies"].as_object().unwrap() {
         let t = tokenizer(&file(name));
         let facts = serde_json::json!({
-            "bos": t.bos(), "eos": t.eos(), "add_bos": t.add_bos(), "add_eos": t.add_eos(),
+            "bos": t.bos(), "eos": t.eos(), "add_bos": t.add_bos(),
+            "add_eos": t.encode(b"", true, false).unwrap().len() > t.add_bos() as usize,
             "eog": (0..t.n_vocab() as u32).filter(|&i| t.is_eog(i)).collect::<Vec<_>>(),
         });
         for (key, got) in facts.as_object().unwrap() {
@@ -178,10 +247,10 @@ fn a_missing_rule_is_guessed_and_said() {
 #[test]
 fn control_tokens_in_a_text_need_leave() {
     let t = bpe().tokenizer().unwrap();
-    let id = t.token_id("<|im_end|>").unwrap();
+    let id = id(&t, "<|im_end|>");
     assert_eq!(t.encode(b"<|im_end|>", false, true).unwrap(), [id]);
     assert!(!t.encode(b"<|im_end|>", false, false).unwrap().contains(&id));
-    assert!(t.is_control(id) && t.is_eog(id) && t.eot() == Some(id));
+    assert!(t.is_control(id) && t.is_eog(id));
     assert_eq!((t.piece(id), t.piece(u32::MAX)), (&b"<|im_end|>"[..], &b""[..]));
 }
 
@@ -189,8 +258,7 @@ fn control_tokens_in_a_text_need_leave() {
 fn messages_cannot_forge_turns() {
     let t = tokenizer(&file("qwen2"));
     let template = Template::from_source("chatml", &t).unwrap();
-    let id = |text| t.token_id(text).unwrap();
-    let (start, end) = (id("<|im_start|>"), id("<|im_end|>"));
+    let (start, end) = (id(&t, "<|im_start|>"), id(&t, "<|im_end|>"));
     let mut wrong = Vec::new();
     for said in [
         "<|im_end|>",
@@ -237,6 +305,19 @@ fn files_that_lie_give_an_error() {
         ("tokenizer.ggml.scores: missing", spm, |m| m.drop("scores")),
         ("tokenizer.ggml.scores: 1 scores", spm, |m| m.set("tokenizer.ggml.scores", V::F(vec![0.0]))),
         ("byte token \"<0xZZ>\"", spm, |m| m.token(5, "<0xZZ>")),
+        ("special tokens of 4200010 bytes, expected at most 4194304", bpe, |m| {
+            m.list().extend((0..1050).map(|i| format!("{i:04000}")));
+            let n = m.list().len();
+            m.set("tokenizer.ggml.token_type", V::N([vec![1; 260], vec![3; n - 260]].concat()));
+        }),
+        ("tokenizer.ggml.tokens: more than 2097152 ways to make a token of two others", spm, |m| {
+            // Each piece can be cut anywhere into two others.
+            let all = (0..=128).flat_map(|a| (0..=128).map(move |b| "a".repeat(a) + &"b".repeat(b)));
+            let all: Vec<_> = all.filter(|t| !t.is_empty()).collect();
+            m.set("tokenizer.ggml.token_type", V::N([vec![2, 3, 3], vec![1; all.len()]].concat()));
+            m.set("tokenizer.ggml.scores", V::F(vec![0.0; all.len() + 3]));
+            m.set("tokenizer.ggml.tokens", V::A([vec!["<unk>".into(), "<s>".into(), "</s>".into()], all].concat()));
+        }),
         ("tokenizer.ggml.unknown_token_id", spm, |m| m.set("tokenizer.ggml.unknown_token_id", V::I(99_999))),
     ];
     let mut wrong = Vec::new();
@@ -263,6 +344,19 @@ fn files_that_lie_give_an_error() {
         assert_eq!(t.n_vocab(), n);
         t.encode("ab \u{1f402} <|im_end|>".as_bytes(), true, true).unwrap();
     }
+}
+
+/// Each of the copies would have as many merges as the piece has cuts.
+#[test]
+fn pieces_that_stand_twice_are_the_last_of_them() {
+    let mut m = spm();
+    let n = m.list().len();
+    m.list().extend(vec!["aaaa".to_string(); 20_000]);
+    let all = n + 20_000;
+    m.set("tokenizer.ggml.token_type", V::N([vec![2, 3, 3], vec![6; 256], vec![1; all - 259]].concat()));
+    m.set("tokenizer.ggml.scores", V::F((0..all).map(|i| -(i as f32)).collect()));
+    let t = m.tokenizer().unwrap();
+    assert_eq!(t.encode(b"aaaa", false, false).unwrap().last(), Some(&(all as u32 - 1)));
 }
 
 /// Texts that make naive tokenizers quadratic.

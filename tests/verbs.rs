@@ -36,6 +36,40 @@ fn a_piped_conversation_keeps_its_cache_and_ends() {
 }
 
 #[test]
+fn a_question_may_begin_with_a_slash() {
+    let mut c = oxcart(&["chat", "--temp", "0", "-n", "4", "-c", "512"]);
+    let (out, err, code) = ends(c.write_stdin("/etc/passwd is what?\n//exit\n/stop it now\n"));
+    assert_eq!((code, err.contains("no command")), (Some(0), false), "{err}");
+    assert_eq!(out.lines().filter(|l| !l.is_empty()).count(), 3, "three answers: {out:?}");
+}
+
+/// Who ends a program means all of it: the answer at hand is kept, and no other question is asked.
+#[test]
+fn a_chat_that_is_ended_answers_no_more() {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("oxcart"))
+        .args(["chat", "--temp", "0", "-n", "400", "-c", "2048"])
+        .env("OXCART_CONFIG", "/dev/null")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all("Count from one to five hundred, in words.\n".repeat(5).as_bytes()).expect("written");
+    drop(stdin);
+    let mut out = child.stdout.take().expect("a pipe");
+    out.read_exact(&mut [0; 8]).expect("an answer begins");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("UTF-8");
+    assert_eq!(child.wait().expect("it ends").code(), Some(143));
+    assert!(rest.lines().count() < 100, "one answer, and not all of it: {rest}");
+}
+
+#[test]
 fn a_conversation_longer_than_its_context_forgets_its_oldest_turns() {
     let long = "Tell me about rivers, lakes, seas and the rain that fills them, and about boats, too.\n";
     let mut c = oxcart(&["chat", "--temp", "0", "-n", "8", "-c", "160", "--sys", "Be brief."]);

@@ -5,7 +5,8 @@ mod gguf_file;
 
 use gguf_file::{GgufFile, valid};
 use oxcart::gguf::{
-    GGUFValueType, Gguf, GgufError, GgufWriter, MetadataArray, MetadataValue, NewTensor, Strings, TensorKind, Value,
+    GGUFValueType, Gguf, GgufError, GgufWriter, MetadataArray, MetadataValue, NewTensor, Parts, Strings, TensorKind,
+    Value,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,9 +20,9 @@ fn tensors(g: &Gguf) -> Vec<NewTensor> {
 }
 
 /// Copies a file, its data in pieces of `piece` bytes.
-fn copy(from: &Path, to: &Path, max_part: Option<u64>, piece: usize) -> Vec<PathBuf> {
+fn copy(from: &Path, to: &Path, parts: &Parts, piece: usize) -> Vec<PathBuf> {
     let g = Gguf::open(from).unwrap();
-    let mut w = GgufWriter::create(to, metadata(&g), tensors(&g), max_part).unwrap();
+    let mut w = GgufWriter::create(to, metadata(&g), tensors(&g), parts).unwrap();
     for t in g.tensors() {
         assert_eq!(w.due().map(|d| d.name.as_str()), Some(t.name.as_str()));
         match piece {
@@ -57,7 +58,7 @@ fn a_copy_is_the_file() {
     ] {
         fs::write(&from, &bytes).unwrap();
         for piece in [1, 7, 64, usize::MAX] {
-            assert_eq!(copy(&from, &to, None, piece), std::slice::from_ref(&to));
+            assert_eq!(copy(&from, &to, &Parts::One, piece), std::slice::from_ref(&to));
             assert!(fs::read(&to).unwrap() == bytes, "{what} in pieces of {piece}");
         }
     }
@@ -72,7 +73,7 @@ fn parts_join_to_the_whole() {
     fs::write(&from, source.bytes()).unwrap();
     for max in [1, 1000, 2500, 4000, 8000, 1 << 20] {
         let out = tempfile::tempdir().unwrap();
-        let paths = copy(&from, &out.path().join("m.gguf"), Some(max), 100);
+        let paths = copy(&from, &out.path().join("m.gguf"), &Parts::Size(max), 100);
         let count = paths.len();
         match max {
             1 => assert_eq!(count, 14, "a tensor each"),
@@ -88,7 +89,7 @@ fn parts_join_to_the_whole() {
         }
         assert_eq!(names(out.path()).len(), count);
         let back = out.path().join("back.gguf");
-        copy(&paths[count / 2], &back, None, usize::MAX);
+        copy(&paths[count / 2], &back, &Parts::One, usize::MAX);
         assert!(fs::read(&back).unwrap() == source.bytes(), "{max}");
     }
 }
@@ -108,7 +109,7 @@ fn values_of_every_type_are_written() {
         (kinds[2].to_string(), array(GGUFValueType::Bool, vec![MetadataValue::Bool(true)])),
         ("z".to_string(), MetadataValue::I64(-9).into()),
     ];
-    GgufWriter::create(&path, metadata, vec![], None).unwrap().finish().unwrap();
+    GgufWriter::create(&path, metadata, vec![], &Parts::One).unwrap().finish().unwrap();
     let g = Gguf::open(&path).unwrap();
     let keys: Vec<_> = g.metadata().map(|(k, _)| k).collect();
     assert_eq!(keys, ["general.architecture", kinds[0], kinds[1], kinds[2], "z"]);
@@ -142,12 +143,12 @@ fn what_cannot_be_read_is_not_written() {
         (vec![], vec![new("t", &[1 << 62], 0)], "overflow"),
     ];
     for (metadata, tensors, says) in cases {
-        let error = GgufWriter::create(&path, metadata, tensors, None).err().map(|e| e.to_string());
+        let error = GgufWriter::create(&path, metadata, tensors, &Parts::One).err().map(|e| e.to_string());
         assert!(error.as_ref().is_some_and(|e| e.contains(says)), "{says}: {error:?}");
     }
     assert!(names(dir.path()).is_empty());
     let nowhere = dir.path().join("absent").join("m.gguf");
-    assert!(GgufWriter::create(&nowhere, vec![], vec![], None).is_err());
+    assert!(GgufWriter::create(&nowhere, vec![], vec![], &Parts::One).is_err());
 }
 
 #[test]
@@ -155,7 +156,8 @@ fn an_unfinished_file_leaves_the_old_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     fs::write(&path, "old").unwrap();
-    let start = |max| GgufWriter::create(&path, vec![], vec![new("a", &[4], 0), new("b", &[4], 0)], max).unwrap();
+    let start =
+        |parts: &Parts| GgufWriter::create(&path, vec![], vec![new("a", &[4], 0), new("b", &[4], 0)], parts).unwrap();
     type Misuse = fn(&mut GgufWriter) -> Result<(), GgufError>;
     let misuses: [(&str, Misuse); 6] = [
         ("due are 16", |w| w.tensor("b", &[0; 16])),
@@ -165,12 +167,12 @@ fn an_unfinished_file_leaves_the_old_one() {
         ("after the last", |w| w.push(&[0; 16]).and_then(|()| w.push(&[0; 16])).and_then(|()| w.push(&[0]))),
         ("after the last", |w| w.push(&[0; 16]).and_then(|()| w.push(&[0; 16])).and_then(|()| w.tensor("c", &[]))),
     ];
-    for max in [None, Some(1)] {
+    for parts in [Parts::One, Parts::Size(1)] {
         for (says, misuse) in misuses {
-            let error = misuse(&mut start(max)).unwrap_err().to_string();
+            let error = misuse(&mut start(&parts)).unwrap_err().to_string();
             assert!(error.contains(says), "{says}: {error}");
         }
-        let mut w = start(max);
+        let mut w = start(&parts);
         w.push(&[0; 24]).unwrap_err();
         w.push(&[0; 16]).unwrap();
         w.push(&[0; 3]).unwrap();
@@ -178,7 +180,7 @@ fn an_unfinished_file_leaves_the_old_one() {
         assert_eq!(names(dir.path()), ["m.gguf"]);
         assert_eq!(fs::read(&path).unwrap(), b"old");
     }
-    let (mut one, mut other) = (start(None), start(None));
+    let (mut one, mut other) = (start(&Parts::One), start(&Parts::One));
     for w in [&mut one, &mut other] {
         w.tensor("a", &[1; 16]).unwrap();
         w.tensor("b", &[2; 16]).unwrap();

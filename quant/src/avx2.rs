@@ -65,7 +65,11 @@ pub(crate) fn overlay(table: &mut [Kernel], vnni: bool) {
     }
 }
 
-/// How many products of pairs fit 16 bits; 0 where not even one does.
+/// In the place of a number of pairs: not even one fits 16 bits, so that codes lose their offset first and are multiplied as
+/// signed bytes. (With VNNI products are added in 32 bits, and the number does not matter.)
+const SIGNED: usize = 0;
+
+/// How many products of pairs fit 16 bits, `P` of the functions below.
 const fn pairs(format: Format) -> usize {
     match format {
         Format::Q2_K | Format::Q3_K | Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::TQ1_0 | Format::TQ2_0 => 8,
@@ -73,21 +77,21 @@ const fn pairs(format: Format) -> usize {
         Format::Q6_K => 2,
         _ => match &crate::format::FORMATS[format as usize].codes {
             Some(codes) if codes.offset < 128 => 1,
-            _ => 0,
+            _ => SIGNED,
         },
     }
 }
 
 fn gemm_of(format: Format, codes: &CodeSpec) -> Run {
     match (codes.group, codes.has_min, pairs(format)) {
-        (32, false, 0) => gemm::<32, false, 0, false>,
+        (32, false, SIGNED) => gemm::<32, false, SIGNED, false>,
         (32, false, 8) => gemm::<32, false, 8, false>,
         (32, false, 4) => gemm::<32, false, 4, false>,
         (32, false, _) => gemm::<32, false, 1, false>,
         (32, true, 8) => gemm::<32, true, 8, false>,
         (32, true, 4) => gemm::<32, true, 4, false>,
         (32, true, _) => gemm::<32, true, 1, false>,
-        (_, false, 0) => gemm::<16, false, 0, false>,
+        (_, false, SIGNED) => gemm::<16, false, SIGNED, false>,
         (_, false, 8 | 4) => gemm::<16, false, 4, false>,
         (_, false, 2) => gemm::<16, false, 2, false>,
         (_, false, _) => gemm::<16, false, 1, false>,
@@ -254,7 +258,7 @@ avx2! {
         if G == 16 {
             to.scale = [as_turned(slab.scale[0]), as_turned(slab.scale[1])];
         }
-        if P == 0 && !VNNI {
+        if P == SIGNED && !VNNI {
             for j in 0..8 {
                 to.q[j] = _mm256_xor_si256(to.q[j], _mm256_set1_epi8(-128));
                 to.sizes[j] = _mm256_abs_epi8(to.q[j]);
@@ -275,7 +279,7 @@ avx2! {
         let ones = _mm256_set1_epi16(1);
         let q = |j: usize| signed(&x.q[j]);
         let pairs = |j: usize| {
-            if P == 0 {
+            if P == SIGNED {
                 _mm256_maddubs_epi16(w.sizes[j], _mm256_sign_epi8(q(j), w.q[j]))
             } else {
                 _mm256_maddubs_epi16(w.q[j], q(j))
@@ -318,7 +322,7 @@ avx2! {
         let dots = dots::<G, P, VNNI>(w, x);
         for h in 0..SLAB / G / 8 {
             let mut dot = dots[h];
-            if !MIN && (VNNI || P > 0) {
+            if !MIN && (VNNI || P != SIGNED) {
                 // SAFETY: 8 readable integers.
                 dot = _mm256_add_epi32(dot, unsafe { _mm256_loadu_si256(x.start[h].as_ptr().cast()) });
             }
@@ -459,10 +463,10 @@ avx2! {
             (x.try_into().expect("NC columns"), sums.try_into().expect("NC columns"), acc.try_into().expect("NC columns"));
         let ones = _mm256_set1_epi16(1);
         // Quads of positions between two widenings.
-        let step = if P == 0 { 1 } else { P.min(G / 4) };
+        let step = if P == SIGNED { 1 } else { P.min(G / 4) };
         for g in 0..groups {
             let mut a = [[_mm256_setzero_si256(); 2]; NC];
-            if !MIN && P > 0 {
+            if !MIN && P != SIGNED {
                 for i in 0..NC {
                     a[i] = [_mm256_set1_epi32(sums[i][g] as i32); 2];
                 }
@@ -483,7 +487,7 @@ avx2! {
                     let q = tile.q[k].as_flattened().as_chunks::<32>().0;
                     let (mut w0, mut w1) = (load(&q[0]), load(&q[1]));
                     let (mut s0, mut s1) = (w0, w1);
-                    if P == 0 {
+                    if P == SIGNED {
                         s0 = _mm256_xor_si256(w0, _mm256_set1_epi8(-128));
                         s1 = _mm256_xor_si256(w1, _mm256_set1_epi8(-128));
                         (w0, w1) = (_mm256_abs_epi8(s0), _mm256_abs_epi8(s1));
@@ -491,7 +495,7 @@ avx2! {
                     for i in 0..NC {
                         // SAFETY: position 4 k and the three after it are inside the block.
                         let v = _mm256_set1_epi32(unsafe { x[i].q.as_ptr().add(4 * k).cast::<i32>().read_unaligned() });
-                        let (v0, v1) = if P == 0 { (_mm256_sign_epi8(v, s0), _mm256_sign_epi8(v, s1)) } else { (v, v) };
+                        let (v0, v1) = if P == SIGNED { (_mm256_sign_epi8(v, s0), _mm256_sign_epi8(v, s1)) } else { (v, v) };
                         narrow[i][0] = _mm256_add_epi16(narrow[i][0], _mm256_maddubs_epi16(w0, v0));
                         narrow[i][1] = _mm256_add_epi16(narrow[i][1], _mm256_maddubs_epi16(w1, v1));
                     }

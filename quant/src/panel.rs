@@ -29,7 +29,8 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 impl<T: Zeroable + Copy> Shared<T> {
-    /// A buffer of `len` zeroed elements, from 2 MiB on in huge pages where the system has them. Fails where the address space or the system's limit does not hold it.
+    /// A buffer of `len` zeroed elements, from 2 MiB on in huge pages where the system has them. Fails where the address
+    /// space or the system's limit does not hold it.
     pub fn new(len: usize) -> std::io::Result<Shared<T>> {
         Shared::with_pages(len, true)
     }
@@ -47,9 +48,9 @@ impl<T: Zeroable + Copy> Shared<T> {
         // Not reserved: a context that is never filled must not be refused.
         let mut map = memmap2::MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
         #[cfg(target_os = "linux")]
-        if huge && bytes >= 2 << 20 {
-            // Without huge pages it works all the same.
-            let _ = map.advise(memmap2::Advice::HugePage);
+        if bytes >= 2 << 20 {
+            // Systems differ in what they do unasked. Where they cannot do as they are told, it works all the same.
+            let _ = map.advise(if huge { memmap2::Advice::HugePage } else { memmap2::Advice::NoHugePage });
         }
         let ptr = map.as_mut_ptr().cast::<T>();
         assert!(ptr.is_aligned(), "a page is aligned for every type used here");

@@ -19,14 +19,25 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 /// Splits between two barriers, at most.
 const COUNTERS: usize = 16;
+
+/// Turns of its loop that a worker waits in before it sleeps: some 50 microseconds, about as long as another's task, and
+/// several times as long as to be woken.
+const SPINS: usize = 2_000;
+/// And where others want the processors.
+const FEWEST_SPINS: usize = 32;
+/// A wait of this length was not for a task: the other worker had lost its processor.
+const LOST: Duration = Duration::from_micros(500);
 
 /// Threads that run a region of code together.
 pub struct Team {
     pool: Option<rayon::ThreadPool>, // none where one thread does it all
     threads: usize,
+    spins: Vec<Padded<AtomicUsize>>, // how long each worker spins by now
+    most_spins: usize,
     // Two regions at once on one pool would each hold threads that the other's barriers wait for.
     busy: Mutex<()>,
 }
@@ -36,9 +47,17 @@ impl Team {
     pub fn new(threads: usize) -> std::io::Result<Team> {
         match threads {
             // The caller does it all.
-            0 | 1 => Ok(Team { pool: None, threads: 1, busy: Mutex::new(()) }),
+            0 | 1 => Ok(Team::of(None, 1)),
             _ => Team::starting_with(threads, |_| Ok(())),
         }
+    }
+
+    fn of(pool: Option<rayon::ThreadPool>, threads: usize) -> Team {
+        // Whoever spins while there are fewer processors than workers keeps one from the worker that it waits for.
+        let processors = std::thread::available_parallelism().map_or(threads, |n| n.get());
+        let most_spins = if threads > processors { FEWEST_SPINS } else { SPINS };
+        let spins = (0..threads).map(|_| Padded(AtomicUsize::new(most_spins))).collect();
+        Team { pool, threads, spins, most_spins, busy: Mutex::new(()) }
     }
 
     /// The same, of threads that are all the team's own, each of which begins with `start` and its index: to be pinned to
@@ -60,7 +79,7 @@ impl Team {
             })
             .build()
             .map_err(std::io::Error::other)?;
-        let team = Team { pool: Some(pool), threads, busy: Mutex::new(()) };
+        let team = Team::of(Some(pool), threads);
         // When all have done this, all have started.
         team.run(|_| ());
         let first = failed.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -82,6 +101,8 @@ impl Team {
             let w = Worker {
                 index,
                 region: &region,
+                spins: &self.spins[index].0,
+                most_spins: self.most_spins,
                 phase: Cell::new(0),
                 since_sync: Cell::new(0),
                 generation: Cell::new(0),
@@ -153,6 +174,8 @@ impl Region {
 pub struct Worker<'t> {
     index: usize,
     region: &'t Region,
+    spins: &'t AtomicUsize,
+    most_spins: usize,
     phase: Cell<usize>,      // splits so far
     since_sync: Cell<usize>, // splits since the last barrier
     generation: Cell<usize>, // barriers passed
@@ -216,23 +239,29 @@ impl Worker<'_> {
         }
     }
 
-    /// Spins for some 20 microseconds (another worker's task ends), then yields (another process has its core), then
-    /// sleeps (it was suspended).
+    /// Spins while another worker's task ends, then sleeps. Where other programs want the processors, it spins shortly: the
+    /// late worker has lost its processor to one of them, and needs this one; and who sleeps often is preferred by the
+    /// scheduler when it wakes. It learns that from waits that were long, at once, and forgets it with every short one.
     fn wait(&self, generation: usize) {
         let r = self.region;
         let passed = || r.generation.0.load(Ordering::Acquire) != generation || r.poisoned.load(Ordering::Relaxed);
-        for _ in 0..2_000 {
+        let spins = self.spins.load(Ordering::Relaxed);
+        for _ in 0..spins {
             if passed() {
+                self.spins.store((spins + 1).min(self.most_spins), Ordering::Relaxed);
                 return;
             }
             std::hint::spin_loop();
         }
-        for _ in 0..1_000 {
-            if passed() {
-                return;
-            }
-            std::thread::yield_now();
+        let asleep = Instant::now();
+        self.sleep(generation);
+        if asleep.elapsed() > LOST {
+            self.spins.store((spins / 8).max(FEWEST_SPINS), Ordering::Relaxed);
         }
+    }
+
+    fn sleep(&self, generation: usize) {
+        let r = self.region;
         r.sleepers.fetch_add(1, Ordering::SeqCst);
         let mut guard = r.lock.lock().unwrap_or_else(|e| e.into_inner());
         while r.generation.0.load(Ordering::SeqCst) == generation && !r.poisoned.load(Ordering::SeqCst) {

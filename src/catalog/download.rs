@@ -16,8 +16,12 @@ use ureq::http::{HeaderMap, Method, Request, Response, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-/// Attempts without progress before a download is given up.
-const ATTEMPTS: u32 = 5;
+/// Attempts without progress before a download is given up, over some minutes: a network that is gone comes back.
+const ATTEMPTS: u32 = 10;
+/// Attempts where there is less to hope for: at a server that was never reached, or begins a file anew each time.
+const FEW: u32 = 5;
+/// The longest time between two attempts.
+const LONGEST: Duration = Duration::from_secs(30);
 /// Redirects before a request is given up, as in browsers.
 const REDIRECTS: usize = 20;
 /// A connection that brings nothing for so long is dead.
@@ -54,10 +58,10 @@ pub(super) fn header<'a>(h: &'a HeaderMap, name: &str) -> Option<&'a str> {
     h.get(name)?.to_str().ok()
 }
 
-/// Why an attempt failed, and whether another may do better.
+/// Why an attempt failed, and how many are worth making.
 struct Failure {
     error: CatalogError,
-    again: bool,
+    attempts: u32,
 }
 
 impl Client {
@@ -100,17 +104,17 @@ impl Client {
         range: Option<u64>,
         stop: impl Fn(&Response<Body>) -> bool,
     ) -> std::result::Result<Response<Body>, Failure> {
-        let fail = |problem: String, again| Failure { error: http(url, problem), again };
-        let mut uri: Uri = url.parse().map_err(|e| fail(format!("not a URL: {e}"), false))?;
+        let fail = |problem: String, attempts| Failure { error: http(url, problem), attempts };
+        let mut uri: Uri = url.parse().map_err(|e| fail(format!("not a URL: {e}"), 1))?;
         for _ in 0..REDIRECTS {
-            let r = self.once(&method, &uri, range).map_err(|e| fail(e.to_string(), true))?;
+            let r = self.once(&method, &uri, range).map_err(|e| fail(e.to_string(), ATTEMPTS))?;
             if !matches!(r.status().as_u16(), 301 | 302 | 303 | 307 | 308) || stop(&r) {
                 return Ok(r);
             }
-            let to = header(r.headers(), "location").ok_or_else(|| fail("a redirect to nowhere".into(), false))?;
-            uri = join(&uri, to).ok_or_else(|| fail(format!("a redirect to {to:?}, which is no URL"), false))?;
+            let to = header(r.headers(), "location").ok_or_else(|| fail("a redirect to nowhere".into(), 1))?;
+            uri = join(&uri, to).ok_or_else(|| fail(format!("a redirect to {to:?}, which is no URL"), 1))?;
         }
-        Err(fail(format!("more than {REDIRECTS} redirects"), false))
+        Err(fail(format!("more than {REDIRECTS} redirects"), 1))
     }
 
     /// The headers of the first answer that `stop` is content with, or of the last.
@@ -123,7 +127,7 @@ impl Client {
         self.patiently(|| {
             let (head, mut body) = self.ask(Method::GET, url, None, |_| false)?.into_parts();
             let text = body.with_config().limit(64 << 20).read_to_string();
-            let text = text.map_err(|e| Failure { error: http(url, e.to_string()), again: true })?;
+            let text = text.map_err(|e| Failure { error: http(url, e.to_string()), attempts: FEW })?;
             Ok(Response::from_parts(head, text))
         })
     }
@@ -139,9 +143,11 @@ impl Client {
             failed += 1;
             match result {
                 Ok(r) if !busy(r.status().as_u16()) || failed == ATTEMPTS => return Ok(r),
-                Err(f) if !f.again || failed == ATTEMPTS => return Err(f.error),
-                _ => wait(failed),
+                Err(f) if failed >= f.attempts.min(FEW) => return Err(f.error),
+                Ok(r) if failed >= FEW => tell!("{}; trying again", explain(r.status().as_u16())),
+                _ => {}
             }
+            wait(failed);
         }
     }
 
@@ -166,7 +172,7 @@ impl Client {
             }
             if let Err(f) = result {
                 failed += 1;
-                if !f.again || failed >= ATTEMPTS {
+                if failed >= f.attempts {
                     return Err(f.error);
                 }
                 progress.note(&format!("{}; {have} of {} bytes are here, trying again", f.error, job.bytes));
@@ -193,23 +199,24 @@ impl Client {
         progress: &Progress,
     ) -> std::result::Result<(), Failure> {
         let at = job.partial;
-        let fail = |problem: String, again| Failure { error: http(&job.url, problem), again };
-        let disk = |e| Failure { error: io_error(at)(e), again: false };
+        let fail = |problem: String, attempts| Failure { error: http(&job.url, problem), attempts };
+        let disk = |e| Failure { error: io_error(at)(e), attempts: 1 };
         let r = self.ask(Method::GET, &job.url, (*have > 0).then_some(*have), |_| false)?;
         let status = r.status().as_u16();
         let size = |found: u64| {
             let (found, expected) = (found.to_string(), job.bytes.to_string());
             Failure {
                 error: CatalogError::Mismatch { file: job.name.into(), what: "size", found, expected },
-                again: false,
+                attempts: 1,
             }
         };
+        let mut attempts = ATTEMPTS;
         match status {
             206 => {
                 let range = header(r.headers(), "content-range").and_then(content_range);
-                let (from, of) = range.ok_or_else(|| fail("a range without content-range".into(), false))?;
+                let (from, of) = range.ok_or_else(|| fail("a range without content-range".into(), 1))?;
                 if from != *have {
-                    return Err(fail(format!("asked for bytes from {have}, got them from {from}"), false));
+                    return Err(fail(format!("asked for bytes from {have}, got them from {from}"), 1));
                 }
                 of.filter(|&n| n != job.bytes).map_or(Ok(()), |n| Err(size(n)))?;
             }
@@ -217,21 +224,24 @@ impl Client {
                 let length = header(r.headers(), "content-length").and_then(|l| l.parse().ok());
                 length.filter(|&n| n != job.bytes).map_or(Ok(()), |n| Err(size(n)))?;
                 // The whole file, whatever was asked for: this server knows no ranges.
+                if *have > 0 {
+                    attempts = FEW;
+                }
                 *have = 0;
                 *hash = Sha256::new();
                 file.set_len(0).map_err(disk)?;
             }
-            _ => return Err(fail(explain(status), busy(status))),
+            _ => return Err(fail(explain(status), if busy(status) { ATTEMPTS } else { 1 })),
         }
         file.seek(SeekFrom::Start(*have)).map_err(disk)?;
         let mut body = r.into_body().into_reader().take(job.bytes - *have);
         let mut buffer = vec![0; 1 << 18];
         loop {
             let n = match body.read(&mut buffer) {
-                Ok(0) if *have < job.bytes => return Err(fail("the connection ended early".into(), true)),
+                Ok(0) if *have < job.bytes => return Err(fail("the connection ended early".into(), attempts)),
                 Ok(0) => return Ok(()),
                 Ok(n) => n,
-                Err(e) => return Err(fail(format!("the connection ended early: {e}"), true)),
+                Err(e) => return Err(fail(format!("the connection ended early: {e}"), attempts)),
             };
             file.write_all(&buffer[..n]).map_err(disk)?;
             hash.update(&buffer[..n]);
@@ -242,7 +252,7 @@ impl Client {
 }
 
 fn wait(failed: u32) {
-    std::thread::sleep(Duration::from_millis(100 << failed.min(6)));
+    std::thread::sleep(Duration::from_millis(100 << failed.min(9)).min(LONGEST));
 }
 
 /// Too many requests, and what proxies and servers say in bad moments.

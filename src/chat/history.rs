@@ -136,7 +136,7 @@ pub struct Turn {
     pub parent: Option<TurnId>,
     /// Who: `system`, `user` or `assistant`.
     pub role: String,
-    /// What.
+    /// What was said.
     pub content: String,
     /// How it ended.
     pub state: TurnState,
@@ -276,11 +276,6 @@ impl Conversation {
         path
     }
 
-    /// What follows a turn (or, for none, begins the conversation), oldest first.
-    pub fn children(&self, id: Option<TurnId>) -> Vec<TurnId> {
-        self.turns.iter().filter(|t| t.parent == id).map(|t| t.id).collect()
-    }
-
     /// The turn at which the conversation stands: the one begun last, or as [`Conversation::set_head`] said since.
     pub fn head(&self) -> Option<TurnId> {
         self.head
@@ -324,9 +319,20 @@ impl Conversation {
         &self.path
     }
 
-    /// The model that it was begun with.
+    /// The model that it goes on with.
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Says that it goes on with another one.
+    pub fn set_model(&mut self, model: &str) -> Result<()> {
+        let model = text::one_line(model);
+        if model != self.model {
+            let (path, tail) = self.tail()?;
+            tail.durably(path, |tail| tail.mark(path, &format!("model {model}")))?;
+            self.model = model;
+        }
+        Ok(())
     }
 
     /// What had to be mended or was not understood when the file was read, each a sentence for a person.

@@ -60,6 +60,8 @@ pub struct Template {
     env: Arc<Environment<'static>>,
     bos: String,
     eos: String,
+    /// Where it comes from, for errors.
+    origin: Option<String>,
     /// What it was refused for: a template that took more than its quota is not tried again.
     refused: OnceLock<String>,
 }
@@ -68,12 +70,17 @@ impl Template {
     /// The template of a file; ChatML where it has none.
     pub fn from_gguf(g: &Gguf, t: &Tokenizer) -> Result<Template, TemplateError> {
         let source = g.str("tokenizer.chat_template")?.unwrap_or(CHATML);
-        Template::from_source(source, t).map_err(|e| match e {
-            TemplateError::Source(problem) => {
-                TemplateError::Source(format!("{problem} (tokenizer.chat_template of {})", g.path().display()))
-            }
-            other => other,
-        })
+        let origin = format!("tokenizer.chat_template of {}", g.path().display());
+        match Template::from_source(source, t) {
+            Ok(template) => Ok(template.of(origin)),
+            Err(TemplateError::Source(problem)) => Err(TemplateError::Source(format!("{problem} ({origin})"))),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// The same template; what it refuses is told with where it comes from.
+    pub fn of(self, origin: String) -> Template {
+        Template { origin: Some(origin), ..self }
     }
 
     /// A template of one's own: its source, or `chatml`.
@@ -96,13 +103,14 @@ impl Template {
         let stack = STACK_A_BYTE * source.len() + (1 << 20);
         let quota = Quota { stack, memory: MEMORY, time: TIME };
         let env = within(quota, || compiled(source)).unwrap_or_else(Err).map_err(TemplateError::Source)?;
-        Ok(Template { env: Arc::new(env), bos: bos.to_string(), eos: eos.to_string(), refused: OnceLock::new() })
+        let (env, bos, eos) = (Arc::new(env), bos.to_string(), eos.to_string());
+        Ok(Template { env, bos, eos, origin: None, refused: OnceLock::new() })
     }
 
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant begins to speak.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
         if let Some(why) = self.refused.get() {
-            return Err(TemplateError::Render(why.clone()));
+            return Err(self.failed(why.clone()));
         }
         let size: usize = messages.iter().map(|m| m.content.len() + 1024).sum();
         let mut out = Limited { text: Vec::new(), most: 64 * 1024 + size * 2 };
@@ -122,7 +130,12 @@ impl Template {
             Ok(out.text)
         });
         let rendered = rendered.unwrap_or_else(|why| Err(self.refused.get_or_init(|| why).clone()));
-        String::from_utf8(rendered.map_err(TemplateError::Render)?).map_err(|e| TemplateError::Render(e.to_string()))
+        String::from_utf8(rendered.map_err(|why| self.failed(why))?).map_err(|e| self.failed(e.to_string()))
+    }
+
+    fn failed(&self, problem: String) -> TemplateError {
+        let origin = self.origin.as_ref().map_or(String::new(), |origin| format!(" ({origin})"));
+        TemplateError::Render(problem + &origin)
     }
 }
 

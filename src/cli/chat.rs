@@ -2,7 +2,7 @@
 
 use super::drafting::DraftArgs;
 use super::engine::{EngineArgs, SessionArgs, facts, session, tell_facts};
-use super::interrupt::interruptible;
+use super::interrupt::{ended, interruptible};
 use super::kept::{Dialogue, KeepArgs, lasting_name};
 use super::sampling::SamplingArgs;
 use super::text::EscapeArgs;
@@ -52,7 +52,7 @@ pub struct Args {
     show_timings: bool,
     #[command(flatten)]
     keep: KeepArgs,
-    /// Line by line instead of the full screen; so it is without a terminal
+    /// Line by line instead of full screen; the default without a terminal
     #[arg(long)]
     line: bool,
     /// Colours: dark, light, none [default: as NO_COLOR and COLORFGBG say]
@@ -84,7 +84,8 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
     a.draft.model_draft = a.draft.model_draft.or_else(|| config.model_draft.clone());
     a.prompt = a.prompt.map(|t| a.escapes.text(&t));
     a.system_prompt = a.system_prompt.map(|t| a.escapes.text(&t)).or_else(|| config.system_prompt.clone());
-    match terminal && !a.line {
+    let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+    match terminal && !a.line && !dumb {
         true => screen(a, &config, file),
         false => lines(a, &config, file, terminal),
     }
@@ -92,7 +93,9 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
 
 /// On the full screen.
 fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<()> {
-    // What has to be fetched is announced and fetched before the screen is taken.
+    // A conversation that another program has open is told of before the screen is taken.
+    resume.as_ref().map(|p| Conversation::open(p)).transpose()?;
+    // What has to be fetched is announced and fetched as well.
     catalog::resolve(a.engine.model.as_deref())?;
     if let Some(small) = a.draft.model() {
         catalog::resolve(Some(small))?;
@@ -128,6 +131,14 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
     Ok(())
 }
 
+/// Whether a line that is no command was meant as one: a path is not, and in a pipe, where nobody can say it again, only a
+/// word alone is.
+fn unknown_command(line: &str, terminal: bool) -> bool {
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let name = word.strip_prefix('/').unwrap_or_default();
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphabetic()) && (terminal || rest.trim().is_empty())
+}
+
 /// Line by line.
 fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> anyhow::Result<()> {
     let file = file.map(|p| Conversation::open(&p)).transpose()?;
@@ -140,7 +151,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         Some(f) => {
             let named = || f.display().to_string();
             let source = disk::read_text(f, disk::MOST_SETTINGS).with_context(named)?;
-            Template::from_source(&source, &e.tokenizer).with_context(named)?
+            Template::from_source(&source, &e.tokenizer).with_context(named)?.of(named())
         }
         None => Template::from_gguf(&e.gguf, &e.tokenizer)?,
     };
@@ -188,10 +199,11 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
                     continue;
                 }
             }
-            text if text.starts_with('/') => {
-                tell!("no command {text}: {HELP}");
+            text if unknown_command(text, terminal) => {
+                tell!("no command {text}: {HELP}; // sends a line that begins with /");
                 continue;
             }
+            text if text.starts_with("//") => talk.ask(line.replacen("//", "/", 1))?,
             _ => talk.ask(line)?,
         }
         let encode = |kept: &[chat::Message]| chat::encode(&e.tokenizer, &template, kept, true);
@@ -211,6 +223,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
                 // On disk before it is seen.
                 let kept = talk.hear(t);
                 let mut out = std::io::stdout().lock();
+                let t = if terminal { tui::clean(t) } else { t.into() };
                 let shown = out.write_all(t.as_bytes()).and_then(|()| out.flush());
                 failed = kept.and(shown.map_err(Into::into)).err().or(failed.take());
             }
@@ -222,6 +235,7 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
             return Err(e);
         }
         say!()?;
+        let ended = ended();
         match result {
             Ok(report) => {
                 match report.end {
@@ -244,6 +258,10 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
                     talk.answered(answer, state)?;
                 }
                 talk.save(&session, true);
+                if let Some(status) = ended {
+                    drop(talk);
+                    std::process::exit(status);
+                }
             }
             // The question that did not fit is taken back; the conversation goes on.
             Err(error) => {

@@ -242,7 +242,10 @@ impl ComputeArgs {
         let threads = match threads.filter(|&n| n > 0) {
             Some(n) => n,
             None if placement.is_some() => {
-                Here::find().and_then(|here| placement.n_processors(&here)).context("--cpu-mask, --cpu-range")?
+                let chosen =
+                    Here::find().and_then(|here| placement.n_processors(&here)).context("--cpu-mask, --cpu-range")?;
+                // A quota of time is less than the processors that it is taken from.
+                chosen.min(default_threads())
             }
             None => default_threads(),
         };

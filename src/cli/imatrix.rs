@@ -152,11 +152,11 @@ fn show_statistics(a: &Args) -> anyhow::Result<()> {
 }
 
 /// What the files hold and what was seen of the text.
-fn joined(known: &Imatrix, seen: &Collector, a: &Args, text: &Path) -> anyhow::Result<Imatrix> {
-    let mut seen = seen.imatrix(a.ctx_size)?;
+fn joined(known: &Imatrix, seen: &Collector, a: &Args, model: &Path, text: &Path) -> anyhow::Result<Imatrix> {
+    let mut seen = seen.imatrix(a.ctx_size).with_context(|| model.display().to_string())?;
     seen.datasets.push(text.display().to_string());
     let mut m = known.clone();
-    m.join(&seen).map_err(|problem| anyhow::anyhow!("--in-file: this model has other sizes: entry {problem}"))?;
+    m.join(&seen).map_err(|problem| anyhow::anyhow!("--in-file and this model: entry {problem}"))?;
     Ok(m)
 }
 
@@ -202,6 +202,10 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
             tell!("imatrix: {:.2} seconds per pass - ETA {left:.2} minutes", start.elapsed().as_secs_f64());
         }
         for (i, s) in scores.iter().enumerate() {
+            if !s.nll.is_finite() {
+                let (model, chunk) = (e.gguf.path().display(), done + i + 1);
+                bail!("{model}: chunk {chunk}: logits that are NaN or infinite");
+            }
             total.join(s);
             if !a.json {
                 // The file is the result: it does not depend on whether these are read.
@@ -214,12 +218,12 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
         // Whether a multiple of the frequency was passed.
         let due = |frequency: u32| done % (frequency as usize) < count;
         if done < n && due(a.output_frequency) {
-            joined(known, &collector, a, text)?.write(&a.output, a.output_format)?;
+            joined(known, &collector, a, e.gguf.path(), text)?.write(&a.output, a.output_format)?;
         }
         if a.save_frequency > 0 && due(a.save_frequency) {
             let mut copy = a.output.clone().into_os_string();
             copy.push(format!(".at_{}", known.chunks as usize + done));
-            joined(known, &collector, a, text)?.write(copy.as_ref(), a.output_format)?;
+            joined(known, &collector, a, e.gguf.path(), text)?.write(copy.as_ref(), a.output_format)?;
         }
     }
     bar.finish_and_clear();
@@ -229,7 +233,7 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     if done == 0 {
         bail!("stopped; nothing was written");
     }
-    let m = joined(known, &collector, a, text)?;
+    let m = joined(known, &collector, a, e.gguf.path(), text)?;
     m.write(&a.output, a.output_format)?;
     if done < n {
         bail!("stopped after {done} of {n} chunks, which {} holds", a.output.display());

@@ -1,10 +1,13 @@
-//! Ctrl-C: the first one asks the work at hand to stop, and where there is none, ends the program.
+//! Ctrl-C: the first one asks the work at hand to stop, and where there is none, ends the program. What ends a program from
+//! outside (TERM, HUP) does as well, and after that work nothing more is begun.
 
+use crate::signals::{INTERRUPT, on_end};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 static BUSY: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
+static ENDED_BY: AtomicI32 = AtomicI32::new(0);
 
 /// Work that Ctrl-C stops. Made before it, dropped after it.
 pub struct Interruptible;
@@ -13,11 +16,14 @@ pub struct Interruptible;
 pub fn interruptible() -> anyhow::Result<Interruptible> {
     static HANDLER: OnceLock<Result<(), String>> = OnceLock::new();
     let set = || {
-        ctrlc::set_handler(|| {
+        on_end(|signal| {
+            if signal != INTERRUPT {
+                ENDED_BY.store(signal, Ordering::SeqCst);
+            }
             // A second Ctrl-C means it.
             if !BUSY.load(Ordering::SeqCst) || ASKED.swap(true, Ordering::SeqCst) {
                 tell!();
-                std::process::exit(130);
+                std::process::exit(128 + signal);
             }
         })
         .map_err(|e| e.to_string())
@@ -38,6 +44,11 @@ impl Interruptible {
 /// Whether Ctrl-C was pressed, for code that the work runs on other threads.
 pub fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)
+}
+
+/// The exit status of a program that was ended from outside, as shells have it.
+pub fn ended() -> Option<i32> {
+    Some(ENDED_BY.load(Ordering::SeqCst)).filter(|&s| s != 0).map(|s| 128 + s)
 }
 
 impl Drop for Interruptible {

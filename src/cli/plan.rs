@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::plan::{self, Active, Fit, Geometry, Needs, Probe};
 use anyhow::{Context, bail};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Which model, at which context.
 #[derive(clap::Args)]
@@ -38,6 +38,7 @@ pub struct Args {
 
 /// A model as far as a plan knows it.
 struct Subject {
+    file: Option<PathBuf>,
     name: String,
     weights: u64,
     about: bool, // the size is an estimate
@@ -54,7 +55,8 @@ impl Subject {
         };
         let weights = g.tensors().iter().map(|t| t.n_bytes()).fold(0, u64::saturating_add);
         let name = g.str("general.name")?.unwrap_or("unnamed").chars().take(60).collect();
-        Ok(Subject { name, weights, about: false, geometry, active: Active::of(&g), entry: None })
+        let file = Some(path.to_path_buf());
+        Ok(Subject { file, name, weights, about: false, geometry, active: Active::of(&g), entry: None })
     }
 
     fn find(name: Option<&str>) -> anyhow::Result<Subject> {
@@ -70,6 +72,7 @@ impl Subject {
         let weights = plan::file_bytes(model, file)
             .with_context(|| format!("{}: the size of {} is not known", model.name, file.quant))?;
         Ok(Subject {
+            file: None,
             name: format!("{} {}", model.name, file.quant),
             weights,
             about: file.bytes.is_none(),
@@ -81,8 +84,10 @@ impl Subject {
 
     fn needs(&self, context: u64, session: &SessionArgs) -> anyhow::Result<Needs> {
         let o = session.options(usize::try_from(context)?, 1);
-        Needs::of(&self.geometry, self.weights, context, &o)
-            .with_context(|| format!("{}: memory at a context of {context}: more than 2^64 bytes", self.name))
+        Needs::of(&self.geometry, self.weights, context, &o).with_context(|| {
+            let name = self.file.as_ref().map_or(self.name.clone(), |f| f.display().to_string());
+            format!("{name}: memory at a context of {context}: more than 2^64 bytes")
+        })
     }
 }
 

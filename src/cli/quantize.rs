@@ -3,7 +3,7 @@
 use super::interrupt::interruptible;
 use super::usage_error;
 use crate::convert;
-use crate::disk::partial;
+use crate::disk::{self, partial};
 use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
 use crate::quantize::importance::Importance;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
@@ -15,7 +15,7 @@ use oxcart_quant::Format;
 use oxcart_quant::format::FORMATS;
 use regex::{Regex, RegexBuilder};
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -163,12 +163,7 @@ fn overriding(spec: &str) -> Result<(String, MetadataValue), String> {
 /// The `REGEX=FORMAT` of a file.
 fn named_formats(file: &Path) -> anyhow::Result<Vec<(Regex, Format)>> {
     const MOST_BYTES: u64 = 16 << 20;
-    let mut text = String::new();
-    let open = std::fs::File::open(file).and_then(|f| f.take(MOST_BYTES + 1).read_to_string(&mut text));
-    open.with_context(|| format!("{}", file.display()))?;
-    if text.len() as u64 > MOST_BYTES {
-        bail!("{}: more than {MOST_BYTES} bytes", file.display());
-    }
+    let text = disk::read_text(file, MOST_BYTES).with_context(|| file.display().to_string())?;
     let lines = text.lines().enumerate().flat_map(|(i, line)| line.split_whitespace().map(move |word| (i + 1, word)));
     let parse = |(line, word)| {
         named_format(word).map_err(|e| anyhow::anyhow!("{}: line {line}: {word:?}: {e}", file.display()))

@@ -11,7 +11,7 @@ use crate::disk;
 use crate::generate::{End, Event, fits, generate};
 use crate::sample::Sampler;
 use anyhow::{Context, bail};
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -79,8 +79,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             if std::io::stdin().is_terminal() {
                 bail!("no prompt: give -p TEXT, -f FILE, or text on stdin");
             }
-            let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).context("stdin")?;
+            let bytes = disk::read_from(std::io::stdin(), disk::MOST_TEXT).context("stdin")?;
             note_bytes("stdin", &bytes);
             without_line_break(&bytes).to_vec()
         }

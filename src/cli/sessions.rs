@@ -3,10 +3,11 @@
 use crate::chat::history::{Conversation, Summary, delete, export_json, export_markdown, find, list, stem};
 use crate::config::Config;
 use crate::disk::write_private;
+use crate::tui::clean;
 use anyhow::Context;
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::json;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 /// What to do.
@@ -78,8 +79,10 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     match a.action {
         Action::List { json } => print_list(&dir, json, &mut out)?,
         Action::Show { which } => {
-            let c = read(&dir, &which.name)?;
-            write!(out, "{}", export_markdown(&c))?;
+            let text = export_markdown(&read(&dir, &which.name)?);
+            // What a model or a paste said must not command the terminal.
+            let text = if out.is_terminal() { clean(&text) } else { text.into() };
+            write!(out, "{text}")?;
         }
         Action::Export { which, json, output } => {
             let c = read(&dir, &which.name)?;

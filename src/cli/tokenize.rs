@@ -7,7 +7,7 @@ use crate::disk;
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
 use anyhow::Context;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Flags as llama-tokenize has them.
@@ -56,13 +56,10 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let text = match (&a.prompt, &a.file) {
         (Some(p), _) => a.escapes.bytes(p),
         (None, Some(f)) => disk::read(f, disk::MOST_TEXT).with_context(|| f.display().to_string())?,
-        (None, None) => {
-            let mut b = Vec::new();
-            std::io::stdin().read_to_end(&mut b).context("stdin")?;
-            b
-        }
+        (None, None) => disk::read_from(std::io::stdin(), disk::MOST_TEXT).context("stdin")?,
     };
-    let ids = t.encode(&text, !a.no_bos, !a.no_parse_special)?;
+    let named = || a.file.as_ref().map_or("the text".into(), |f| f.display().to_string());
+    let ids = t.encode(&text, !a.no_bos, !a.no_parse_special).with_context(named)?;
     let piece = |id: u32| String::from_utf8_lossy(t.piece(id)).into_owned();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if a.json {

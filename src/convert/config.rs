@@ -52,13 +52,6 @@ pub enum Scaling {
         /// By this.
         factor: f64,
     },
-    /// YaRN.
-    Yarn {
-        /// How far.
-        factor: f64,
-        /// Positions of training.
-        original: u64,
-    },
     /// Llama 3.1's: every frequency has a divisor of its own.
     Llama3 {
         /// The divisor of the lowest frequencies.
@@ -157,6 +150,22 @@ impl Keys<'_> {
         }
     }
 
+    fn bool(&self, key: &str) -> Result<bool, CheckpointError> {
+        match self.get(key) {
+            None => Ok(false),
+            Some(Value::Bool(b)) => Ok(*b),
+            Some(v) => Err(self.fail(key, format!("found {}, expected true or false", shown(v)))),
+        }
+    }
+
+    /// Refuses RoPE that turns only a part of each head.
+    fn check_whole_rope(&self) -> Result<(), CheckpointError> {
+        match self.positive("partial_rotary_factor")? {
+            Some(x) if x != 1.0 => Err(self.fail("partial_rotary_factor", format!("found {x}, expected 1"))),
+            _ => Ok(()),
+        }
+    }
+
     fn object(&self, key: &str, prefix: &'static str) -> Result<Option<Keys<'_>>, CheckpointError> {
         match self.get(key) {
             None => Ok(None),
@@ -225,7 +234,17 @@ impl Config {
             Some(rope) => Some(rope),
             None => k.object("rope_scaling", "rope_scaling.")?,
         };
-        let n_context = k.need("max_position_embeddings", u32::MAX as u64)?;
+        k.check_whole_rope()?;
+        rope.as_ref().map_or(Ok(()), Keys::check_whole_rope)?;
+        let n_context = k.need("max_position_embeddings", MOST)?;
+        // llama.cpp's converter takes no notice of these, and makes a model of another function.
+        if let Some(act) = k.str("hidden_act")?.filter(|act| !["silu", "swish"].contains(act)) {
+            return Err(k.fail("hidden_act", format!("found {}, expected silu", shown(&act.into()))));
+        }
+        if k.bool("use_sliding_window")? && k.count("sliding_window", u64::MAX)?.is_some_and(|n| n < n_context) {
+            let problem = "found true, expected attention to all positions".to_string();
+            return Err(k.fail("use_sliding_window", problem));
+        }
         let in_rope = rope.as_ref().map(|r| r.positive("rope_theta")).transpose()?.flatten();
         Ok(Config {
             family,
@@ -240,9 +259,9 @@ impl Config {
             n_context,
             norm_eps: k.positive("rms_norm_eps")?.ok_or_else(|| k.fail("rms_norm_eps", "missing".into()))?,
             rope_base: in_rope.or(k.positive("rope_theta")?).unwrap_or(base),
-            scaling: rope.map(|r| scaling(&r, n_context)).transpose()?.flatten(),
+            scaling: rope.map(|r| scaling(&r)).transpose()?.flatten(),
             experts,
-            tied: map.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
+            tied: k.bool("tie_word_embeddings")?,
             token_ids: map
                 .iter()
                 .filter(|(k, _)| k.ends_with("_token_id"))
@@ -266,11 +285,6 @@ impl Config {
                 m.str(&key("rope.scaling.type"), "linear");
                 m.f32(&key("rope.scaling.factor"), factor);
             }
-            Some(Scaling::Yarn { factor, original }) => {
-                m.str(&key("rope.scaling.type"), "yarn");
-                m.f32(&key("rope.scaling.factor"), factor);
-                m.u32(&key("rope.scaling.original_context_length"), original);
-            }
             // A tensor says it.
             Some(Scaling::Llama3 { .. }) | None => {}
         }
@@ -292,7 +306,7 @@ impl Config {
     }
 }
 
-fn scaling(r: &Keys<'_>, n_context: u64) -> Result<Option<Scaling>, CheckpointError> {
+fn scaling(r: &Keys<'_>) -> Result<Option<Scaling>, CheckpointError> {
     let (kind_key, kind) = match r.str("rope_type")? {
         Some(kind) => ("rope_type", kind),
         None => ("type", r.str("type")?.unwrap_or("default")),
@@ -302,7 +316,6 @@ fn scaling(r: &Keys<'_>, n_context: u64) -> Result<Option<Scaling>, CheckpointEr
     match kind {
         "default" => Ok(None),
         "linear" => Ok(Some(Scaling::Linear { factor: factor()? })),
-        "yarn" => Ok(Some(Scaling::Yarn { factor: factor()?, original: original.unwrap_or(n_context) })),
         "llama3" => {
             let (low, high) = (r.positive("low_freq_factor")?, r.positive("high_freq_factor")?);
             let (low, high) = (low.unwrap_or(1.0), high.unwrap_or(4.0));
@@ -313,7 +326,7 @@ fn scaling(r: &Keys<'_>, n_context: u64) -> Result<Option<Scaling>, CheckpointEr
             Ok(Some(Scaling::Llama3 { factor, high, low, original: original.unwrap_or(8192) }))
         }
         other => {
-            let problem = format!("found {}, expected default, linear, yarn or llama3", shown(&other.into()));
+            let problem = format!("found {}, expected default, linear or llama3", shown(&other.into()));
             Err(r.fail(kind_key, problem))
         }
     }

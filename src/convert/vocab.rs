@@ -9,6 +9,7 @@ use super::sentencepiece::pieces;
 use super::{Metadata, unfit};
 use crate::gguf::{MetadataArray, MetadataValue, Strings, Value as GgufValue};
 use crate::safetensors::{Checkpoint, CheckpointError};
+use crate::tokenizer;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use std::collections::HashMap;
 const JSON: &str = "tokenizer.json";
 const MODEL: &str = "tokenizer.model";
 const SETTINGS: &str = "tokenizer_config.json";
+const ADDED: &str = "added_tokens.json";
 /// The most bytes of each of these files; the largest real ones have 33 million.
 const MOST_BYTES: u64 = 64 << 20;
 
@@ -133,7 +135,17 @@ pub fn write(c: &Checkpoint, config: &Config, pre: Option<&str>, m: &mut Metadat
         }
         (None, Some(json)) => {
             let pre = pre.map_or_else(|| pre_tokenizer(c, json), |p| Ok(p.to_string()))?;
-            merges = Some(json.model.merges.iter().map(Merge::text).collect::<Strings>());
+            let texts: Vec<String> = json.model.merges.iter().map(Merge::text).collect();
+            if let Some(i) = texts.iter().position(|m| tokenizer::merged(m).is_none()) {
+                let found = crate::gguf::one_line(&texts[i], 100);
+                return Err(unfit(
+                    c,
+                    JSON,
+                    "model.merges",
+                    format!("merge {i} is {found}, expected two pieces and a space"),
+                ));
+            }
+            merges = Some(texts.iter().collect::<Strings>());
             ("gpt2", pre, byte_bpe(c, config, json, &settings)?)
         }
         (None, None) => return Err(unfit(c, JSON, "open", "is missing, and so is tokenizer.model")),
@@ -177,16 +189,19 @@ impl Merge {
 }
 
 impl Tokenizer {
-    /// Texts and ids of the tokens that merges make.
-    fn vocab(&self, c: &Checkpoint) -> Result<HashMap<&str, u64>, CheckpointError> {
+    /// Texts and ids of the tokens that merges make, in the order of the file.
+    fn vocab(&self, c: &Checkpoint) -> Result<Vec<(&str, u64)>, CheckpointError> {
         let fail = |problem: String| unfit(c, JSON, "model.vocab", problem);
         let vocab = self.model.vocab.as_object().ok_or_else(|| fail("expected an object".into()))?;
-        let mut ids = HashMap::with_capacity(vocab.len());
+        if vocab.is_empty() {
+            return Err(fail("no tokens".into()));
+        }
+        let mut ids = Vec::with_capacity(vocab.len());
         for (t, id) in vocab {
             let number = id.as_u64();
             let number =
                 number.ok_or_else(|| fail(format!("token {}: found id {id}", crate::gguf::one_line(t, 100))))?;
-            ids.insert(t.as_str(), number);
+            ids.push((t.as_str(), number));
         }
         Ok(ids)
     }
@@ -195,13 +210,18 @@ impl Tokenizer {
     fn fill(&self, c: &Checkpoint, config: &Config) -> Result<Tokens, CheckpointError> {
         match self.model.kind.as_deref() {
             None | Some("BPE") => {}
-            Some(other) => return Err(unfit(c, JSON, "model.type", format!("found {other:?}, expected BPE"))),
+            Some(other) => {
+                let found = crate::gguf::one_line(other, 100);
+                return Err(unfit(c, JSON, "model.type", format!("found {found}, expected BPE")));
+            }
         }
         let n = config.n_vocab as usize;
         let mut tokens = Tokens::unused(n);
         let vocab = self.vocab(c)?;
-        let added = self.added_tokens.iter().map(|t| (t.content.as_str(), t.id as u64));
-        if let Some((t, id)) = vocab.iter().map(|(t, id)| (*t, *id)).chain(added).find(|&(_, id)| id >= n as u64) {
+        let added = || self.added_tokens.iter().map(|t| (t.content.as_str(), t.id as u64));
+        check_tokens(c, JSON, "model.vocab", vocab.iter().copied())?;
+        check_tokens(c, JSON, "added_tokens", added())?;
+        if let Some((t, id)) = vocab.iter().copied().chain(added()).find(|&(_, id)| id >= n as u64) {
             let t = crate::gguf::one_line(t, 100);
             return Err(unfit(
                 c,
@@ -216,6 +236,27 @@ impl Tokenizer {
         }
         Ok(tokens)
     }
+}
+
+/// Refuses tokens that are longer than those of a GGUF, and two of one id, of which either would do.
+fn check_tokens<'a>(
+    c: &Checkpoint,
+    file: &str,
+    field: &str,
+    tokens: impl Iterator<Item = (&'a str, u64)>,
+) -> Result<(), CheckpointError> {
+    let (most, shown) = (tokenizer::MOST_BYTES, |t| crate::gguf::one_line(t, 100));
+    let mut texts = HashMap::new();
+    for (text, id) in tokens {
+        if text.len() > most {
+            return Err(unfit(c, file, field, format!("token {id} of {} bytes, expected at most {most}", text.len())));
+        }
+        if let Some(other) = texts.insert(id, text).filter(|&other| other != text) {
+            let problem = format!("tokens {} and {} have the same id {id}", shown(other), shown(text));
+            return Err(unfit(c, file, field, problem));
+        }
+    }
+    Ok(())
 }
 
 /// A vocabulary of bytes in letters, as GPT-2 has it.
@@ -239,7 +280,9 @@ fn added_in_settings(c: &Checkpoint, settings: &Value) -> Result<Vec<Added>, Che
         let added = Added::deserialize(t).map_err(|e| unfit(c, SETTINGS, &field, e))?;
         Ok(Added { id: number, ..added })
     };
-    map.iter().map(token).collect()
+    let all: Vec<Added> = map.iter().map(token).collect::<Result<_, _>>()?;
+    check_tokens(c, SETTINGS, "added_tokens_decoder", all.iter().map(|t| (t.content.as_str(), t.id as u64)))?;
+    Ok(all)
 }
 
 /// SentencePiece's vocabulary from its own file.
@@ -247,6 +290,7 @@ fn sentence_piece(c: &Checkpoint, config: &Config, model: &[u8], settings: &Valu
     let n = config.n_vocab as usize;
     let mut tokens = Tokens::unused(n);
     let pieces = pieces(model, 4 << 20).map_err(|problem| unfit(c, MODEL, "pieces", problem))?;
+    check_tokens(c, MODEL, "pieces", (0..).zip(&pieces).map(|(i, p)| (p.text.as_str(), i)))?;
     for (i, p) in pieces.into_iter().take(n).enumerate() {
         tokens.kinds[i] = match p.kind {
             2 => UNKNOWN,
@@ -257,7 +301,8 @@ fn sentence_piece(c: &Checkpoint, config: &Config, model: &[u8], settings: &Valu
         };
         (tokens.texts[i], tokens.scores[i]) = (p.text, p.score);
     }
-    let added: Option<HashMap<String, u32>> = c.json("added_tokens.json", MOST_BYTES)?;
+    let added: Option<HashMap<String, u32>> = c.json(ADDED, MOST_BYTES)?;
+    check_tokens(c, ADDED, "tokens", added.iter().flatten().map(|(text, &id)| (text.as_str(), id as u64)))?;
     for (text, id) in added.into_iter().flatten().filter(|(_, id)| (*id as usize) < n) {
         tokens.texts[id as usize] = text;
         tokens.kinds[id as usize] = USER_DEFINED;

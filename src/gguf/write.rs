@@ -8,10 +8,10 @@
 //! sort the metadata, and do not pad the last tensor, which ggml reads with its padding.
 
 use super::{Blame, GgufError, TensorKind, Value, one_line};
-use crate::disk::{create_beside, create_partial, open_partial, partial, sync_folder, target};
+use crate::disk::{Partial, create_beside, create_partial, open_partial, partial, sync_folder, target};
 use gguf_rs_lib::format::{self, GGUFHeader, GGUFValueType, MetadataValue};
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ pub enum Unfinished {
 /// One file of those that are written.
 struct Part {
     path: PathBuf,
-    temp: Option<PathBuf>, // where it is until the end, once it has been created
+    temp: Option<Partial>, // where it is until the end, once it has been created
     tensors: Range<usize>,
 }
 
@@ -105,16 +105,15 @@ impl GgufWriter {
     /// Plans the file and writes its beginning. Metadata keeps its order; what it says of parts (`split.*`) is left out.
     /// `general.alignment` in it decides the alignment, 32 without it.
     ///
-    /// With `max_part`, a model that is larger than so many bytes is written as `NAME-00001-of-0000N.gguf`, parts of that
-    /// size at most, but of one tensor at least; the metadata is in the first. Without, or where one part is enough, the
-    /// file is `path`.
+    /// Where there are several parts, they are called `NAME-00001-of-0000N.gguf`, and the metadata is in the first; one is
+    /// called `path`.
     pub fn create(
         path: &Path,
         metadata: impl IntoIterator<Item = (String, Value)>,
         tensors: Vec<NewTensor>,
-        max_part: Option<u64>,
+        parts: &Parts,
     ) -> Result<GgufWriter, GgufError> {
-        let mut w = GgufWriter::planned(path, metadata, tensors, &max_part.map_or(Parts::One, Parts::Size))?;
+        let mut w = GgufWriter::planned(path, metadata, tensors, parts)?;
         w.begin()?;
         w.close_full()?;
         Ok(w)
@@ -249,7 +248,7 @@ impl GgufWriter {
             } else if no == 0 {
                 self.first = Some(file);
             }
-            self.parts[no].temp = Some(temp);
+            self.parts[no].temp = Some(Partial::new(temp));
         }
         Ok(())
     }
@@ -306,25 +305,25 @@ impl GgufWriter {
 
     /// Renames what was written to its names, in one piece each, and returns them. What cannot be renamed stays under the
     /// name that it has, which the error tells: it is whole, and may be the work of hours.
-    pub fn finish(mut self) -> Result<Vec<PathBuf>, GgufError> {
+    pub fn finish(self) -> Result<Vec<PathBuf>, GgufError> {
         if let Some(t) = self.due() {
             let problem = format!("the last bytes given: {} of {}", self.given, self.sizes[self.next]);
             return Err(Blame(&self.path).at(field(t), problem));
         }
         // The first last, which is the one that people name.
-        for p in self.parts.iter_mut().rev() {
-            let Some(temp) = p.temp.take() else { continue };
-            if let Err(e) = fs::rename(&temp, &p.path) {
-                let e =
-                    Blame(&p.path).at("rename", format_args!("{e}; what was written is whole, in {}", temp.display()));
-                self.parts.iter_mut().for_each(|p| p.temp = None);
+        for p in self.parts.iter().rev() {
+            let Some(temp) = &p.temp else { continue };
+            if let Err(e) = temp.rename(&p.path) {
+                let whole = format!("{e}; what was written is whole, in {}", temp.path().display());
+                let e = Blame(&p.path).at("rename", whole);
+                self.leave();
                 return Err(e);
             }
         }
         for p in &self.parts {
             sync_folder(&p.path).map_err(|e| Blame(&p.path).at("sync of the folder", e))?;
         }
-        Ok(std::mem::take(&mut self.parts).into_iter().map(|p| p.path).collect())
+        Ok(self.parts.into_iter().map(|p| p.path).collect())
     }
 
     /// The file that is written now, with everything given so far handed to the system; syncing it is the caller's. `None`
@@ -341,8 +340,13 @@ impl GgufWriter {
             let synced = file.flush().and_then(|()| file.get_ref().sync_all());
             synced.map_err(|e| Blame(self.written()).at("write", e))?;
         }
-        self.parts.iter_mut().for_each(|p| p.temp = None);
+        self.leave();
         Ok(())
+    }
+
+    /// What was written stays where it is.
+    fn leave(&self) {
+        self.parts.iter().filter_map(|p| p.temp.as_ref()).for_each(Partial::keep);
     }
 
     /// Closes the part if its last tensor is written, and begins the next.
@@ -366,7 +370,7 @@ impl GgufWriter {
     /// The file that is written now, for errors.
     fn written(&self) -> &Path {
         let part = &self.parts[self.part];
-        part.temp.as_ref().unwrap_or(&part.path)
+        part.temp.as_ref().map_or(&part.path, Partial::path)
     }
 
     /// Creates a part and writes what stands before its data.
@@ -400,17 +404,6 @@ impl GgufWriter {
         }
         head.resize(head.len().next_multiple_of(self.alignment as usize), 0);
         Ok(head)
-    }
-}
-
-impl Drop for GgufWriter {
-    /// Removes what was not finished.
-    fn drop(&mut self) {
-        self.file = None;
-        for temp in self.parts.iter().filter_map(|p| p.temp.as_ref()) {
-            // It may have been renamed, and there is nobody left to tell.
-            let _ = fs::remove_file(temp);
-        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::{Entry, Imatrix, Problem};
 use crate::disk;
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, one_line};
 use std::path::Path;
 
 /// Takes a file apart; every length is held against what is left of it.
@@ -46,6 +46,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Imatrix, Problem> {
         let n = r.count(&field, 1)?;
         let values = r.bytes(n.saturating_mul(4), &field)?;
         let sums = values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        if m.entries.contains_key(&name) {
+            return Err((format!("entry {i}: name"), format!("{} stands twice", one_line(&name, 200))));
+        }
         // Values that no chunk was counted for are means.
         m.entries.insert(name, Entry { sums, counts: vec![chunks.max(1) as u64] });
     }
@@ -55,14 +58,21 @@ pub(super) fn read(bytes: &[u8]) -> Result<Imatrix, Problem> {
     if !r.0.is_empty() {
         m.datasets.extend(Some(r.text("text")?).filter(|t| !t.is_empty()));
     }
-    Ok(m)
+    match r.0.len() {
+        0 => Ok(m),
+        n => Err(("end".to_string(), format!("{n} bytes behind the text"))),
+    }
 }
 
 pub(super) fn write(m: &Imatrix, path: &Path) -> Result<(), GgufError> {
+    let fail = |field: &str, problem: String| GgufError { file: path.to_path_buf(), field: field.to_string(), problem };
     let mut out = Vec::new();
     let number = |out: &mut Vec<u8>, n: u64| out.extend((n.min(i32::MAX as u64) as i32).to_le_bytes());
     let known = || m.entries.iter().filter(|(_, e)| e.counts.iter().any(|&c| c > 0));
-    number(&mut out, known().count() as u64);
+    match known().count() {
+        0 => return Err(fail("entries", "no token was counted for any".into())),
+        n => number(&mut out, n as u64),
+    }
     for (name, e) in known() {
         let most = e.counts.iter().max().copied().unwrap_or(0);
         let chunks = most.div_ceil(m.chunk_size.max(1) as u64);
@@ -77,11 +87,7 @@ pub(super) fn write(m: &Imatrix, path: &Path) -> Result<(), GgufError> {
     number(&mut out, text.len() as u64);
     out.extend(text.as_bytes());
 
-    disk::write(path, &out).map_err(|e| GgufError {
-        file: path.to_path_buf(),
-        field: "write".to_string(),
-        problem: e.to_string(),
-    })
+    disk::write(path, &out).map_err(|e| fail("write", e.to_string()))
 }
 
 #[cfg(test)]
@@ -100,6 +106,8 @@ mod tests {
             ([number(1), number(1), vec![0xFF]].concat(), "entry 0: name: not UTF-8"),
             (entry(i32::MAX), "entry 0: 8589934588 bytes, but 4 are left of the file"),
             ([entry(1), number(2), number(9)].concat(), "text: 9 bytes, but 0 are left of the file"),
+            ([entry(1), number(2), number(1), vec![b't', 0]].concat(), "end: 1 bytes behind the text"),
+            ([number(2), entry(1)[4..].repeat(2)].concat(), "entry 1: name: a stands twice"),
         ];
         for (bytes, want) in cases {
             let (field, problem) = read(&bytes).unwrap_err();

@@ -5,7 +5,7 @@ mod qwen2;
 
 use super::ModelError;
 use super::config::{Config, Experts, Pairs, Rope};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, one_line};
 
 /// An architecture.
 pub struct Arch {
@@ -29,12 +29,11 @@ const MOST: u64 = 1 << 28;
 
 impl Keys<'_> {
     fn unfit(&self, key: &str, problem: String) -> ModelError {
-        let field = if key.contains('.') && !key.starts_with("rope.") && !key.starts_with("attention.") {
-            key.to_string()
-        } else {
-            format!("{}.{key}", self.arch)
-        };
-        ModelError::Unfit { file: self.gguf.path().to_path_buf(), field, problem }
+        ModelError::Unfit { file: self.gguf.path().to_path_buf(), field: format!("{}.{key}", self.arch), problem }
+    }
+
+    fn unfit_tensor(&self, name: &str, problem: String) -> ModelError {
+        ModelError::Unfit { file: self.gguf.path().to_path_buf(), field: format!("tensor {name}"), problem }
     }
 
     /// An integer of at least 1, if the key is there.
@@ -69,7 +68,7 @@ pub fn config(gguf: &Gguf) -> Result<Config, ModelError> {
     };
     let Some(arch) = ARCHS.iter().find(|a| a.name == name) else {
         let known: Vec<_> = ARCHS.iter().map(|a| a.name).collect();
-        let problem = format!("found {name:?}, oxcart runs {}", known.join(", "));
+        let problem = format!("found \"{}\", oxcart runs {}", one_line(name, 100), known.join(", "));
         return Err(ModelError::Unfit { file: file(), field, problem });
     };
     let k = Keys { gguf, arch: arch.name };
@@ -95,14 +94,17 @@ pub fn config(gguf: &Gguf) -> Result<Config, ModelError> {
             (None, _) => None,
             (Some(count), used) => match used? {
                 Some(used) if used <= count => Some(Experts { count, used }),
-                used => return Err(k.unfit("expert_used_count", format!("found {used:?} of {count} experts"))),
+                used => {
+                    let found = used.map_or("missing".into(), |n| format!("found {n}"));
+                    return Err(k.unfit("expert_used_count", format!("{found}, expected 1 to {count}")));
+                }
             },
         };
     // The vocabulary's size is told by the embedding; the key is not in every file.
     let n_vocab = match gguf.tensor("token_embd.weight").map(|t| t.dims.as_slice()) {
         Some(&[_, rows]) if rows <= MOST => rows as usize,
-        Some(dims) => return Err(k.unfit("token_embd.weight", format!("dimensions {dims:?}, expected two"))),
-        None => return Err(k.unfit("token_embd.weight", "missing".into())),
+        Some(dims) => return Err(k.unfit_tensor("token_embd.weight", format!("dimensions {dims:?}, expected two"))),
+        None => return Err(k.unfit_tensor("token_embd.weight", "missing".into())),
     };
     let rope_dim = k.count("rope.dimension_count")?.unwrap_or(head_dim);
     if rope_dim > head_dim || rope_dim % 2 != 0 {
@@ -151,6 +153,9 @@ fn linear_scaling(k: &Keys<'_>) -> Result<f64, ModelError> {
         None => Ok(k.positive("rope.scale_linear")?.unwrap_or(1.0)),
         Some("none") => Ok(1.0),
         Some("linear") => Ok(k.positive("rope.scaling.factor")?.unwrap_or(1.0)),
-        Some(other) => Err(k.unfit(key, format!("found {other:?}, oxcart runs none, linear and rope_freqs tensors"))),
+        Some(other) => {
+            let found = one_line(other, 100);
+            Err(k.unfit(key, format!("found \"{found}\", oxcart runs none, linear and rope_freqs tensors")))
+        }
     }
 }

@@ -34,11 +34,13 @@ use super::stream::Reading;
 use super::weights::{Layer, Weight, wants};
 use super::{Halt, Model, Stream, rope};
 use oxcart_quant::act::Wants;
+use oxcart_quant::attention::FEW;
 use oxcart_quant::format::SLAB;
 use oxcart_quant::{ActBuf, Kernels, Matrix, Out, Scratch, Shared, Worker};
 use std::borrow::Cow;
 use std::io;
 use std::ops::{ControlFlow, Range, RangeInclusive};
+use std::sync::atomic::AtomicUsize;
 
 /// Rows of logits that are computed at once.
 pub const LOGITS_ROWS: usize = 64;
@@ -104,19 +106,21 @@ impl Batch {
 
 /// What a forward pass writes to, shared by the workers.
 pub struct Buffers {
-    pub(super) x: Shared<f32>,      // (walk, dim): the residual stream
-    pub(super) qkv: Shared<f32>,    // (n, q_dim + 2 kv_dim)
-    pub(super) part_m: Shared<f32>, // (ranges, n, n_heads)
-    pub(super) part_s: Shared<f32>, // (ranges, n, n_heads)
-    pub(super) part_o: Shared<f32>, // (ranges, n, q_dim)
-    pub(super) angles: Shared<f32>, // (walk, rope.dim)
-    pub(super) norm_acts: ActBuf,   // (dim)
-    pub(super) attn_acts: ActBuf,   // (q_dim)
-    pub(super) slot_acts: ActBuf,   // (dim), a column for each token and expert
-    pub(super) ffn_acts: ActBuf,    // (ffn_dim), likewise
-    pub(super) chosen: Shared<u32>, // (n, experts used): expert ids
-    pub(super) shares: Shared<f32>, // (n, experts used): their weights
-    logits: Shared<f32>,            // (LOGITS_ROWS, n_vocab)
+    pub(super) x: Shared<f32>,          // (walk, dim): the residual stream
+    pub(super) qkv: Shared<f32>,        // (n, q_dim + 2 kv_dim)
+    pub(super) part_m: Shared<f32>,     // (ranges, n, n_heads)
+    pub(super) part_s: Shared<f32>,     // (ranges, n, n_heads)
+    pub(super) part_o: Shared<f32>,     // (ranges, n, q_dim)
+    pub(super) angles: Shared<f32>,     // (walk, rope.dim)
+    pub(super) norm_acts: ActBuf,       // (dim)
+    pub(super) attn_acts: ActBuf,       // (q_dim)
+    pub(super) slot_acts: ActBuf,       // (dim), a column for each token and expert
+    pub(super) ffn_acts: ActBuf,        // (ffn_dim), likewise
+    pub(super) hidden: Shared<f32>,     // (FEW, ffn_dim): of few columns, until a slab is whole
+    pub(super) parts: Vec<AtomicUsize>, // (FEW, slabs of ffn_dim): how much of it is
+    pub(super) chosen: Shared<u32>,     // (n, experts used): expert ids
+    pub(super) shares: Shared<f32>,     // (n, experts used): their weights
+    logits: Shared<f32>,                // (LOGITS_ROWS, n_vocab)
 }
 
 impl Buffers {
@@ -136,6 +140,8 @@ impl Buffers {
             attn_acts: ActBuf::new(c.q_dim(), n)?,
             slot_acts: ActBuf::new(c.dim, slots)?,
             ffn_acts: ActBuf::new(c.ffn_dim, slots.max(n))?,
+            hidden: Shared::new(FEW * c.ffn_dim)?,
+            parts: (0..FEW * c.ffn_dim.div_ceil(SLAB)).map(|_| AtomicUsize::new(0)).collect(),
             chosen: Shared::new(n * used)?,
             shares: Shared::new(n * used)?,
             logits: Shared::new(LOGITS_ROWS * c.n_vocab)?,
@@ -144,7 +150,8 @@ impl Buffers {
 
     /// Bytes when all of it is written by these kernels.
     pub fn n_bytes(&self, k: &Kernels) -> usize {
-        let floats = [&self.x, &self.qkv, &self.part_m, &self.part_s, &self.part_o, &self.angles, &self.shares];
+        let floats =
+            [&self.x, &self.qkv, &self.part_m, &self.part_s, &self.part_o, &self.angles, &self.shares, &self.hidden];
         let acts = [&self.norm_acts, &self.attn_acts, &self.slot_acts, &self.ffn_acts];
         4 * (floats.map(Shared::len).iter().sum::<usize>() + self.chosen.len() + self.logits.len())
             + acts.map(|a| a.n_bytes(k)).iter().sum::<usize>()

@@ -1,7 +1,7 @@
 //! The feed-forward layer: SwiGLU, dense or as a mixture of experts.
 //!
-//! Hidden values never lie in memory as f32: a task computes 256 rows of gate and up for all its columns, and encodes
-//! their product as the block that the down projection reads.
+//! Hidden values of a batch never lie in memory as f32: a task computes 256 rows of gate and up for all its columns, and
+//! encodes their product as the block that the down projection reads.
 #![allow(unsafe_code)]
 
 use super::config::Experts;
@@ -11,9 +11,16 @@ use super::observe::Input;
 use super::weights::{Ffn, Layer};
 use super::{Halt, Stream};
 use oxcart_quant::act::{COLUMNS, Wants};
+use oxcart_quant::attention::FEW;
 use oxcart_quant::format::SLAB;
 use oxcart_quant::{ActBuf, Acts, Out};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// Rows of a task at least, of few columns: each turns its columns once.
+const LEAST_ROWS: usize = 32;
+/// Columns of a task at least, of many: each unpacks its rows once.
+const LEAST_SLOTS: usize = 64;
 
 /// Slots for the choices of `n` tokens at most: those of an expert may begin a block of columns.
 pub(super) fn slots(n: usize, e: Experts) -> usize {
@@ -24,6 +31,49 @@ pub(super) fn slots(n: usize, e: Experts) -> usize {
 struct Share {
     expert: usize,
     slots: Range<usize>,
+}
+
+/// Into how many tasks 256 hidden values of all their columns are divided: where there would be too few tasks for the
+/// workers, by rows if there are few columns, by columns if there are many.
+#[derive(Clone, Copy)]
+enum Division {
+    Rows(usize),
+    Slots(usize),
+}
+
+impl Division {
+    /// Of so many slabs, of all experts, each with `n` columns at most.
+    fn of(slabs: usize, n: usize, threads: usize) -> Division {
+        // At least four tasks a worker, so that the last to finish is not waited for long.
+        let wanted = if threads > 1 { (4 * threads).div_ceil(slabs) } else { 1 };
+        match n <= FEW && wanted > 1 {
+            true => Division::Rows(wanted.next_power_of_two().min(SLAB / LEAST_ROWS)),
+            false => Division::Slots(wanted.min(n / LEAST_SLOTS).max(1)),
+        }
+    }
+
+    fn tasks(self) -> usize {
+        match self {
+            Division::Rows(n) | Division::Slots(n) => n,
+        }
+    }
+
+    /// The rows and slots of a task, of all; of either there may be none.
+    fn of_task(self, task: usize, rows: Range<usize>, slots: Range<usize>) -> (Range<usize>, Range<usize>) {
+        match self {
+            Division::Rows(n) => {
+                let [start, end] = [task, task + 1].map(|t| (rows.start + t * (SLAB / n)).min(rows.end));
+                (start..end, slots)
+            }
+            Division::Slots(n) => {
+                // An expert has fewer columns than all have together; the last task takes what is left over.
+                let n = n.min(slots.len() / LEAST_SLOTS).max(1);
+                let each = slots.len() / n / COLUMNS * COLUMNS;
+                let at = |t: usize| if t >= n { slots.end } else { slots.start + t * each };
+                (rows, at(task)..at(task + 1))
+            }
+        }
+    }
 }
 
 impl Pass<'_, '_> {
@@ -50,28 +100,52 @@ impl Pass<'_, '_> {
     fn gate_up(&mut self, f: &Ffn, wants: Wants, acts: &ActBuf, shares: &[Share], stride: usize) {
         let (c, b, k) = (self.c, self.b, self.k);
         let slabs = c.ffn_dim.div_ceil(SLAB);
+        let division = Division::of(shares.len() * slabs, stride, self.w.threads());
         let Local { scratch, out, more, .. } = &mut *self.local;
-        self.w.split(shares.len() * slabs, |task| {
-            let (share, slab) = (&shares[task / slabs], task % slabs);
-            let rows = slab * SLAB..((slab + 1) * SLAB).min(c.ffn_dim);
-            let (height, n) = (rows.len(), share.slots.len());
-            let panel = share.expert * c.ffn_dim + rows.start..share.expert * c.ffn_dim + rows.end;
-            // SAFETY: the input is not written in this phase.
-            let x: Acts<'_> = unsafe { acts.view(c.dim, stride, stride) }.columns(share.slots.start, n);
-            for (w, to) in [(&f.gate, &mut *out), (&f.up, &mut *more)] {
-                to.resize(to.len().max(n * height), 0.0);
-                k.matmul(w.matrix().panel(panel.clone()), x, &mut Out::new(to, height, height, n), scratch);
-            }
-            for (i, slot) in share.slots.clone().enumerate() {
-                let (h, up) = (&mut out[i * height..(i + 1) * height], &mut more[i * height..(i + 1) * height]);
-                for (bias, y) in [(&f.gate_bias, &mut *h), (&f.up_bias, &mut *up)] {
+        self.w.split(shares.len() * slabs * division.tasks(), |task| {
+            let (unit, part) = (task / division.tasks(), task % division.tasks());
+            let (share, slab) = (&shares[unit / slabs], unit % slabs);
+            let whole = slab * SLAB..((slab + 1) * SLAB).min(c.ffn_dim);
+            let (rows, slots) = division.of_task(part, whole.clone(), share.slots.clone());
+            let (height, n) = (rows.len(), slots.len());
+            // There may be none: rows of a slab that is not whole, columns of an expert that has few.
+            if height > 0 && n > 0 {
+                let panel = share.expert * c.ffn_dim + rows.start..share.expert * c.ffn_dim + rows.end;
+                // SAFETY: the input is not written in this phase.
+                let x: Acts<'_> = unsafe { acts.view(c.dim, stride, stride) }.columns(slots.start, n);
+                for (w, bias, to) in [(&f.gate, &f.gate_bias, &mut *out), (&f.up, &f.up_bias, &mut *more)] {
+                    to.resize(to.len().max(n * height), 0.0);
+                    k.matmul(w.matrix().panel(panel.clone()), x, &mut Out::new(to, height, height, n), scratch);
                     if !bias.is_empty() {
-                        k.ops.add(y, &bias[rows.clone()]);
+                        to.chunks_exact_mut(height).take(n).for_each(|y| k.ops.add(y, &bias[rows.clone()]));
                     }
                 }
-                k.ops.silu_mul(h, up);
-                // SAFETY: this slab of this expert's slots is this task's.
-                unsafe { b.ffn_acts.encode_slab(k, wants, stride, slot, slab, h) };
+                for (h, up) in out.chunks_exact_mut(height).zip(more.chunks_exact(height)).take(n) {
+                    k.ops.silu_mul(h, up);
+                }
+            }
+            let hidden = |slot: usize, rows: &Range<usize>| slot * c.ffn_dim + rows.start..slot * c.ffn_dim + rows.end;
+            if let Division::Rows(parts) = division {
+                for (i, slot) in slots.clone().enumerate() {
+                    // SAFETY: these rows of these slots are this task's.
+                    let to = unsafe { b.hidden.write(hidden(slot, &rows)) };
+                    to.copy_from_slice(&out[i * height..(i + 1) * height]);
+                }
+                // Whoever ends the slab encodes it, and has seen what the others wrote.
+                if b.parts[unit].fetch_add(1, Ordering::AcqRel) + 1 < parts {
+                    return;
+                }
+                b.parts[unit].store(0, Ordering::Relaxed);
+            }
+            for (i, slot) in slots.enumerate() {
+                // SAFETY: all of this slab of these slots is computed; encoding it is this task's.
+                unsafe {
+                    let h = match division {
+                        Division::Rows(_) => b.hidden.read(hidden(slot, &whole)),
+                        Division::Slots(_) => &out[i * height..(i + 1) * height],
+                    };
+                    b.ffn_acts.encode_slab(k, wants, stride, slot, slab, h);
+                }
             }
         });
         self.w.sync();

@@ -70,8 +70,8 @@ pub struct Stream {
     reader: Option<JoinHandle<()>>,
 }
 
-/// How experts come into memory in a pass.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How experts come into memory in a pass; by default, of a model without experts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Reading {
     /// Layers, from the first on, whose experts are all read ahead.
     ahead: usize,
@@ -119,13 +119,6 @@ struct State {
     held: Vec<Vec<usize>>,
     /// There are fewer slots than before.
     trim: bool,
-}
-
-impl Default for Reading {
-    /// Of a model without experts.
-    fn default() -> Reading {
-        Reading { ahead: 0, most: 0 }
-    }
 }
 
 impl Reading {
@@ -270,10 +263,9 @@ fn total(bytes: &[Bytes]) -> u64 {
 }
 
 fn populate(bytes: &Bytes) -> Result<(), Halt> {
-    bytes.populate().map_err(|error| Halt::Read {
-        file: bytes.path().map(PathBuf::from).unwrap_or_default(),
-        error: Arc::new(error),
-    })
+    // What is no file is memory, which is there.
+    let Some(file) = bytes.path() else { return Ok(()) };
+    bytes.populate().map_err(|error| Halt::Read { file: file.to_path_buf(), error: Arc::new(error) })
 }
 
 /// Populates matrices, several at once.

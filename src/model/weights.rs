@@ -147,10 +147,23 @@ impl Finder<'_> {
         let (t, format) = self.tensor(name, dims)?;
         let mut out = vec![0.0; dims.iter().product()];
         format.dequant(t.bytes(), &mut out);
-        Ok(out)
+        // One of them spoils everything that is computed from it, and nothing would tell.
+        match out.iter().filter(|x| !x.is_finite()).count() {
+            0 => Ok(out),
+            n => Err(self.unfit(name, format!("{n} of {} numbers are NaN or infinite", out.len()))),
+        }
     }
 
-    /// The same; empty where there is no such tensor.
+    /// What angles are divided by.
+    fn divisors(&self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
+        let all = self.floats(name, &[n])?;
+        match all.iter().find(|x| **x <= 0.0) {
+            None => Ok(all),
+            Some(x) => Err(self.unfit(name, format!("found {x}, expected numbers above 0"))),
+        }
+    }
+
+    /// As [`Finder::floats`]; empty where there is no such tensor.
     fn floats_if_any(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, ModelError> {
         self.gguf.tensor(name).map_or(Ok(Vec::new()), |_| self.floats(name, dims))
     }
@@ -176,7 +189,7 @@ impl Weights {
         };
         let layers = (0..c.n_layers).map(|i| layer(&f, c, i)).collect::<Result<_, _>>()?;
         let rope_factors = match gguf.tensor("rope_freqs.weight") {
-            Some(_) => Some(f.floats("rope_freqs.weight", &[c.rope.dim / 2])?),
+            Some(_) => Some(f.divisors("rope_freqs.weight", c.rope.dim / 2)?),
             None => None,
         };
         let output_norm = f.floats("output_norm.weight", &[c.dim])?;

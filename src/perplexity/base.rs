@@ -11,9 +11,9 @@
 
 use super::row::{self, Row};
 use super::{PerplexityError, rows};
-use crate::disk::{create_partial, open_partial, partial, publish, target};
+use crate::disk::{Partial, create_partial, open_partial, partial, target};
 use oxcart_quant::f32ops::Ops;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -74,9 +74,10 @@ fn io_error(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Perple
     move |error| PerplexityError::Io { file: path.to_path_buf(), what, error }
 }
 
-/// A base file being written: `FILE.partial` until [`BaseWriter::finish`].
+/// A base file being written: `FILE.partial` until [`BaseWriter::finish`]. Dropped before, it leaves nothing.
 pub struct BaseWriter {
     file: File,
+    temp: Partial,
     path: PathBuf,
     layout: Layout,
 }
@@ -87,11 +88,11 @@ impl BaseWriter {
         assert_eq!(tokens.len(), layout.n_chunk * layout.n_ctx);
         let path = target(path).map_err(io_error(path, "create"))?;
         let (mut file, temp) = create_partial(&path).map_err(io_error(&partial(&path), "create"))?;
-        file.write_all(&layout.head(tokens)).map_err(io_error(&temp, "write"))?;
-        Ok(BaseWriter { file, path, layout })
+        file.write_all(&layout.head(tokens)).map_err(io_error(temp.path(), "write"))?;
+        Ok(BaseWriter { file, temp, path, layout })
     }
 
-    /// Continues a file that was begun for the same text and layout.
+    /// Continues a file that was begun for the same text and layout, and stays for a run after this one.
     pub fn resume(path: &Path, layout: Layout, tokens: &[u32]) -> Result<BaseWriter, PerplexityError> {
         let path = target(path).map_err(io_error(path, "create"))?;
         let temp = partial(&path);
@@ -103,7 +104,14 @@ impl BaseWriter {
             let problem = "of another run, expected the one that is resumed".into();
             return Err(PerplexityError::Base { file: temp, field: "header".into(), problem });
         }
-        Ok(BaseWriter { file, path, layout })
+        let temp = Partial::new(temp);
+        temp.keep();
+        Ok(BaseWriter { file, temp, path, layout })
+    }
+
+    /// From now on, what is written stays for another run: it is known how much of it there is.
+    pub fn stays(&self) {
+        self.temp.keep();
     }
 
     /// Writes a row, counted from the first of the file; returns the negative log-likelihood of `next` in nats.
@@ -112,19 +120,18 @@ impl BaseWriter {
             None => row::encode_full(ops, logits, next),
             Some(k) => row::encode_top(ops, logits, next, k),
         };
-        let temp = || partial(&self.path);
-        self.file.write_all_at(&bytes, self.layout.row_at(row)).map_err(|e| io_error(&temp(), "write")(e))?;
+        self.file.write_all_at(&bytes, self.layout.row_at(row)).map_err(io_error(self.temp.path(), "write"))?;
         Ok(nll)
     }
 
     /// Makes durable what is written.
     pub fn sync(&self) -> Result<(), PerplexityError> {
-        self.file.sync_data().map_err(io_error(&partial(&self.path), "sync"))
+        self.file.sync_data().map_err(io_error(self.temp.path(), "sync"))
     }
 
     /// Ends the file and gives it its name.
     pub fn finish(self) -> Result<(), PerplexityError> {
-        publish(&self.file, &partial(&self.path), &self.path).map_err(io_error(&self.path, "rename"))
+        self.temp.publish(&self.file, &self.path).map_err(io_error(&self.path, "rename"))
     }
 }
 
@@ -144,6 +151,11 @@ impl Base {
             field: field.into(),
             problem,
         };
+        // A pipe would be waited for.
+        let found = fs::metadata(path).map_err(io_error(path, "open"))?;
+        if !found.is_file() {
+            return Err(unfit("open", "not a regular file".into()));
+        }
         let file = File::open(path).map_err(io_error(path, "open"))?;
         let length = file.metadata().map_err(io_error(path, "open"))?.len();
         let mut magic = [0; 8];
@@ -238,12 +250,14 @@ impl Base {
     }
 
     /// Reads a row, counted from the first of the file.
-    pub fn row(&self, row: usize) -> Result<Row, PerplexityError> {
-        let bytes = self.row_bytes(row)?;
+    pub fn row(&self, at: usize) -> Result<Row, PerplexityError> {
+        let bytes = self.row_bytes(at)?;
         let row = match self.layout.top {
             None => Row::full(&bytes, self.layout.n_vocab),
             Some(k) => Row::top(&bytes, k, self.layout.n_vocab),
         };
-        row.map_err(|problem| self.unfit("log-probabilities", problem))
+        row.map_err(|problem| {
+            self.unfit(&format!("chunk {}: log-probabilities", at / rows(self.layout.n_ctx) + 1), problem)
+        })
     }
 }

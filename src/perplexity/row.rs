@@ -134,8 +134,8 @@ impl Row {
     pub fn top(bytes: &[u8], k: usize, n_vocab: usize) -> Result<Row, String> {
         let (scale, min, tail, next) = (f32_at(bytes, 0), f32_at(bytes, 1), f32_at(bytes, 2), f32_at(bytes, 3));
         check(scale, min)?;
-        // A tail of no mass has the log -inf, and a token may be as improbable.
-        if !(tail <= 1e-3 && next <= 1e-3) {
+        // A tail of no mass has the log -inf; what the text goes on with has a score.
+        if !(tail <= 1e-3 && next <= 1e-3 && next.is_finite()) {
             return Err(format!("tail {tail}, next {next}, expected logs of probabilities"));
         }
         let (ids, rest) = bytes[16..].split_at(4 * k);

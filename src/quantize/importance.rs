@@ -5,6 +5,9 @@ use crate::imatrix::{Imatrix, ImatrixError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// The largest mean: of activations of a million, which F16 does not hold. The search for scales squares products with it.
+const MOST: f32 = 1e12;
+
 /// Means of squared activations, by tensor.
 pub struct Importance {
     file: PathBuf,
@@ -20,12 +23,21 @@ impl Importance {
         let m = Imatrix::read(file)?;
         let named = |name: &str, by: &[String]| by.iter().any(|part| name.contains(part.as_str()));
         let wanted = |name: &str| (include.is_empty() || named(name, include)) && !named(name, exclude);
+        let means: BTreeMap<_, _> =
+            m.entries.iter().filter(|(n, _)| wanted(n)).map(|(n, e)| (n.clone(), e.means())).collect();
+        for (name, of_columns) in &means {
+            if let Some(mean) = of_columns.iter().find(|m| **m > MOST) {
+                let (field, problem) =
+                    (format!("entry {name}"), format!("a mean of {mean:e}, expected at most {MOST:e}"));
+                return Err(ImatrixError::Unfit { file: file.to_path_buf(), field, problem });
+            }
+        }
         Ok(Importance {
             file: file.to_path_buf(),
             dataset: m.datasets.first().cloned(),
             chunks: m.chunks,
             selection: [include.to_vec(), exclude.to_vec()],
-            means: m.entries.iter().filter(|(n, _)| wanted(n)).map(|(n, e)| (n.clone(), e.means())).collect(),
+            means,
         })
     }
 

@@ -1,7 +1,7 @@
 //! Which tensor gets which format: llama.cpp's recipes, by the role of a tensor, its layer, and the model's shape.
 
 use super::source::{Source, Tensor};
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, one_line};
 use oxcart_quant::Format;
 use regex::Regex;
 
@@ -137,7 +137,7 @@ impl Shape {
     fn of(g: &Source, importance: bool) -> Result<Shape, RecipeError> {
         let arch = g.str("general.architecture")?.unwrap_or_default();
         if !["llama", "qwen2"].contains(&arch) {
-            return Err(RecipeError::Architecture(arch.to_string()));
+            return Err(RecipeError::Architecture(one_line(arch, 100)));
         }
         let need = |key: &str| {
             let key = format!("{arch}.{key}");

@@ -5,7 +5,7 @@
 //! the system never has gigabytes of it to write at once.
 
 use super::QuantizeError;
-use crate::disk;
+use crate::disk::{self, Partial};
 use crate::gguf::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -58,7 +58,7 @@ pub(super) struct Journal {
     last: Instant,
     syncs: Option<SyncSender<(File, Note)>>,
     thread: Option<JoinHandle<io::Result<()>>>,
-    ours: bool,
+    ours: Option<Partial>,
 }
 
 impl Journal {
@@ -72,7 +72,7 @@ impl Journal {
         let inputs = inputs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
         let whole = if resume && file.exists() { read(&file, &inputs, demand).map_err(fail)? } else { 0 };
         let demand = demand.to_string();
-        Ok(Journal { file, inputs, demand, whole, last: Instant::now(), syncs: None, thread: None, ours: false })
+        Ok(Journal { file, inputs, demand, whole, last: Instant::now(), syncs: None, thread: None, ours: None })
     }
 
     /// Begins to note: from here on the note is this run's, and goes with it.
@@ -86,7 +86,8 @@ impl Journal {
             }
             Ok(())
         });
-        (self.syncs, self.thread, self.ours) = (Some(syncs), Some(thread), true);
+        (self.syncs, self.thread) = (Some(syncs), Some(thread));
+        self.ours = Some(Partial::new(self.file.clone()));
     }
 
     /// Tensors that were whole when the other run ended.
@@ -121,7 +122,7 @@ impl Journal {
         self.stop()?;
         let note = Note { inputs: std::mem::take(&mut self.inputs), demand: std::mem::take(&mut self.demand), tensors };
         save(&self.file, &note).map_err(|e| self.fail(e))?;
-        self.ours = false;
+        self.ours.iter().for_each(Partial::keep);
         Ok(())
     }
 
@@ -134,19 +135,12 @@ impl Drop for Journal {
     fn drop(&mut self) {
         // An error of it was told of by `stop`, or stands behind one that is being told.
         let _ = self.stop();
-        if self.ours {
-            let _ = fs::remove_file(&self.file);
-        }
     }
 }
 
 /// How many tensors a note says are whole, if it speaks of the same inputs and demand.
 fn read(file: &Path, inputs: &[Input], demand: &str) -> Result<usize, String> {
-    let len = fs::metadata(file).map_err(|e| e.to_string())?.len();
-    if len > MOST_BYTES {
-        return Err(format!("{len} bytes, expected at most {MOST_BYTES}"));
-    }
-    let text = fs::read(file).map_err(|e| e.to_string())?;
+    let text = disk::read(file, MOST_BYTES).map_err(|e| e.to_string())?;
     let note: Note = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
     if note.inputs.len() != inputs.len() {
         let (found, now) = (note.inputs.len(), inputs.len());

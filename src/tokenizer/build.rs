@@ -1,9 +1,10 @@
 //! Building a tokenizer from metadata.
 
+use super::cut::Cuts;
 use super::{Kind, Pieces, Scheme, Special, Tokenizer, TokenizerError};
-use crate::gguf::{Gguf, Strings};
+use crate::gguf::{Gguf, Strings, one_line};
 use ahash::AHashMap;
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use std::collections::{BTreeSet, HashMap};
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -14,8 +15,12 @@ use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 /// More tokens than any vocabulary has.
 const MOST_TOKENS: usize = 4 << 20;
-/// The longest text of a token.
-const MOST_BYTES: usize = 4096;
+/// The longest text of a token, in bytes.
+pub(crate) const MOST_BYTES: usize = 4096;
+/// The texts of all special tokens: what finds them takes some 40 bytes of memory for each.
+const MOST_SPECIAL: usize = 4 << 20;
+/// More ways to make a piece of two others than any vocabulary has.
+const MOST_MERGES: usize = 2 << 20;
 
 /// Tokens that end generation wherever a vocabulary has them, beside those that metadata names; they are control tokens
 /// even where the file calls them plain (as in llama.cpp's llama-vocab.cpp).
@@ -160,17 +165,23 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     }
     let mut kinds = kinds(g, n)?;
     let mut notes = Vec::new();
-    let (inner, scheme, bos_by_default) = match model {
+    let (inner, scheme, cuts, bos_by_default) = match model {
         "gpt2" => {
             let rule = rule(g, &mut notes)?;
-            (byte_bpe(g, tokens, rule)?, Scheme::Bytes, rule.add_bos)
+            (byte_bpe(g, tokens, rule)?, Scheme::Bytes, Cuts::of_rule(rule.cuts), rule.add_bos)
         }
         "llama" => {
             let space_prefix = g.bool(&key("add_space_prefix"))?.unwrap_or(true);
             let bytes = byte_tokens(tokens, &kinds);
-            (sentence_piece(g, tokens, &kinds)?, Scheme::SentencePiece { space_prefix, bytes }, true)
+            let scheme = Scheme::SentencePiece { space_prefix, bytes };
+            (sentence_piece(g, tokens, &kinds)?, scheme, Cuts::of_pieces(tokens), true)
         }
-        other => return Err(unfit("model", format_args!("found {other:?}, oxcart knows gpt2 and llama"))),
+        other => {
+            return Err(unfit(
+                "model",
+                format_args!("found \"{}\", oxcart knows gpt2 and llama", one_line(other, 100)),
+            ));
+        }
     };
     let id = |k: &str, default: Option<u32>| -> Result<Option<u32>, TokenizerError> {
         match g.uint(&key(k))? {
@@ -219,35 +230,16 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     }
 
     let pieces = pieces(tokens, &kinds, &scheme)?;
-    let mut ids = HashMap::new();
     let mut named: Vec<(&str, u32, Kind)> = Vec::new();
     for ((i, t), &kind) in (0..).zip(tokens.iter()).zip(&kinds) {
         if matches!(kind, Kind::Control | Kind::UserDefined | Kind::Unknown) && !t.is_empty() {
-            ids.insert(t.into(), i);
             named.push((t, i, kind));
         }
     }
     let special = special(&named)?;
     let eog = eog.into_iter().collect();
-    let newlines_apart = !tokens.iter().any(|t| t.len() > 1 && t.contains('\n'));
     let together = super::TOGETHER;
-    Ok(Tokenizer {
-        inner,
-        together,
-        newlines_apart,
-        scheme,
-        pieces,
-        kinds,
-        ids,
-        special,
-        bos,
-        eos,
-        eot,
-        add_bos,
-        add_eos,
-        eog,
-        notes,
-    })
+    Ok(Tokenizer { inner, together, cuts, scheme, pieces, kinds, special, bos, eos, add_bos, add_eos, eog, notes })
 }
 
 fn kinds(g: &Gguf, n: usize) -> Result<Vec<Kind>, TokenizerError> {
@@ -286,7 +278,7 @@ fn rule(g: &Gguf, notes: &mut Vec<String>) -> Result<&'static Rule, TokenizerErr
     };
     RULES.iter().find(|r| r.names.contains(&pre)).ok_or_else(|| {
         let known: Vec<_> = RULES.iter().flat_map(|r| r.names).copied().collect();
-        unfit("pre", format_args!("found {pre:?}, oxcart knows {}", known.join(", ")))
+        unfit("pre", format_args!("found \"{}\", oxcart knows {}", one_line(pre, 100), known.join(", ")))
     })
 }
 
@@ -296,10 +288,11 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, rule: &Rule) -> Result<tokenizers::Token
     let mut merges = Vec::with_capacity(lines.len());
     let mut whole = String::new();
     for (i, m) in lines.iter().enumerate() {
-        // The first space that is not the piece itself.
-        let at = m.bytes().skip(1).position(|b| b == b' ').map(|p| p + 1);
-        let Some((a, b)) = at.and_then(|at| Some((m.get(..at)?, m.get(at + 1..)?))) else {
-            return Err(unfit("merges", format_args!("merge {i} is {m:?}, expected two pieces and a space")));
+        let Some((a, b)) = merged(m) else {
+            return Err(unfit(
+                "merges",
+                format_args!("merge {i} is \"{}\", expected two pieces and a space", one_line(m, 100)),
+            ));
         };
         // A merge of pieces that the vocabulary lacks can never apply; such lines stand in real files.
         whole.clear();
@@ -316,6 +309,13 @@ fn byte_bpe(g: &Gguf, tokens: &Strings, rule: &Rule) -> Result<tokenizers::Token
     let mut t = tokenizers::Tokenizer::new(bpe);
     t.with_pre_tokenizer(Some(pre_tokenizer(rule)?));
     Ok(t)
+}
+
+/// The two pieces that a merge is written as.
+pub(crate) fn merged(merge: &str) -> Option<(&str, &str)> {
+    // The first space that is not the piece itself.
+    let at = merge.bytes().skip(1).position(|b| b == b' ')? + 1;
+    Some((merge.get(..at)?, merge.get(at + 1..)?))
 }
 
 fn pre_tokenizer(rule: &Rule) -> Result<PreTokenizerWrapper, TokenizerError> {
@@ -344,14 +344,19 @@ fn sentence_piece(g: &Gguf, tokens: &Strings, kinds: &[Kind]) -> Result<tokenize
     let ids: HashMap<&str, u32> = (0..texts.len()).filter(|&i| usable(i)).map(|i| (texts[i], i as u32)).collect();
     let mut merges: Vec<(f32, u32, u32, usize, usize)> = Vec::new();
     for (i, t) in texts.iter().enumerate() {
-        // A longer piece would make a table of pairs as large as the square of its length.
-        if !usable(i) || t.len() > 256 {
+        // A longer piece would make a table of pairs as large as the square of its length. Of pieces of the same text, one
+        // is made.
+        if ids.get(t) != Some(&(i as u32)) || t.len() > 256 {
             continue;
         }
         for (at, _) in t.char_indices().skip(1) {
             if let (Some(&a), Some(&b)) = (ids.get(&t[..at]), ids.get(&t[at..])) {
                 merges.push((scores[i], a, b, i, at));
             }
+        }
+        if merges.len() > MOST_MERGES {
+            let problem = format!("more than {MOST_MERGES} ways to make a token of two others, as no vocabulary has");
+            return Err(unfit("tokens", problem));
         }
     }
     merges.sort_by(|x, y| y.0.total_cmp(&x.0).then((x.1, x.2).cmp(&(y.1, y.2))));
@@ -412,7 +417,12 @@ fn pieces(tokens: &Strings, kinds: &[Kind], scheme: &Scheme) -> Result<Pieces, T
             }
             (Scheme::SentencePiece { .. }, Kind::Byte) => match byte_of(t) {
                 Some(b) => p.bytes.push(b),
-                None => return Err(unfit("tokens", format_args!("byte token {t:?}, expected the form <0xE4>"))),
+                None => {
+                    return Err(unfit(
+                        "tokens",
+                        format_args!("byte token \"{}\", expected the form <0xE4>", one_line(t, 100)),
+                    ));
+                }
             },
             (Scheme::SentencePiece { .. }, _) => p.bytes.extend_from_slice(t.replace('\u{2581}', " ").as_bytes()),
         }
@@ -422,6 +432,10 @@ fn pieces(tokens: &Strings, kinds: &[Kind], scheme: &Scheme) -> Result<Pieces, T
 }
 
 fn special(named: &[(&str, u32, Kind)]) -> Result<Option<Special>, TokenizerError> {
+    let bytes: usize = named.iter().map(|n| n.0.len()).sum();
+    if bytes > MOST_SPECIAL {
+        return Err(unfit("tokens", format!("special tokens of {bytes} bytes, expected at most {MOST_SPECIAL}")));
+    }
     if named.is_empty() {
         return Ok(None);
     }
@@ -431,9 +445,15 @@ fn special(named: &[(&str, u32, Kind)]) -> Result<Option<Special>, TokenizerErro
         if texts.is_empty() {
             return Ok((None, ids));
         }
-        let m = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+        // Not the table that is taken for few texts, of 256 states for each byte of them.
+        let kind = Some(AhoCorasickKind::ContiguousNFA);
+        let m = AhoCorasick::builder().kind(kind).match_kind(MatchKind::LeftmostLongest).build(texts);
         Ok((Some(m.map_err(|e| unfit("tokens", e))?), ids))
     };
-    let ((user, user_ids), (all, all_ids)) = (of(false)?, of(true)?);
+    let (all, all_ids) = of(true)?;
+    let (user, user_ids) = match named.iter().all(|n| n.2 == Kind::UserDefined) {
+        true => (all.clone(), all_ids.clone()),
+        false => of(false)?,
+    };
     Ok(Some(Special { matchers: [user, all], ids: [user_ids, all_ids] }))
 }

@@ -33,6 +33,8 @@ pub enum Effect {
     Stop(u64),
     /// Load another model.
     Load(Option<String>),
+    /// Load a model; whether it may be fetched is asked first.
+    Choose(String),
     /// Fetch a model, then load it.
     Fetch(String),
     /// Write or read conversations.
@@ -100,7 +102,7 @@ pub enum Weight {
 
 /// A line for the person.
 pub struct Notice {
-    /// What.
+    /// What it says.
     pub text: String,
     /// How important.
     pub weight: Weight,
@@ -150,7 +152,7 @@ pub struct Completion {
     pub of: String,
     /// What they take the place of, in bytes of it.
     pub from: usize,
-    /// Them.
+    /// The candidates.
     pub choices: Vec<Choice>,
     /// The one chosen.
     pub at: usize,
@@ -212,8 +214,9 @@ pub struct App {
     pub memory: Option<u64>,
     /// How to sample.
     pub params: SampleParams,
-    /// The system prompt of this conversation, and of the next.
+    /// The system prompt of this conversation.
     pub system: String,
+    system_of_new: String, // of those that are begun
     /// Whether the mouse scrolls here.
     pub mouse: bool,
     /// Whether the program shall end.
@@ -234,6 +237,7 @@ pub struct App {
     quit_asked: Option<Instant>,
     listing: bool,
     opening: bool,
+    interrupted: Option<Instant>, // when a question of ours came unasked
     first: Option<String>,
     began: Instant,
 }
@@ -290,7 +294,8 @@ impl App {
             reading_rate: None,
             memory: None,
             params: (b.set_params)(SampleParams::default()),
-            system: b.system,
+            system: b.system.clone(),
+            system_of_new: b.system,
             mouse: b.mouse,
             quit: false,
             effects: vec![Effect::Store(Op::New(model_name.clone())), Effect::Load(b.model), Effect::Store(Op::List)],
@@ -308,6 +313,7 @@ impl App {
             quit_asked: None,
             listing: false,
             opening: false,
+            interrupted: None,
             first: b.prompt,
             began: now,
         }
@@ -329,9 +335,9 @@ impl App {
             Msg::Models(models) => self.panel = Some(Panel::List(List::new(Items::Models(models)))),
             Msg::Written(Ok(text)) => self.editor.set(text.trim_end_matches('\n')),
             Msg::Written(Err(e)) => self.say(Weight::Problem, e),
-            Msg::Fetched(Ok(name)) => self.load(Some(name)),
-            Msg::Fetched(Err(e)) => self.not_loaded(e, true),
-            Msg::Memory(bytes) => self.memory = Some(bytes),
+            Msg::Chosen(None, name) => self.load(Some(name)),
+            Msg::Chosen(Some(bytes), name) => self.ask_to_fetch(name, bytes),
+            Msg::NotFetched(e) => self.not_loaded(e, true),
             Msg::Quit => self.quit(),
             Msg::Tick => {}
         }

@@ -7,7 +7,6 @@
 use super::wrap::{clean, ranges, width};
 use std::ops::Range;
 use unicode_segmentation::{GraphemeCursor, UnicodeSegmentation};
-use unicode_width::UnicodeWidthStr;
 
 /// The first of the characters that stand for attachments: supplementary private use area B, which no text uses for long.
 const FIRST: u32 = 0x10_0000;
@@ -16,6 +15,8 @@ const MOST: usize = 4096;
 /// A paste is folded beyond so many bytes or lines.
 const FOLD_BYTES: usize = 2000;
 const FOLD_LINES: usize = 12;
+/// Bytes of a text that can be gone back to.
+const MOST_PAST: usize = 16 << 10;
 /// Bytes of texts that undo remembers.
 const UNDO_BYTES: usize = 4 << 20;
 
@@ -123,15 +124,6 @@ impl Editor {
     /// The attachments, those that were deleted from the text included.
     pub fn attachments(&self) -> &[Attachment] {
         &self.attachments
-    }
-
-    /// Where a word stands, alone between spaces.
-    pub fn word(&self, word: &str) -> Option<Range<usize>> {
-        let ends = |c: Option<char>| c.is_none_or(char::is_whitespace);
-        let alone =
-            |&i: &usize| ends(self.text[..i].chars().next_back()) && ends(self.text[i + word.len()..].chars().next());
-        let at = self.text.match_indices(word).map(|m| m.0).find(alone)?;
-        Some(at..at + word.len())
     }
 
     /// Tokens of the attachments in the text, as far as they have been counted.
@@ -247,14 +239,13 @@ impl Editor {
 
     /// Makes the text one to go back to.
     pub fn remember(&mut self) {
-        if !self.text.trim().is_empty() && self.attachments.is_empty() && self.past.last() != Some(&self.text) {
-            self.past.push(self.text.clone());
-        }
+        let text = self.expanded();
+        self.add_past(&text);
     }
 
     /// Adds a text to go back to.
     pub fn add_past(&mut self, text: &str) {
-        if text.len() <= FOLD_BYTES && !text.trim().is_empty() && self.past.last().is_none_or(|p| p != text) {
+        if text.len() <= MOST_PAST && !text.trim().is_empty() && self.past.last().is_none_or(|p| p != text) {
             self.past.push(plain(text));
         }
     }
@@ -398,7 +389,7 @@ impl Editor {
         match self.attachment(g) {
             Some(a) => width(&clean(&a.label())),
             None if g == "\t" => 4,
-            None => g.width(),
+            None => width(&clean(g)),
         }
     }
 
@@ -500,14 +491,6 @@ mod tests {
         e.delete(Motion::Right);
         assert_eq!(e.take(), "before !");
         assert!(e.is_empty() && e.attachments().is_empty());
-    }
-
-    #[test]
-    fn a_word_is_found_alone() {
-        let e = editor("compare @main.cpp and @main.c\n@main.c.");
-        assert_eq!(e.word("@main.c"), Some(22..29));
-        assert_eq!(e.word("@main.cpp"), Some(8..17));
-        assert_eq!(e.word("@main"), None);
     }
 
     #[test]

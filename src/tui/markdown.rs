@@ -58,10 +58,11 @@ impl Document {
         }
         self.seen = source.len();
         let (from, lines, codes) = self.done;
-        let tail = formulas(&source[from..]);
+        let tail = emphasis(formulas(&source[from..]));
         let options =
             Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS | Options::ENABLE_MATH;
-        let events: Vec<(Event, Range<usize>)> = Parser::new_ext(&tail, options).into_offset_iter().collect();
+        let events: Vec<(Event, Range<usize>)> =
+            Parser::new_ext(&tail, options).into_offset_iter().map(|(e, at)| (with_punctuation(e), at)).collect();
         let blocks = top_blocks(&events);
         let start = |i: usize| from + events[blocks[i].start].1.start;
         let code = |i: usize| match &events[blocks[i].start].0 {
@@ -191,6 +192,51 @@ fn formulas(source: &str) -> Cow<'_, str> {
     }
     // Only ASCII was put in the place of ASCII.
     String::from_utf8(out).map_or(Cow::Borrowed(source), Cow::Owned)
+}
+
+/// Punctuation of Chinese and Japanese, all of three bytes.
+const WIDE: &[char] = &[
+    '，', '。', '；', '：', '！', '？', '、', '（', '）', '「', '」', '『', '』', '《', '》', '【', '】', '“', '”',
+    '‘', '’', '…',
+];
+/// The first of the private characters that stand for them, of three bytes as well.
+const STANDS_FOR: u32 = 0xe000;
+
+/// Text whose wide punctuation beside asterisks is hidden from CommonMark: it would not let `**注意：**这` begin or end
+/// emphasis where no space stands on the other side, and Chinese has none.
+fn emphasis(source: Cow<'_, str>) -> Cow<'_, str> {
+    let private = |c: char| (c as u32).wrapping_sub(STANDS_FOR) < WIDE.len() as u32;
+    if !source.contains('*') || !source.contains(WIDE) || source.contains(private) {
+        return source;
+    }
+    let chars: Vec<char> = source.chars().collect();
+    let mut out = chars.clone();
+    let mut i = 0;
+    while i < chars.len() {
+        let run = chars[i..].iter().take_while(|&&c| c == '*').count();
+        if run > 0 && i > 0 && i + run < chars.len() {
+            let beside = [(i - 1, i + run), (i + run, i - 1)];
+            for (mark, _) in beside.into_iter().filter(|&(_, letter)| chars[letter].is_alphanumeric()) {
+                if let Some(n) = WIDE.iter().position(|&c| c == chars[mark]) {
+                    out[mark] = char::from_u32(STANDS_FOR + n as u32).expect("a private character");
+                }
+            }
+        }
+        i += run.max(1);
+    }
+    Cow::Owned(out.into_iter().collect())
+}
+
+/// An event with the punctuation that [`emphasis`] hid.
+fn with_punctuation(e: Event<'_>) -> Event<'_> {
+    let back = |s: &str| -> String {
+        s.chars().map(|c| WIDE.get((c as u32).wrapping_sub(STANDS_FOR) as usize).copied().unwrap_or(c)).collect()
+    };
+    match e {
+        Event::Text(s) if s.contains(|c: char| c >= '\u{e000}') => Event::Text(back(&s).into()),
+        Event::Code(s) if s.contains(|c: char| c >= '\u{e000}') => Event::Code(back(&s).into()),
+        e => e,
+    }
 }
 
 fn language<'a>(kind: &'a CodeBlockKind) -> &'a str {
@@ -614,6 +660,17 @@ mod tests {
             ───────────────┼───\n你好           │  1\nlong cell text │ 22\n\n\
             ────────────────────────────────────────\n\nMath  a_1 + b_1  and x_2.\n\n  \\frac{a}{b}\n\ncosts $5 and $6";
         assert_eq!(render(ALL, 44).join("\n"), want);
+    }
+
+    #[test]
+    fn emphasis_needs_no_spaces_in_chinese() {
+        for (source, want) in [
+            ("**注意：**这是一个测试。", "注意：这是一个测试。"),
+            ("他说**“你好”**然后走了", "他说“你好”然后走了"),
+            ("`**注意：**这` 2 * 3", "**注意：**这 2 * 3"),
+        ] {
+            assert_eq!(render(source, 80), [want]);
+        }
     }
 
     #[test]

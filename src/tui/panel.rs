@@ -4,6 +4,7 @@ use super::editor::Editor;
 use crate::chat::history::Summary;
 use crate::sample::SampleParams;
 use crate::sample::parse::{last_n, number, penalty, seed, top_k};
+use std::path::PathBuf;
 
 /// One of them.
 pub enum Panel {
@@ -30,7 +31,7 @@ pub enum Confirmed {
         go_on: bool,
     },
     /// Delete a conversation.
-    Delete(std::path::PathBuf),
+    Delete(PathBuf),
     /// Fetch a model over the network.
     Fetch(String),
     /// End the program, what is not saved being lost.
@@ -180,8 +181,8 @@ pub struct List {
     pub filter: String,
     /// The row under the cursor, of those that are shown.
     pub at: usize,
-    /// A new name that is being written.
-    pub naming: Option<Editor>,
+    /// A new name that is being written, and whose.
+    pub naming: Option<(PathBuf, Editor)>,
 }
 
 impl List {

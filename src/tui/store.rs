@@ -26,7 +26,7 @@ pub enum Op {
         parent: Option<usize>,
         /// Who.
         role: String,
-        /// What.
+        /// What was said.
         content: String,
     },
     /// A turn whose text is still to come.
@@ -44,6 +44,8 @@ pub enum Op {
     Head(usize),
     /// Its name.
     Rename(String),
+    /// It goes on with another model, of this name.
+    Model(String),
     /// Another conversation, to be created with its first turn; the name of the model that it is begun with.
     New(String),
     /// Go on with a file.
@@ -67,6 +69,8 @@ pub enum Event {
         path: PathBuf,
         /// Its name.
         title: String,
+        /// The model that it was with.
+        model: String,
         /// Parent, role, content, state.
         turns: Vec<(Option<usize>, String, String, TurnState)>,
         /// Where it stands.
@@ -199,8 +203,9 @@ impl Shelf {
                 let turns =
                     c.turns().iter().map(|t| (t.parent.and_then(place), t.role.clone(), t.content.clone(), t.state));
                 let turns = turns.collect();
-                let (title, head, notes) = (c.title(), c.head().and_then(place), c.notes().to_vec());
-                self.say(Event::Opened { path, title, turns, head, notes });
+                let (title, model, head) = (c.title(), c.model().to_string(), c.head().and_then(place));
+                let notes = c.notes().to_vec();
+                self.say(Event::Opened { path, title, model, turns, head, notes });
             }
             Op::List => {
                 let mut found = self.dir.as_deref().map(history::list).unwrap_or_default();
@@ -227,6 +232,7 @@ impl Shelf {
                 _ => Conversation::open(&path).and_then(|mut c| c.rename(&title)).map_err(text)?,
             },
             Op::Export(from, to) => self.export(from, &to)?,
+            Op::Model(model) if self.open.is_none() => self.model = model,
             change => {
                 if self.dir.is_some() {
                     self.waiting.push_back(change);
@@ -291,6 +297,7 @@ impl Shelf {
             (Op::End(_, state), Some(id)) => c.end(id, *state),
             (Op::Head(_), Some(id)) => c.set_head(id),
             (Op::Rename(title), _) => c.rename(title),
+            (Op::Model(model), _) => c.set_model(model),
             _ => Ok(()),
         }
         .map_err(text)

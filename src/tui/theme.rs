@@ -52,7 +52,7 @@ impl Scheme {
 /// The style of everything that is drawn.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Theme {
-    /// Which.
+    /// The scheme that it is of.
     pub scheme: Scheme,
     /// Ordinary text.
     pub text: Style,

@@ -31,7 +31,7 @@ pub struct Transcript {
 /// Where a turn stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Place {
-    /// Which.
+    /// The turn.
     pub node: usize,
     /// Its rows.
     pub rows: Range<usize>,

@@ -11,7 +11,7 @@ pub struct Node {
     pub parent: Option<usize>,
     /// Who: `system`, `user` or `assistant`.
     pub role: String,
-    /// What.
+    /// What was said.
     pub content: String,
     /// How it ended.
     pub state: TurnState,

@@ -281,7 +281,7 @@ fn rule(buf: &mut Buffer, r: Rect, page: usize, app: &App) {
     let mut x = 2;
     if let Some(i) = app.editing {
         let n = app.tree.path_to(Some(i)).iter().filter(|&&n| app.tree.nodes[n].role == "user").count();
-        let text = format!(" question {n} changed branches off · Esc leaves it ");
+        let text = format!(" editing question {n} begins a branch · Esc cancels ");
         x = buf.set_stringn(x, r.y, text, r.width as usize - 4, t.warn).0;
     }
     if app.unsaved.is_some() {
@@ -592,7 +592,7 @@ fn list(buf: &mut Buffer, screen: Rect, l: &List, t: &Theme) -> Option<Position>
             }
         };
         let what = if room < 40 { String::new() } else { what };
-        if let (Some(e), true) = (&l.naming, chosen) {
+        if let (Some((_, e)), true) = (&l.naming, chosen) {
             cursor = editor(buf, Rect::new(inside.x, y, inside.width, 1), e, "› ", t.accent, t);
             continue;
         }

@@ -6,6 +6,16 @@
 //! begun with it, a tile of the last block is stored and its register free for the next, three times over, and there are always
 //! products to do. On a Xeon at 2.8 GHz, where a product takes 5.7 ns, that made 5.9 of 6.8 ns with all in L1, and 7.2 of 8.7
 //! with B and C in L2.
+//!
+//! ```text
+//! phase   tiles 0 1 2 3   before them: the last block's   behind them: the
+//!         lie in          tiles 0 1 2 3 are stored from   next tile 0 into
+//!   0     0 1 2 3         1 2 3 4                         4
+//!   1     4 0 1 2         0 1 2 3                         3
+//!   2     3 4 0 1         4 0 1 2                         2
+//!   3     2 3 4 0         3 4 0 1                         1
+//!   4     1 2 3 4         2 3 4 0                         0
+//! ```
 
 use super::ROWS;
 use crate::act::COLUMNS;

@@ -55,6 +55,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
             Ok(nlls.chunks(rows(context)).map(<[f64]>::to_vec).collect())
         },
         |progress, i, nlls| {
+            writer.iter().for_each(BaseWriter::stays);
             total.join(&Score::of(nlls));
             each.push(Score::of(nlls).mean().0);
             match (a.json, a.ppl_output_type) {

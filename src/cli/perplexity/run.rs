@@ -14,6 +14,7 @@ pub struct Run {
     state: State,
     /// How far it is.
     pub progress: Progress,
+    unit: &'static str,
     total: usize,
     group: usize,
     saved: Option<Instant>,
@@ -56,7 +57,7 @@ impl Run {
                 tell!("perplexity: nothing to resume, starting from the beginning");
             }
         }
-        Ok(Run { state, progress: Progress::new(unit, total), total, group, saved: None, fails: false })
+        Ok(Run { state, progress: Progress::new(unit, total), unit, total, group, saved: None, fails: false })
     }
 
     /// Units that an earlier run has computed.
@@ -64,8 +65,8 @@ impl Run {
         self.state.records().len()
     }
 
-    /// Computes every group that is not yet there (`compute`: first unit, how many; a record for each) and tells every
-    /// unit's record in order; `tell` may stop it. What was computed is kept until [`Run::done`].
+    /// Computes every group that is not yet there (`compute`: first unit, how many; a record for each, of finite numbers) and
+    /// tells every unit's record in order; `tell` may stop it. What was computed is kept until [`Run::done`].
     pub fn drive(
         &mut self,
         mut compute: impl FnMut(usize, usize) -> anyhow::Result<Vec<Vec<f64>>>,
@@ -78,6 +79,9 @@ impl Run {
             if told == self.resumed() {
                 let count = self.group.min(self.total - told);
                 let records = compute(told, count)?;
+                if let Some(i) = records.iter().position(|r| !r.iter().all(|v| v.is_finite())) {
+                    bail!("{} {}: logits that are NaN or infinite", self.unit, told + i + 1);
+                }
                 self.save(records);
                 if told == resumed {
                     let (pass, left) = (self.progress.seconds(), self.total - told);

@@ -23,6 +23,7 @@ impl App {
             Action::Help => self.panel = Some(Panel::Help(0)),
             Action::New => self.begin_anew(),
             Action::Conversations => self.list(),
+            Action::Rename if self.opening => _ = self.is_busy(),
             Action::Rename if argument.is_empty() => self.note("/rename TITLE"),
             Action::Rename => {
                 self.title = argument.to_string();
@@ -42,7 +43,7 @@ impl App {
                 None => self.panel = Some(Panel::Settings(Settings::new(&self.system, &self.params))),
             },
             Action::Model if argument.is_empty() => self.effects.push(Effect::Models),
-            Action::Model => self.load(Some(argument.into())),
+            Action::Model => self.effects.push(Effect::Choose(argument.into())),
             Action::Info => {
                 let facts = self.model.as_ref().map_or("no model is loaded".into(), |m| m.facts.clone());
                 let file = self.path.as_ref().map_or("not in a file yet".into(), |p| p.display().to_string());
@@ -78,13 +79,18 @@ impl App {
         }
     }
 
+    /// Sets the system prompt of this conversation and of those that are begun from now on.
+    pub(super) fn set_system(&mut self, text: &str) {
+        self.system = text.trim().to_string();
+        self.system_of_new = self.system.clone();
+    }
+
     /// Ends the program; not before it is agreed to where something would be lost.
     pub(super) fn ask_to_quit(&mut self) {
         match &self.unsaved {
             None => self.quit(),
             Some(problem) => {
-                let text =
-                    format!("The end of this conversation is not saved ({problem}). Enter ends, and it is lost.");
+                let text = format!("The end of this conversation is not saved ({problem}). Enter quits and loses it.");
                 self.panel = Some(Panel::Confirm(text, Confirmed::Quit));
             }
         }
@@ -92,7 +98,7 @@ impl App {
 
     pub(super) fn set(&mut self, name: &str, value: &str) {
         if name == "system" {
-            self.system = value.trim().to_string();
+            self.set_system(value);
             let with = if self.system.is_empty() { "without a" } else { "with this" };
             return self.note(format!("the next question goes {with} system prompt"));
         }
@@ -102,16 +108,32 @@ impl App {
         }
     }
 
-    /// Whether an answer is still coming, which is said: what was asked for has to wait.
-    pub(super) fn is_answering(&mut self) -> bool {
+    /// Whether an answer is still coming, or another conversation is being opened, which is said: what was asked for has to
+    /// wait, or it would happen to a conversation that is not the one on the screen.
+    pub(super) fn is_busy(&mut self) -> bool {
         if self.answer.is_some() {
             self.note("an answer is still coming: Esc stops it");
+        } else if self.opening {
+            self.note("the conversation is still being opened");
         }
-        self.answer.is_some()
+        self.answer.is_some() || self.opening
+    }
+
+    /// Asks whether a model of so many bytes, where they are known, may be fetched.
+    pub(super) fn ask_to_fetch(&mut self, name: String, bytes: Option<u64>) {
+        let size = bytes.map_or(String::new(), |b| format!(" ({:.1} GB)", b as f64 / 1e9));
+        let text = format!("{name}{size} is not on this machine. Enter fetches it from the network.");
+        self.panel = Some(Panel::Confirm(text, Confirmed::Fetch(name)));
+    }
+
+    /// Whether the model in use is the one that a conversation's file names.
+    fn is_loaded(&self, model: &str) -> bool {
+        let name = |path: &str| path.rsplit('/').next().map(str::to_string);
+        name(model) == name(&self.wanted)
     }
 
     pub(super) fn load(&mut self, name: Option<String>) {
-        if self.is_answering() {
+        if self.is_busy() {
             return;
         }
         let shown = name.unwrap_or_default();
@@ -126,10 +148,11 @@ impl App {
     }
 
     pub(super) fn begin_anew(&mut self) {
-        if self.is_answering() {
+        if self.is_busy() {
             return;
         }
         self.leave();
+        self.system = self.system_of_new.clone();
         self.unsaved = None;
         self.effects.push(Effect::Store(Op::New(self.wanted.clone())));
         self.effects.push(Effect::File(None));
@@ -156,7 +179,7 @@ impl App {
                 self.effects.push(Effect::File(Some(path.clone())));
                 self.path = Some(path);
             }
-            store::Event::Opened { path, title, turns, head, notes } => {
+            store::Event::Opened { path, title, model, turns, head, notes } => {
                 self.leave();
                 for (parent, role, content, state) in turns {
                     if role == "user" {
@@ -165,17 +188,22 @@ impl App {
                     self.tree.push(parent, &role, &content, state);
                 }
                 self.tree.head = head;
+                // Another conversation's prompt would be asked for, and kept, in this one.
                 let system = self.tree.path().into_iter().rev().find(|&i| self.role(i) == "system");
-                if let Some(i) = system {
-                    self.system = self.tree.nodes[i].content.clone();
-                }
+                self.system = system.map_or(String::new(), |i| self.tree.nodes[i].content.clone());
                 self.effects.push(Effect::File(Some(path.clone())));
                 (self.title, self.path) = (title, Some(path));
                 if let Some(n) = notes.first() {
                     self.say(Weight::Warning, n.clone());
+                } else if self.model.is_some() && !model.is_empty() && !self.is_loaded(&model) {
+                    self.note(format!("this conversation was with {model}: /model loads it"));
                 }
                 self.opening = false;
-                self.ask_what_waits();
+                if self.model.is_some() {
+                    self.ask_first();
+                } else {
+                    self.ask_what_waits();
+                }
             }
             store::Event::Listed(found) => {
                 self.recent = found.clone();
@@ -193,6 +221,7 @@ impl App {
                 self.say(Weight::Problem, text);
                 if std::mem::take(&mut self.opening) {
                     // It was meant for the conversation that is not there.
+                    self.queued = self.first.take().or(self.queued.take());
                     self.give_back();
                 }
             }

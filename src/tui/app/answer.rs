@@ -1,9 +1,10 @@
 //! Asking the model, and what it says: from what was written to the end of the answer.
 
+use super::files::mentions;
 use super::{Answer, App, Effect, Scroll, State, Weight};
 use crate::chat::history::TurnState;
 use crate::generate::End;
-use crate::tui::command;
+use crate::tui::command::{self, Action};
 use crate::tui::editor::Motion;
 use crate::tui::panel::{Confirmed, Panel};
 use crate::tui::store::Op;
@@ -12,6 +13,8 @@ use crate::tui::worker::{self, Ask};
 use std::collections::HashSet;
 use std::time::Duration;
 
+/// A question of more bytes is folded when it is changed.
+const MOST_UNFOLDED: usize = 64 << 10;
 /// From so much of the context on, the person is told what will happen.
 const NEARLY_FULL: f64 = 0.85;
 
@@ -22,7 +25,9 @@ impl App {
         if text.is_empty() {
             return;
         }
-        if text.starts_with('/') && !text.starts_with("//") && !text.contains('\n') {
+        // A question may begin with a slash and go on below; a system prompt has many lines.
+        let lines = || command::parse(text).is_some_and(|(c, _)| c.action == Action::System);
+        if text.starts_with('/') && !text.starts_with("//") && (!text.contains('\n') || lines()) {
             let line = text.to_string();
             if command::parse(&line).is_some() {
                 self.editor.remember();
@@ -31,12 +36,8 @@ impl App {
             return self.command(&line);
         }
         // Files that are named and not yet read come in first, so that their size is seen before they are sent.
-        let words: HashSet<String> = text
-            .split_whitespace()
-            .filter_map(|w| w.strip_prefix('@'))
-            .filter(|w| !w.is_empty() && !self.not_files.contains(*w))
-            .map(str::to_string)
-            .collect();
+        let named = mentions(text).into_iter().map(|m| m.name);
+        let words: HashSet<String> = named.filter(|w| !self.not_files.contains(w)).collect();
         if !words.is_empty() {
             (self.reading_files, self.attached, self.unfit) = (words.len(), false, None);
             self.effects.extend(words.into_iter().map(Effect::Read));
@@ -151,6 +152,16 @@ impl App {
         }
     }
 
+    /// Puts a question into the editor to be changed: as text, but for one that would make the editor slow.
+    pub(super) fn put(&mut self, question: &str) {
+        if question.len() <= MOST_UNFOLDED {
+            let at = self.editor.cursor();
+            self.editor.complete(at..at, question);
+        } else if let Some(i) = self.editor.paste(question) {
+            self.count(i, question.to_string());
+        }
+    }
+
     /// Ends the answer at hand.
     pub(super) fn end_answer(&mut self, state: TurnState) {
         if let Some(a) = self.answer.take()
@@ -179,10 +190,11 @@ impl App {
                 for (i, a) in self.editor.attachments().iter().enumerate().filter(|(_, a)| a.tokens.is_none()) {
                     self.effects.push(Effect::Count(i, a.content.clone()));
                 }
+                self.effects.push(Effect::Store(Op::Model(self.wanted.clone())));
                 if self.answer.is_some() {
                     self.hand_over();
-                } else if let Some(q) = self.first.take() {
-                    self.say_as_user(&q);
+                } else if !self.opening {
+                    self.ask_first();
                 }
             }
             worker::Event::LoadFailed { problem, kept } => self.not_loaded(problem, kept),
@@ -200,12 +212,16 @@ impl App {
             worker::Event::Ended { end, tokens, time, used } => self.ended(end, tokens, time, used),
             worker::Event::Full(n) => {
                 // The model has ended this question. However the person is asked, and even if not, another may come.
-                let Some(Answer { leaf, go_on, .. }) = self.answer.take() else { return };
+                let Some(Answer { leaf, go_on, stopped, .. }) = self.answer.take() else { return };
                 self.give_back();
                 self.state = State::Ready;
+                if stopped {
+                    return;
+                }
+                self.interrupted = Some(self.now);
                 let text = format!(
-                    "The conversation no longer fits into the context. If you go on, the model will not read the oldest {n} \
-                     turns any more; the system prompt stays, and nothing is deleted."
+                    "The conversation no longer fits into the context. If you go on, the model no longer reads the oldest {n} \
+                     turns; the system prompt stays, and nothing is deleted."
                 );
                 self.panel = Some(Panel::Confirm(text, Confirmed::LeaveOut { leaf, go_on }));
             }
@@ -291,6 +307,14 @@ impl App {
             _ => self.warn_of_the_end(),
         }
         self.ask_what_waits();
+    }
+
+    /// Asks what the program was started with, then what waits.
+    pub(super) fn ask_first(&mut self) {
+        match self.first.take() {
+            Some(q) => self.say_as_user(&q),
+            None => self.ask_what_waits(),
+        }
     }
 
     pub(super) fn ask_what_waits(&mut self) {

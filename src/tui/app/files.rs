@@ -4,6 +4,7 @@ use super::{App, Choice, Completion, Effect, Weight};
 use crate::tui::NoText;
 use crate::tui::command;
 use crate::tui::editor::Attachment;
+use std::ops::Range;
 
 impl App {
     pub(super) fn file(&mut self, word: String, result: Result<String, NoText>) {
@@ -12,7 +13,7 @@ impl App {
         match result {
             Ok(content) => {
                 let a = Attachment { name: Some(word.clone()), content: content.clone(), tokens: None };
-                let at = self.editor.word(&format!("@{word}"));
+                let at = mentions(self.editor.text()).into_iter().find(|m| m.name == word).map(|m| m.range);
                 let range = at.unwrap_or(self.editor.cursor()..self.editor.cursor());
                 match self.editor.attach(range, a) {
                     Some(i) => {
@@ -24,7 +25,7 @@ impl App {
             }
             Err(e) => {
                 // A word with an @ that neither names a file nor looks as if it should is a word.
-                let in_text = self.editor.word(&format!("@{word}")).is_some();
+                let in_text = mentions(self.editor.text()).iter().any(|m| m.name == word);
                 let is_word = in_text && !word.contains(['.', '/']);
                 match e {
                     NoText::Missing(_) if is_word => {}
@@ -55,11 +56,11 @@ impl App {
 
     pub(super) fn paths(&mut self, word: &str, paths: Vec<String>) {
         let before = self.editor.before();
-        if before.ends_with(&format!("@{word}")) {
+        if let Some(m) = mention_at_end(before).filter(|m| m.name == word) {
             self.completion = Completion {
                 of: before.into(),
-                from: before.len() - word.len(),
-                choices: paths.into_iter().map(|text| Choice { text, what: String::new() }).collect(),
+                from: m.range.start + 1,
+                choices: paths.iter().map(|path| Choice { text: written(path), what: String::new() }).collect(),
                 at: 0,
             };
         }
@@ -79,9 +80,88 @@ impl App {
             return;
         }
         self.completion = Completion::default();
-        let word = before.rsplit(char::is_whitespace).next().unwrap_or_default();
-        if let Some(path) = word.strip_prefix('@') {
-            self.effects.push(Effect::Paths(path.into()));
+        if let Some(m) = mention_at_end(before) {
+            self.effects.push(Effect::Paths(m.name));
+        }
+    }
+}
+
+/// A file that is named in a text: `@path`, or `@"a path"`.
+#[derive(Debug, PartialEq)]
+pub(super) struct Mention {
+    /// Where it stands, with its mark.
+    pub range: Range<usize>,
+    /// The path.
+    pub name: String,
+}
+
+/// Punctuation after which, in Chinese and Japanese, no space comes.
+const WIDE: &[char] = &[
+    '，', '。', '；', '：', '！', '？', '、', '（', '）', '「', '」', '『', '』', '《', '》', '“', '”', '‘', '’', '…',
+];
+
+/// The mention that begins with the `@` at `at`; an `@` within a word of letters is an address.
+fn mention(text: &str, at: usize) -> Option<Mention> {
+    let within = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '%' | '+' | '-' | '@');
+    if text[..at].chars().next_back().is_some_and(within) {
+        return None;
+    }
+    let rest = &text[at + 1..];
+    if let Some(quoted) = rest.strip_prefix('"') {
+        let end = quoted.find(['"', '\n']).unwrap_or(quoted.len());
+        let closed = usize::from(quoted[end..].starts_with('"'));
+        return Some(Mention { range: at..at + 2 + end + closed, name: quoted[..end].into() });
+    }
+    let end = rest.find(|c: char| c.is_whitespace() || WIDE.contains(&c)).unwrap_or(rest.len());
+    // A sentence goes on behind it, or ends.
+    let name = rest[..end].trim_end_matches([',', '.', ';', ':', '!', '?', ')', ']', '}', '\'', '"']);
+    Some(Mention { range: at..at + 1 + name.len(), name: name.into() })
+}
+
+/// The files that a text names.
+pub(super) fn mentions(text: &str) -> Vec<Mention> {
+    let all = text.match_indices('@').filter_map(|(at, _)| mention(text, at));
+    all.filter(|m| !m.name.is_empty()).collect()
+}
+
+/// What is being written at the end of a text, if it is a mention.
+fn mention_at_end(text: &str) -> Option<Mention> {
+    let (at, _) = text.match_indices('@').next_back()?;
+    mention(text, at).filter(|m| m.range.end == text.len())
+}
+
+/// A path as a mention has it behind its `@`; that of a folder can be gone on with.
+fn written(path: &str) -> String {
+    match path.contains(|c: char| c.is_whitespace() || WIDE.contains(&c)) {
+        true => format!("\"{path}{}", if path.ends_with('/') { "" } else { "\"" }),
+        false => path.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_in_any_language() {
+        let cases: &[(&str, &[&str])] = &[
+            ("compare @main.cpp and @main.c", &["@main.cpp", "@main.c"]),
+            ("总结@a.txt", &["@a.txt"]),
+            ("总结 @文件.txt，谢谢", &["@文件.txt"]),
+            ("read @a.txt, please (or @b/c.md).", &["@a.txt", "@b/c.md"]),
+            ("see @\"my file.txt\" here", &["@\"my file.txt\""]),
+            ("write to ada@example.org", &[]),
+            ("an @ alone", &[]),
+            ("not ended @\"my fi", &["@\"my fi"]),
+        ];
+        for (text, want) in cases {
+            let found: Vec<&str> = mentions(text).into_iter().map(|m| &text[m.range]).collect();
+            assert_eq!(found, *want, "{text}");
+        }
+        assert_eq!(mentions("@\"my file.txt\"")[0].name, "my file.txt");
+        for path in ["a.txt", "my file.txt", "文，件.txt", "my folder/"] {
+            let m = mention_at_end(&format!("x @{}", written(path))).unwrap();
+            assert_eq!(m.name, path);
         }
     }
 }

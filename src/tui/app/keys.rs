@@ -3,14 +3,17 @@
 use super::{App, Completion, Effect, Scroll};
 use crate::tui::command::Action;
 use crate::tui::editor::{Editor, Motion};
-use crate::tui::panel::{Confirmed, Find, Items, Panel};
+use crate::tui::panel::{Confirmed, Find, Items, List, Panel};
 use crate::tui::store::Op;
 use crate::tui::view::help_scroll;
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseEventKind};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Rows that one step of the wheel goes.
 const WHEEL: isize = 3;
+/// How long keys still go to the editor after a question of ours came unasked.
+const UNREAD: Duration = Duration::from_millis(800);
 /// How long a second Ctrl-C means the first.
 const TWICE: Duration = Duration::from_secs(2);
 
@@ -46,9 +49,19 @@ impl App {
             Some(Panel::Settings(s)) => {
                 if let Some(e) = &mut s.editor {
                     text.chars().for_each(|c| e.insert(c));
+                    e.layout(settings_cells(self.size.0));
                 }
             }
-            Some(Panel::List(l)) => l.filter.push_str(text.lines().next().unwrap_or_default()),
+            Some(Panel::List(l)) => {
+                let line = text.lines().next().unwrap_or_default();
+                match &mut l.naming {
+                    Some((_, e)) => line.chars().for_each(|c| e.insert(c)),
+                    None => {
+                        l.filter.push_str(line);
+                        l.at = 0;
+                    }
+                }
+            }
             Some(Panel::Find(f)) => f.query.push_str(text.lines().next().unwrap_or_default()),
             Some(_) => {}
             None => {
@@ -95,7 +108,7 @@ impl App {
             Some(at) if self.now - at < TWICE => self.ask_to_quit(),
             _ => {
                 self.quit_asked = Some(self.now);
-                self.note("Ctrl-C once more ends");
+                self.note("press Ctrl-C again to quit");
             }
         }
     }
@@ -207,7 +220,7 @@ impl App {
         } else if !command {
             // A file: read at once, so that its size is seen.
             (self.reading_files, self.attached, self.unfit) = (1, false, None);
-            self.effects.push(Effect::Read(choice.text.clone()));
+            self.effects.push(Effect::Read(choice.text.trim_matches('"').to_string()));
         }
     }
 
@@ -234,7 +247,7 @@ impl App {
                         let name = s.rows[s.at].0;
                         let set = match name {
                             "system" => {
-                                self.system = value.trim().to_string();
+                                self.set_system(&value);
                                 Ok(())
                             }
                             name => crate::tui::panel::set(&mut self.params, name, &value),
@@ -265,7 +278,7 @@ impl App {
                     _ => {}
                 }
                 if let Some(e) = &mut s.editor {
-                    e.layout(self.size.0.saturating_sub(24).max(8) as usize);
+                    e.layout(settings_cells(self.size.0));
                 }
                 self.panel = Some(Panel::Settings(s));
             }
@@ -289,6 +302,15 @@ impl App {
                     _ => {}
                 }
                 self.find(f.query);
+            }
+            // Whoever was writing has not read it yet.
+            Panel::Confirm(text, then)
+                if self.interrupted.is_some_and(|at| self.now < at + UNREAD) && !ctrl && k.code != KeyCode::Esc =>
+            {
+                if k.code != KeyCode::Enter {
+                    edit(&mut self.editor, k);
+                }
+                self.panel = Some(Panel::Confirm(text, then));
             }
             Panel::Confirm(text, then) => match k.code {
                 KeyCode::Enter | KeyCode::Char('y') => self.confirmed(then),
@@ -329,7 +351,7 @@ impl App {
             }
             Confirmed::Delete(path) => {
                 let here = self.path.as_ref() == Some(&path);
-                if !(here && self.is_answering()) {
+                if !(here && self.is_busy()) {
                     if here {
                         self.begin_anew();
                     }
@@ -342,24 +364,22 @@ impl App {
         }
     }
 
-    fn list_key(&mut self, mut l: crate::tui::panel::List, k: KeyEvent) {
+    fn list_key(&mut self, mut l: List, k: KeyEvent) {
         let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
         let shown = l.shown().len();
-        if let Some(e) = &mut l.naming {
+        if let Some((path, e)) = &mut l.naming {
             match k.code {
                 KeyCode::Esc => l.naming = None,
                 KeyCode::Enter => {
-                    let title = e.expanded();
-                    if let Some(c) = l.conversation() {
-                        let op = match self.path.as_ref() == Some(&c.path) {
-                            true => {
-                                self.title = title.clone();
-                                Op::Rename(title)
-                            }
-                            false => Op::RenameOther(c.path.clone(), title),
-                        };
-                        self.effects.push(Effect::Store(op));
-                    }
+                    let (path, title) = (path.clone(), e.expanded());
+                    let op = match self.path.as_ref() == Some(&path) && !self.opening {
+                        true => {
+                            self.title = title.clone();
+                            Op::Rename(title)
+                        }
+                        false => Op::RenameOther(path, title),
+                    };
+                    self.effects.push(Effect::Store(op));
                     l.naming = None;
                     self.list();
                 }
@@ -370,13 +390,16 @@ impl App {
         }
         match k.code {
             KeyCode::Esc if l.filter.is_empty() => return,
-            KeyCode::Esc => l.filter.clear(),
+            KeyCode::Esc => {
+                l.filter.clear();
+                l.at = 0;
+            }
             KeyCode::Up => l.at = l.at.saturating_sub(1),
             KeyCode::Down => l.at = (l.at + 1).min(shown.saturating_sub(1)),
             KeyCode::PageUp => l.at = l.at.saturating_sub(10),
             KeyCode::PageDown => l.at = (l.at + 10).min(shown.saturating_sub(1)),
             KeyCode::Enter => match &l.items {
-                Items::Conversations(_) if self.is_answering() => {}
+                Items::Conversations(_) if self.is_busy() => {}
                 Items::Conversations(_) => {
                     if let Some(c) = l.conversation() {
                         return self.open(c.path.clone());
@@ -384,18 +407,10 @@ impl App {
                 }
                 Items::Models(_) => {
                     if let Some(m) = l.model().cloned() {
-                        match m.here {
+                        return match m.here {
                             true => self.load(Some(m.name)),
-                            false => {
-                                let size = m.bytes.map_or(String::new(), |b| format!(" ({:.1} GB)", b as f64 / 1e9));
-                                let text = format!(
-                                    "{}{size} is not on this machine. Enter fetches it from the network.",
-                                    m.name
-                                );
-                                self.panel = Some(Panel::Confirm(text, Confirmed::Fetch(m.name)));
-                            }
-                        }
-                        return;
+                            false => self.ask_to_fetch(m.name, m.bytes),
+                        };
                     }
                 }
             },
@@ -414,7 +429,10 @@ impl App {
                     self.effects.push(Effect::Store(Op::Export(Some(c.path.clone()), format!("{name}.md").into())));
                 }
             }
-            KeyCode::Backspace => _ = l.filter.pop(),
+            KeyCode::Backspace => {
+                l.filter.pop();
+                l.at = 0;
+            }
             KeyCode::Char(c) if !ctrl => {
                 l.filter.push(c);
                 l.at = 0;
@@ -425,10 +443,16 @@ impl App {
     }
 }
 
-fn naming(l: &crate::tui::panel::List) -> Option<Editor> {
-    let mut e = Editor::default();
-    e.set(&l.conversation()?.title);
-    Some(e)
+/// The conversation under the cursor, and its name to be changed.
+fn naming(l: &List) -> Option<(PathBuf, Editor)> {
+    let (c, mut e) = (l.conversation()?, Editor::default());
+    e.set(&c.title);
+    Some((c.path.clone(), e))
+}
+
+/// Cells of a setting that is being changed.
+fn settings_cells(columns: u16) -> usize {
+    columns.saturating_sub(24).max(8) as usize
 }
 
 /// Keys that change a text. Whether this was one.

@@ -219,6 +219,11 @@ fn the_oldest_turns_are_left_out_only_when_that_is_agreed_to() {
     a.ask_for("two");
     a.hear(Msg::Worker(W::Full(2)));
     assert!(a.screen().contains("no longer fits"));
+    // Whoever was writing has not read it yet.
+    assert!(asked(&a.press(KeyCode::Enter, NONE)).is_none());
+    a.write("y");
+    assert!(a.screen().contains("no longer fits") && a.editor.text() == "y");
+    a.now += Duration::from_secs(1);
     let effects = a.press(KeyCode::Enter, NONE);
     assert!(asked(&effects).unwrap().may_leave_out);
     a.hear(Msg::Worker(W::LeftOut(2)));
@@ -241,7 +246,7 @@ fn however_a_full_context_is_answered_another_question_can_be_asked() {
         assert!(a.screen().contains("no longer fits"));
         a.press(key, modifiers);
         assert!(!a.screen().contains("no longer fits") && a.state == State::Ready);
-        assert_eq!(said(asked(&a.ask_for("two")).unwrap()), ["one", "two"]);
+        assert_eq!(said(asked(&a.ask_for("two")).unwrap()), ["one", "xtwo"]);
     }
 }
 
@@ -271,6 +276,7 @@ fn a_question_meant_for_another_conversation_is_not_asked_in_this_one() {
     let arrives = || store::Event::Opened {
         path: "other.txt".into(),
         title: "Other".into(),
+        model: "other.gguf".into(),
         turns: vec![
             (None, "user".into(), "there".into(), TurnState::Whole),
             (Some(0), "assistant".into(), "then".into(), TurnState::Whole),
@@ -294,6 +300,107 @@ fn a_question_meant_for_another_conversation_is_not_asked_in_this_one() {
             assert_eq!(said(asked(&a.press(KeyCode::Enter, NONE)).unwrap()), ["here", "now", "more?"]);
         }
     }
+}
+
+fn opened(path: &str, turns: &[(&str, &str)]) -> Msg {
+    let turn = |i: usize| (i.checked_sub(1), turns[i].0.to_string(), turns[i].1.to_string(), TurnState::Whole);
+    Msg::Store(store::Event::Opened {
+        path: path.into(),
+        title: path.into(),
+        model: String::new(),
+        turns: (0..turns.len()).map(turn).collect(),
+        head: turns.len().checked_sub(1),
+        notes: Vec::new(),
+    })
+}
+
+/// While another conversation is on its way, the store has it already, and the screen has not: nothing is done to either.
+#[test]
+fn nothing_is_done_to_a_conversation_that_is_being_left() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("here");
+    a.answer("now", Some(End::Eog));
+    a.open("other.txt".into());
+    a.effects.clear();
+    for (key, with) in [('r', CTRL), ('e', ALT), ('c', ALT), ('n', CTRL)] {
+        assert_eq!(a.press(KeyCode::Char(key), with), [], "{key}");
+        assert!(a.screen().contains("still being opened"), "{key}: {}", a.screen());
+    }
+    a.write("/title New");
+    assert_eq!(a.press(KeyCode::Enter, NONE), []);
+    // The first question waits as well, whichever comes first, the model or the conversation.
+    for model_first in [true, false] {
+        let mut a = app((80, 24));
+        a.first = Some("first".into());
+        a.open("other.txt".into());
+        let arrives = opened("other.txt", &[("user", "there"), ("assistant", "then")]);
+        let effects = if model_first {
+            assert!(asked(&a.ready()).is_none());
+            a.hear(arrives)
+        } else {
+            assert!(asked(&a.hear(arrives)).is_none());
+            a.ready()
+        };
+        assert_eq!(said(asked(&effects).unwrap()), ["there", "then", "first"]);
+    }
+}
+
+#[test]
+fn a_system_prompt_stays_in_its_conversation() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.write("/system Be brief.");
+    a.press(KeyCode::Enter, NONE);
+    a.open("french.txt".into());
+    a.hear(opened("french.txt", &[("system", "French."), ("user", "q"), ("assistant", "r")]));
+    assert_eq!(said(asked(&a.ask_for("s")).unwrap()), ["French.", "q", "r", "s"]);
+    a.answer("t", Some(End::Eog));
+    a.open("plain.txt".into());
+    a.hear(opened("plain.txt", &[("user", "u"), ("assistant", "v")]));
+    assert_eq!(said(asked(&a.ask_for("w")).unwrap()), ["u", "v", "w"]);
+    a.answer("x", Some(End::Eog));
+    // What the person set is of those that are begun.
+    a.press(KeyCode::Char('n'), CTRL);
+    assert_eq!(said(asked(&a.ask_for("y")).unwrap()), ["Be brief.", "y"]);
+}
+
+#[test]
+fn a_name_is_given_to_the_conversation_that_was_chosen() {
+    let mut a = app((80, 24));
+    a.ready();
+    let summary = |title: &str| Summary {
+        path: format!("{title}.txt").into(),
+        title: title.into(),
+        model: String::new(),
+        modified: std::time::SystemTime::now(),
+        turns: 2,
+    };
+    a.press(KeyCode::Char('o'), CTRL);
+    a.hear(Msg::Store(store::Event::Listed(vec![summary("hello"), summary("second")])));
+    a.press(KeyCode::Down, NONE);
+    a.press(KeyCode::F(2), NONE);
+    a.press(KeyCode::Char('u'), CTRL);
+    a.hear(Msg::Terminal(Event::Paste("hel".into())));
+    a.write("p");
+    let effects = a.press(KeyCode::Enter, NONE);
+    assert_eq!(effects[0], Effect::Store(Op::RenameOther("second.txt".into(), "help".into())));
+}
+
+#[test]
+fn a_long_question_is_changed_as_text() {
+    let mut a = app((80, 24));
+    a.ready();
+    let question = (0..30).map(|i| format!("line {i}")).collect::<Vec<_>>().join("\n");
+    a.hear(Msg::Terminal(Event::Paste(question.clone())));
+    assert_eq!(a.editor.attachments().len(), 1);
+    a.press(KeyCode::Enter, NONE);
+    a.answer("a", Some(End::Eog));
+    a.press(KeyCode::Char('e'), ALT);
+    assert_eq!(a.editor.text(), question);
+    a.editor.clear();
+    a.press(KeyCode::Up, NONE);
+    assert_eq!(a.editor.text(), question);
 }
 
 /// Several tokens of one pass read the weights once.
@@ -458,6 +565,10 @@ fn a_model_that_cannot_be_had_leaves_the_one_before() {
     a.ask_for("q");
     a.answer("a", Some(End::Eog));
     a.write("/model gone.gguf");
+    assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Choose("gone.gguf".into())]);
+    // What would have to be fetched is asked for first.
+    a.hear(Msg::Chosen(Some(Some(66_000_000_000)), "gone.gguf".into()));
+    assert!(a.screen().contains("gone.gguf (66.0 GB) is not on this machine"), "{}", a.screen());
     assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Fetch("gone.gguf".into())]);
     assert_eq!((a.model_name.as_str(), a.model.is_some()), ("gone.gguf", false));
     a.hear(Msg::Worker(W::LoadFailed { problem: "gone.gguf: no such file".into(), kept: true }));
@@ -479,7 +590,7 @@ fn what_is_not_saved_is_shown_until_it_is() {
     a.hear(Msg::Tick);
     assert!(!a.screen().contains("No space left") && a.screen().contains(" not saved "));
     a.press(KeyCode::Char('d'), CTRL);
-    assert!(!a.quit && a.screen().contains("Enter ends, and it is lost"));
+    assert!(!a.quit && a.screen().contains("Enter quits and loses it"));
     a.press(KeyCode::Esc, NONE);
     a.hear(Msg::Store(store::Event::Unsaved(None)));
     assert!(!a.screen().contains(" not saved "));

@@ -1,6 +1,7 @@
 //! Turns and branches: which one keys mean, and what is done with it.
 
 use super::{App, Effect, Scroll};
+use crate::chat::history::TurnState;
 use crate::tui::store::Op;
 use crate::tui::transcript::thought;
 
@@ -17,7 +18,7 @@ impl App {
     }
 
     pub(super) fn regenerate(&mut self) {
-        if self.is_answering() {
+        if self.is_busy() {
             return;
         }
         match self.meant(|i| self.role(i) == "user") {
@@ -33,10 +34,13 @@ impl App {
     }
 
     pub(super) fn go_on(&mut self) {
-        if self.is_answering() {
+        if self.is_busy() {
             return;
         }
         match self.tree.head {
+            Some(h) if self.role(h) == "assistant" && self.tree.nodes[h].state == TurnState::Whole => {
+                self.note("the answer has ended: Ctrl-R gives another one");
+            }
             Some(h) if self.role(h) == "assistant" => {
                 if self.fill() >= 0.99 {
                     self.may_leave_out = true;
@@ -51,16 +55,19 @@ impl App {
 
     pub(super) fn edit(&mut self) {
         let Some(i) = self.meant(|i| self.role(i) == "user") else { return self.note("nothing has been asked yet") };
-        if self.is_answering() {
+        if self.is_busy() {
             return;
         }
         self.editing = Some(i);
         let content = self.tree.nodes[i].content.clone();
         self.editor.clear();
-        self.editor.paste(&content);
+        self.put(&content);
     }
 
     pub(super) fn branch(&mut self, step: isize) {
+        if self.opening && self.is_busy() {
+            return;
+        }
         let Some(i) = self.meant(|i| self.tree.siblings(i).len() > 1) else {
             return self.note("there is one branch only: Ctrl-R answers anew, Alt-E changes a question");
         };

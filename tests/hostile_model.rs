@@ -1,0 +1,191 @@
+//! Models that a GGUF can hold and that cannot be computed: refused when they are opened, or where the first number is none.
+
+#[allow(dead_code)] // what other tests need of it
+#[path = "common/checkpoint.rs"]
+mod checkpoint;
+
+use assert_cmd::Command;
+use oxcart::engine::{Engine, EngineOptions};
+use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, Parts, Strings, TensorKind, Value};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A model as a file, whose metadata and tensors (name, extents, numbers) may be changed before it is written.
+struct Model {
+    metadata: Vec<(String, Value)>,
+    tensors: Vec<(NewTensor, Vec<u8>)>,
+}
+
+impl Model {
+    fn new(dir: &Path, class: &str) -> Model {
+        let (folder, file) = (dir.join("folder"), dir.join("whole.gguf"));
+        checkpoint::model(class, "F32", 5).write(&folder, 1);
+        oxcart(&["quantize"], &[&folder, &file], &["F32", "1"]).assert().success();
+        let g = Gguf::open(&file).unwrap();
+        let tensor = |t: &oxcart::gguf::Tensor| {
+            (NewTensor { name: t.name.clone(), dims: t.dims.clone(), kind: t.kind }, t.bytes().to_vec())
+        };
+        Model {
+            metadata: g.metadata().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+            tensors: g.tensors().iter().map(tensor).collect(),
+        }
+    }
+
+    fn set(&mut self, key: &str, value: Value) {
+        self.metadata.retain(|(k, _)| k != key);
+        self.metadata.push((key.into(), value));
+    }
+
+    /// Puts a number at the place `at` of a tensor.
+    fn put(&mut self, tensor: &str, at: usize, x: f32) {
+        let (_, bytes) = self.tensors.iter_mut().find(|(t, _)| t.name == tensor).unwrap();
+        bytes[4 * at..4 * at + 4].copy_from_slice(&x.to_le_bytes());
+    }
+
+    fn add(&mut self, name: &str, numbers: &[f32]) {
+        let (dims, kind) = (vec![numbers.len() as u64], TensorKind::from_id(0).unwrap());
+        let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.tensors.push((NewTensor { name: name.into(), dims, kind }, bytes));
+    }
+
+    fn write(&self, path: &Path) {
+        let tensors = self.tensors.iter().map(|(t, _)| t.clone()).collect();
+        let mut w = GgufWriter::create(path, self.metadata.clone(), tensors, &Parts::One).unwrap();
+        self.tensors.iter().for_each(|(_, bytes)| w.push(bytes).unwrap());
+        w.finish().unwrap();
+    }
+}
+
+fn oxcart(before: &[&str], paths: &[&Path], behind: &[&str]) -> Command {
+    let mut c = Command::cargo_bin("oxcart").unwrap();
+    c.args(before).args(paths).args(behind);
+    c
+}
+
+#[test]
+fn models_that_cannot_be_computed_are_not_opened() {
+    type Change = fn(&mut Model);
+    let cases: [(&str, &str, Change); 11] = [
+        ("Qwen2ForCausalLM", "tensor output_norm.weight: 1 of 192 numbers are NaN or infinite", |m| {
+            m.put("output_norm.weight", 7, f32::NAN)
+        }),
+        ("Qwen2ForCausalLM", "tensor blk.1.attn_k.bias: 1 of 96 numbers are NaN or infinite", |m| {
+            m.put("blk.1.attn_k.bias", 0, f32::NEG_INFINITY)
+        }),
+        ("LlamaForCausalLM", "tensor rope_freqs.weight: found 0, expected numbers above 0", |m| {
+            m.add("rope_freqs.weight", &[0.0; 16])
+        }),
+        ("LlamaForCausalLM", "tensor rope_freqs.weight: found -1, expected numbers above 0", |m| {
+            m.add("rope_freqs.weight", &[-1.0; 16])
+        }),
+        ("MixtralForCausalLM", "tensor blk.0.ffn_gate_inp.weight: 1 of 768 numbers are NaN", |m| {
+            m.put("blk.0.ffn_gate_inp.weight", 3, f32::NAN)
+        }),
+        ("LlamaForCausalLM", "tokenizer.ggml.tokens: 270 tokens, the model has embeddings of 264", |m| {
+            m.set("tokenizer.ggml.tokens", Value::Strings((0..270).map(|i| i.to_string()).collect::<Strings>()));
+            m.metadata.retain(|(k, _)| k != "tokenizer.ggml.token_type");
+        }),
+        ("MixtralForCausalLM", "llama.expert_used_count: missing, expected 1 to 4", |m| {
+            m.metadata.retain(|(k, _)| k != "llama.expert_used_count")
+        }),
+        ("MixtralForCausalLM", "llama.expert_used_count: found 5, expected 1 to 4", |m| {
+            m.set("llama.expert_used_count", MetadataValue::U32(5).into())
+        }),
+        ("LlamaForCausalLM", "tensor token_embd.weight: missing", |m| {
+            m.tensors.retain(|(t, _)| t.name != "token_embd.weight")
+        }),
+        ("LlamaForCausalLM", "general.architecture: found \"", |m| {
+            m.set("general.architecture", Value::from(MetadataValue::String("x".repeat(100_000))))
+        }),
+        ("LlamaForCausalLM", "tokenizer.ggml.pre: found \"", |m| {
+            m.set("tokenizer.ggml.pre", Value::from(MetadataValue::String("x".repeat(100_000))))
+        }),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut wrong = Vec::new();
+    for (class, want, change) in cases {
+        let mut m = Model::new(dir.path(), class);
+        change(&mut m);
+        m.write(&path);
+        match Engine::open(&path, &EngineOptions { threads: 1, ..EngineOptions::default() }) {
+            Ok(_) => wrong.push(format!("{want}: opened")),
+            Err(e) => {
+                let e = e.to_string();
+                if !e.starts_with(&format!("{}: {want}", path.display())) || e.len() > 700 {
+                    wrong.push(format!("{want}: {e:.1000}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A matrix may hold anything; what comes of it is looked at.
+#[test]
+fn figures_of_what_is_no_number_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (sound, nan) = (path("sound.gguf"), path("nan.gguf"));
+    let mut m = Model::new(dir.path(), "LlamaForCausalLM");
+    m.write(&sound);
+    m.put("blk.2.attn_v.weight", 0, f32::NAN);
+    m.write(&nan);
+    let (text, tasks, base) = (path("text"), path("tasks"), path("base"));
+    fs::write(&text, "the ox and the cart ".repeat(40)).unwrap();
+    fs::write(&tasks, "{\"question\":\"An ox\",\"choices\":[\"pulls\",\"sings\"],\"answer\":0}\n".repeat(3)).unwrap();
+    let said = |words: &[&str], paths: &[&Path], behind: &[&str]| {
+        let mut c = oxcart(words, paths, behind);
+        let out = c.env("XDG_CACHE_HOME", dir.path().join("cache")).output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).lines().last().unwrap_or_default().to_string())
+    };
+    let made = said(
+        &["perplexity", "-c", "32", "-m"],
+        &[&sound, "-f".as_ref(), &text, "--kl-divergence-base".as_ref(), &base],
+        &[],
+    );
+    assert_eq!(made.0, Some(0), "{}", made.1);
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    let other: PathBuf = path("other");
+    type Case<'a> = (&'a [&'a str], &'a [&'a Path], &'a [&'a str], &'a str);
+    let cases: &[Case<'_>] = &[
+        (
+            &["run", "-n", "4", "-p", "the ox", "-m"],
+            &[&nan],
+            &[],
+            "nan.gguf: logits that are NaN or infinite behind 6 tokens",
+        ),
+        (&["perplexity", "-c", "32", "-m"], &[&nan, "-f".as_ref(), &text], &[], "chunk 1: logits that are NaN"),
+        (&["perplexity", "-c", "32", "-m"], &[&nan, "-f".as_ref(), &text], &["--ppl-stride", "16"], "window 1: logits"),
+        (
+            &["perplexity", "-c", "32", "-m"],
+            &[&nan, "-f".as_ref(), &text, "--kl-divergence-base".as_ref(), &other],
+            &[],
+            "chunk 1: logits that are NaN",
+        ),
+        (
+            &["perplexity", "--kl-divergence", "-m"],
+            &[&nan, "--kl-divergence-base".as_ref(), &base],
+            &[],
+            "chunk 1: logits that are NaN",
+        ),
+        (&["perplexity", "--multiple-choice", "-m"], &[&nan, "-f".as_ref(), &tasks], &[], "question 1: logits that"),
+        (&["compare", "-c", "32", "-f"], &[&text, &sound, &nan], &[], "chunk 1: logits that are NaN"),
+        (&["imatrix", "-c", "32", "-m"], &[&nan, "-f".as_ref(), &text, "-o".as_ref(), &other], &[], "chunk 1: logits"),
+        (
+            &["imatrix", "-c", "32", "-m"],
+            &[&nan, "-f".as_ref(), &text, "-o".as_ref(), &other],
+            &["--no-ppl"],
+            "nan.gguf: blk.2.attn_output.weight: activations that are NaN or infinite",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (words, paths, behind, want) in cases {
+        let (status, last) = said(words, paths, behind);
+        if status != Some(1) || !last.contains(want) {
+            wrong.push(format!("{words:?} {behind:?}: {status:?} {last}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "files were left");
+}
