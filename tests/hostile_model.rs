@@ -5,8 +5,10 @@
 mod checkpoint;
 
 use assert_cmd::Command;
+use oxcart::chat::Template;
 use oxcart::engine::{Engine, EngineOptions};
 use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, Parts, Strings, TensorKind, Value};
+use oxcart::tokenizer::Tokenizer;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -188,4 +190,33 @@ fn figures_of_what_is_no_number_are_errors() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "files were left");
+}
+
+#[test]
+fn errors_name_the_file_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let named = |said: &str| said.matches(path.to_str().unwrap()).count();
+    let mut m = Model::new(dir.path(), "LlamaForCausalLM");
+    let source = "{{ raise_exception('no such role') }}".to_string();
+    m.set("tokenizer.chat_template", MetadataValue::String(source).into());
+    m.write(&path);
+    let g = Gguf::open(&path).unwrap();
+    let template = Template::from_gguf(&g, &Tokenizer::from_gguf(&g).unwrap()).unwrap();
+    let said = template.render(&[], true).unwrap_err().to_string();
+    assert!(said.contains("no such role") && named(&said) == 1, "{said}");
+    let out = dir.path().join("out.gguf");
+    let o = oxcart(&["quantize", "--override-kv", "llama.block_count=str:x"], &[&path, &out], &["Q4_0"]);
+    let said = last_line(o);
+    assert!(said.contains("llama.block_count: found string x") && named(&said) == 1, "{said}");
+    m.set("llama.feed_forward_length", MetadataValue::U64(1 << 40).into());
+    m.write(&path);
+    let said = last_line(oxcart(&["plan", "--no-probe"], &[&path], &[]));
+    assert!(said.contains("more than 2^64 bytes") && named(&said) == 1, "{said}");
+}
+
+/// Of a program that fails, the last line of what it says.
+fn last_line(mut c: Command) -> String {
+    let out = c.assert().failure().get_output().clone();
+    String::from_utf8_lossy(&out.stderr).lines().last().unwrap_or_default().to_string()
 }

@@ -5,6 +5,7 @@
 
 use super::choice::{Choice, text};
 use super::{Place, TaskError, jsonl, select};
+use crate::gguf::one_line;
 
 /// The questions of a data file, llama.cpp's text or JSONL: `tasks` of them, in llama-perplexity's order.
 pub fn hellaswag(bytes: &[u8], tasks: usize) -> Result<Vec<Choice>, TaskError> {
@@ -30,7 +31,10 @@ fn lines(text: &str) -> Result<Vec<Choice>, TaskError> {
         }
         let right = match right.trim().parse::<usize>() {
             Ok(n) if n < 4 => n,
-            _ => return Err(place(1).error(format!("{right:?}, expected the right ending's number, 0 to 3"))),
+            _ => {
+                let found = one_line(right, 100);
+                return Err(place(1).error(format!("\"{found}\", expected the right ending's number, 0 to 3")));
+            }
         };
         let answers = endings.iter().map(|e| e.to_string()).collect();
         let right = (0..4).map(|k| k == right).collect();

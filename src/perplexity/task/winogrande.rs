@@ -5,6 +5,7 @@
 //! without the last one (the full stop). Where fewer than four tokens differ, the word is scored with them.
 
 use super::{Ask, Place, Question, TaskError, choice, encode, jsonl, select};
+use crate::gguf::one_line;
 use crate::tokenizer::Tokenizer;
 
 /// Tokens from the first difference on, up to which the word itself is scored.
@@ -29,7 +30,8 @@ impl Blank {
     /// A sentence, cut at its first `_`.
     pub(super) fn new(place: Place, sentence: &str, words: [&str; 2], right: usize) -> Result<Blank, TaskError> {
         let Some((before, behind)) = sentence.split_once('_') else {
-            return Err(place.error(format!("{sentence:?}, expected a sentence with a blank, _")));
+            let found = one_line(sentence, 100);
+            return Err(place.error(format!("\"{found}\", expected a sentence with a blank, _")));
         };
         let words = words.map(str::to_string);
         Ok(Blank { place, before: before.to_string(), behind: behind.to_string(), words, right })
@@ -86,7 +88,7 @@ fn csv(text: &str) -> Result<Vec<Blank>, TaskError> {
         let right = match line[d + 1..].trim() {
             "1" => 0,
             "2" => 1,
-            other => return Err(place.error(format!("answer {other:?}, expected 1 or 2"))),
+            other => return Err(place.error(format!("answer \"{}\", expected 1 or 2", one_line(other, 100)))),
         };
         all.push(Blank::new(place, sentence, [&line[b + 1..c], &line[c + 1..d]], right)?);
     }
