@@ -18,7 +18,7 @@ pub use disk::cache_dir;
 pub use python::PythonSource;
 
 use crate::disk::home_path;
-use crate::sample::SampleParams;
+use crate::sample::Overrides;
 use hub::Hub;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -53,7 +53,7 @@ pub struct Model {
     pub geometry: Geometry,
     /// How its makers say to sample.
     #[serde(default)]
-    pub sampling: Recommended,
+    pub sampling: Overrides,
     /// The Hugging Face repository of its files, `OWNER/NAME`.
     pub hub: Option<String>,
     /// One a quantization; the first is the default.
@@ -93,38 +93,6 @@ pub struct Geometry {
     pub tied: bool,
 }
 
-/// What the makers recommend, over [`SampleParams`]' defaults.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recommended {
-    /// Temperature.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temp: Option<f32>,
-    /// Top-k.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<usize>,
-    /// Top-p.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_p: Option<f32>,
-    /// Repetition penalty.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repeat_penalty: Option<f32>,
-}
-
-impl Recommended {
-    /// The parameters.
-    pub fn params(&self) -> SampleParams {
-        let d = SampleParams::default();
-        SampleParams {
-            temp: self.temp.unwrap_or(d.temp),
-            top_k: self.top_k.unwrap_or(d.top_k),
-            top_p: self.top_p.unwrap_or(d.top_p),
-            repeat_penalty: self.repeat_penalty.unwrap_or(d.repeat_penalty),
-            ..d
-        }
-    }
-}
-
 /// A file of a model: one quantization.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -150,8 +118,8 @@ pub struct Resolved {
     pub parts: Vec<PathBuf>,
     /// The entry's name; none for a path.
     pub name: Option<&'static str>,
-    /// How its makers say to sample, over the defaults.
-    pub sampling: SampleParams,
+    /// How its makers say to sample.
+    pub sampling: Overrides,
 }
 
 /// Why a model cannot be had.
@@ -305,7 +273,7 @@ pub fn path(word: &str) -> Option<PathBuf> {
 /// fetched, which is announced on stderr; none means the default model.
 pub fn resolve(name_or_path: Option<&str>) -> Result<Resolved> {
     if let Some(path) = name_or_path.and_then(path) {
-        return Ok(Resolved { parts: vec![path.clone()], path, name: None, sampling: SampleParams::default() });
+        return Ok(Resolved { parts: vec![path.clone()], path, name: None, sampling: Overrides::default() });
     }
     let (model, file) = find(name_or_path)?;
     let parts = match model.local(file)? {
@@ -370,7 +338,7 @@ impl Model {
     }
 
     fn resolved(&'static self, parts: Vec<PathBuf>) -> Resolved {
-        Resolved { path: parts[0].clone(), parts, name: Some(&self.name), sampling: self.sampling.params() }
+        Resolved { path: parts[0].clone(), parts, name: Some(&self.name), sampling: self.sampling.clone() }
     }
 }
 
@@ -399,6 +367,7 @@ mod tests {
             check(g.experts.is_some() == g.experts_used.is_some(), "experts without their number in use");
             check(["chatml", "llama3", "mistral"].contains(&m.template.as_str()), "an unknown template");
             check(!m.files.is_empty(), "no files");
+            check(m.sampling.check().is_ok(), "sampling");
             let quants: HashSet<_> = m.files.iter().map(|f| f.quant.to_ascii_lowercase()).collect();
             check(quants.len() == m.files.len(), "a quantization twice");
             for f in &m.files {

@@ -7,6 +7,7 @@ mod chat;
 mod compare;
 mod drafting;
 mod engine;
+mod flags;
 mod imatrix;
 mod inspect;
 mod interrupt;
@@ -20,14 +21,15 @@ mod quantize;
 mod run;
 mod sampling;
 mod sessions;
+mod text;
 mod tokenize;
 
-use clap::{Parser, Subcommand};
-use std::ffi::OsString;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "oxcart", version, about, arg_required_else_help = true)]
+#[command(name = "oxcart", version, about, arg_required_else_help = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -74,7 +76,11 @@ pub fn main() -> ExitCode {
     if let Err(e) = watched {
         tell!("a file that is cut short under the program will end it without a word: {e}");
     }
-    let result = match Cli::parse_from(long_flags(std::env::args_os())).verb {
+    let line = flags::read(&Cli::command(), std::env::args_os()).unwrap_or_else(|e| usage_error(&e));
+    if !line.idle.is_empty() {
+        tell!("ignored, as it changes nothing here: {}", line.idle.join(" "));
+    }
+    let result = match Cli::parse_from(line.words).verb {
         Verb::Chat(a) => chat::run(a),
         Verb::Sessions(a) => sessions::run(a),
         Verb::Run(a) => run::run(a),
@@ -99,13 +105,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// llama.cpp's flags of several letters behind one dash, which clap would read as several flags of one letter.
-fn long_flags(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    const FLAGS: &[&str] = &["-ub", "-bf", "-ctk", "-ctv", "-pg", "-sys", "-cnv", "-ofreq", "-Cr", "-md"];
-    args.map(|a| match FLAGS.iter().find(|f| a == **f) {
-        Some(f) => format!("-{f}").into(),
-        None => a,
-    })
+/// Ends the program as clap does where words are wrong.
+fn usage_error(problem: &str) -> ! {
+    clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n\nFor more information, try '--help'.\n")).exit()
 }
 
 /// Whether the reader of stdout went away (`oxcart list | head -1`): no failure of ours.

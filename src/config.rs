@@ -8,8 +8,8 @@
 //! system-prompt = "Be brief."
 //! theme = "dark"
 //!
-//! [sampling]                           # over what the model's makers recommend
-//! temp = 0.7                           # also top-k, top-p, min-p, repeat-penalty
+//! [sampling]                           # over what the model's file and its makers say
+//! temp = 0.7                           # also the other flags of sampling: top-k, min-p, repeat-penalty
 //!
 //! [conversations]
 //! dir = "/home/ada/conversations"      # where they are kept
@@ -20,7 +20,7 @@
 //! Keys are named as the flags are. Every key may be left out; an unknown one, or a value that cannot be, is an error.
 
 use crate::disk;
-use crate::sample::SampleParams;
+use crate::sample::Overrides;
 use etcetera::BaseStrategy;
 use serde::Deserialize;
 use std::io;
@@ -47,26 +47,10 @@ pub struct Config {
     pub system_prompt: Option<String>,
     /// Colours of the full-screen interface, by name.
     pub theme: Option<String>,
-    /// How the next token is chosen.
-    pub sampling: Sampling,
+    /// How the next token is chosen, over what the model's file and its makers say.
+    pub sampling: Overrides,
     /// Where conversations are kept, and what of them.
     pub conversations: Conversations,
-}
-
-/// Sampling: what is set here, over what the model's makers recommend.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct Sampling {
-    /// Temperature.
-    pub temp: Option<f32>,
-    /// Top-k; 0 for all.
-    pub top_k: Option<usize>,
-    /// Top-p.
-    pub top_p: Option<f32>,
-    /// Min-p.
-    pub min_p: Option<f32>,
-    /// Penalty of repeated tokens; 1 for none.
-    pub repeat_penalty: Option<f32>,
 }
 
 /// What is kept of conversations.
@@ -118,7 +102,7 @@ pub enum ConfigError {
         /// Which line, from 1.
         line: usize,
         /// The key, with its table.
-        key: &'static str,
+        key: String,
         /// What was found and expected.
         problem: String,
     },
@@ -169,12 +153,12 @@ impl Config {
     }
 
     fn check(&self, text: &str, path: &Path) -> Result<(), ConfigError> {
-        let error = |key: &'static str, problem: String| {
+        let error = |key: &str, problem: String| {
             let name = key.rsplit('.').next().unwrap_or(key);
             // A key is written once, alone or after its table's name.
             let has = |l: &str| l.split('=').next().is_some_and(|k| k.trim().rsplit('.').next() == Some(name));
             let line = text.lines().position(|l| l.contains('=') && has(l)).map_or(1, |i| i + 1);
-            Err(ConfigError::Value { path: path.to_path_buf(), line, key, problem })
+            Err(ConfigError::Value { path: path.to_path_buf(), line, key: key.to_string(), problem })
         };
         if let Some(name) = self.theme.as_ref().filter(|t| !THEMES.contains(&t.as_str())) {
             return error("theme", format!("{name:?}, expected {}", THEMES.join(", ")));
@@ -184,16 +168,13 @@ impl Config {
         {
             return error("conversations.dir", format!("{dir:?}, expected a path from / or ~/ on"));
         }
-        let s = &self.sampling;
+        if let Err((key, problem)) = self.sampling.check() {
+            return error(&format!("sampling.{key}"), problem);
+        }
         let whole = |n: Option<usize>| n.map(|n| n as f64);
-        let real = |x: Option<f32>| x.map(f64::from);
         let ranges = [
             ("ctx-size", whole(self.ctx_size), 1.0, 2f64.powi(31)),
             ("threads", whole(self.threads), 1.0, 4096.0),
-            ("sampling.temp", real(s.temp), -100.0, 100.0),
-            ("sampling.top-p", real(s.top_p), 0.0, 1.0),
-            ("sampling.min-p", real(s.min_p), 0.0, 1.0),
-            ("sampling.repeat-penalty", real(s.repeat_penalty), 1e-3, 100.0),
             ("conversations.kv-cache-gib", Some(self.conversations.kv_cache_gib), 0.0, 1e6),
         ];
         for (key, value, min, max) in ranges {
@@ -219,23 +200,10 @@ impl Config {
     }
 }
 
-impl Sampling {
-    /// The parameters: what is set here, over `base`.
-    pub fn params(&self, base: SampleParams) -> SampleParams {
-        SampleParams {
-            temp: self.temp.unwrap_or(base.temp),
-            top_k: self.top_k.unwrap_or(base.top_k),
-            top_p: self.top_p.unwrap_or(base.top_p),
-            min_p: self.min_p.unwrap_or(base.min_p),
-            repeat_penalty: self.repeat_penalty.unwrap_or(base.repeat_penalty),
-            ..base
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::SampleParams;
 
     #[test]
     fn what_is_set_is_read_and_the_rest_stays() {
@@ -245,10 +213,10 @@ mod tests {
         let d = SampleParams::default;
         assert_eq!((c.model.as_deref(), c.ctx_size, c.threads), (Some("a.gguf"), Some(4096), Some(3)));
         assert_eq!((c.system_prompt.as_deref(), c.theme.as_deref()), (Some("Be brief."), Some("light")));
-        assert_eq!(c.sampling.params(d()), SampleParams { temp: 0.5, top_k: 7, ..d() });
+        assert_eq!(c.sampling.over(d()), SampleParams { temp: 0.5, top_k: 7, ..d() });
         assert_eq!((c.conversations_dir().unwrap(), c.kv_cache_bytes()), ("/tmp/c".into(), 0));
         let empty = Config::parse("", Path::new("c.toml")).unwrap();
-        assert_eq!((&empty, empty.sampling.params(d())), (&Config::default(), d()));
+        assert_eq!((&empty, empty.sampling.over(d())), (&Config::default(), d()));
         assert_eq!(empty.kv_cache_bytes(), 20 << 30);
     }
 

@@ -13,7 +13,7 @@ use crate::model::decoder::{self, Local, Plan, Way};
 use crate::model::observe::Observer;
 use crate::model::{Batch, Buffers, Halt, KvCache, Model, ModelError, Stream, rope};
 use crate::placement::{self, Here, Placement};
-use crate::sample::SampleParams;
+use crate::sample::{Overrides, SampleParams};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use oxcart_quant::attention::KvType;
 use oxcart_quant::{Kernels, Team};
@@ -31,8 +31,8 @@ pub struct EngineOptions {
     pub kernels: &'static Kernels,
     /// `KEY=TYPE:VALUE`, over the file's metadata.
     pub overrides: Vec<String>,
-    /// How its makers say to sample.
-    pub recommended: SampleParams,
+    /// How its makers say to sample, over what the file says.
+    pub recommended: Overrides,
     /// Bytes of weights that may stay in memory; the rest is read from the disk for every pass, of experts what it uses.
     /// `None`: what fits.
     pub resident: Option<u64>,
@@ -49,7 +49,7 @@ impl Default for EngineOptions {
             threads: default_threads(),
             kernels: Kernels::best(),
             overrides: Vec::new(),
-            recommended: SampleParams::default(),
+            recommended: Overrides::default(),
             resident: None,
             residence: Residence::default(),
             placement: Placement::default(),
@@ -231,7 +231,7 @@ pub struct Engine {
     pub model: Model,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
-    /// How its makers say to sample, where the catalogue knows; else the defaults.
+    /// How to sample, as the file and its makers say; else the defaults.
     pub recommended: SampleParams,
     /// How it computes.
     pub kernels: &'static Kernels,
@@ -276,7 +276,7 @@ impl Engine {
             let error = TokenizerError::Unfit { key, problem };
             return Err(EngineError::Tokenizer { file: gguf.path().to_path_buf(), error });
         }
-        let mut notes = Vec::new();
+        let (sampling, mut notes) = Overrides::of(&gguf)?;
         let team = team(o.threads, &o.placement, &mut notes)?;
         if let Some(flag) = o.residence.flag() {
             let needed = model.weights.matrices().iter().map(|b| b.len() as u64).sum();
@@ -299,7 +299,7 @@ impl Engine {
             gguf,
             model,
             tokenizer,
-            recommended: o.recommended.clone(),
+            recommended: o.recommended.over(sampling.over(SampleParams::default())),
             kernels: o.kernels,
             team,
             resident: o.resident,

@@ -89,6 +89,15 @@ pub enum GenerateError {
     Empty,
 }
 
+/// Whether a prompt has tokens, and leaves room for one more.
+pub fn fits(s: &Session, prompt: &[u32]) -> Result<(), GenerateError> {
+    match prompt.len() {
+        0 => Err(GenerateError::Empty),
+        found if found >= s.context() => Err(GenerateError::TooLong { found, context: s.context() }),
+        _ => Ok(()),
+    }
+}
+
 /// Continues `prompt` (all tokens of sequence 0, those already in the cache included) by at most `limit` tokens.
 /// `drafter` makes it faster and changes nothing else. `listen` hears what happens and may break off.
 pub fn generate(
@@ -111,12 +120,7 @@ pub fn generate_with(
     limit: Option<usize>,
     mut listen: impl FnMut(&Session, Event<'_>) -> ControlFlow<()>,
 ) -> Result<Report, GenerateError> {
-    if prompt.is_empty() {
-        return Err(GenerateError::Empty);
-    }
-    if prompt.len() >= s.context() {
-        return Err(GenerateError::TooLong { found: prompt.len(), context: s.context() });
-    }
+    fits(s, prompt)?;
     let engine = s.engine().clone();
     let reused = s.reuse(0, prompt);
     let fed = prompt.len() - reused;

@@ -126,6 +126,14 @@ impl Gguf {
 
     /// Opens one GGUF, whole or cut in pieces.
     fn open_raw(path: &Path) -> Result<Gguf, GgufError> {
+        if path.is_dir() {
+            let mut problem = "a folder, expected a file".to_string();
+            if path.join("config.json").exists() {
+                let dir = path.display();
+                problem += &format!("; oxcart quantize {dir} OUT.gguf TYPE makes one of a checkpoint");
+            }
+            return Err(Blame(path).at("open", problem));
+        }
         let parts::RawParts { files, missing } = parts::raw_parts(path);
         let absent = |m: &Path| format!("part {} is missing", m.display());
         let span = Span::open(&files).map_err(|(file, e)| Blame(&file).at("open", e))?;

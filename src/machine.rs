@@ -30,6 +30,13 @@ pub struct Machine {
     pub huge_pages: Option<String>,
 }
 
+/// What the system calls the processor; where it does not tell, its instruction set.
+pub fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.into(), |(_, name)| name.trim().into())
+}
+
 impl Machine {
     /// The machine that this runs on.
     pub fn here() -> Machine {

@@ -201,7 +201,7 @@ pub fn plan<'a>(g: &'a Source, o: &'a Options) -> Result<Vec<Step<'a>>, Quantize
                 return Err(fail(format!("cannot quantize to {}", to.name())));
             };
             if let Some(known) = &o.importance {
-                importance = known.of(&tensor.name, &tensor.dims).map_err(fail)?;
+                importance = known.of(tensor.old_name.as_ref().unwrap_or(&tensor.name), &tensor.dims).map_err(fail)?;
             }
             let needed =
                 q.needs_importance() || o.mix.is_some_and(|mix| recipe::needs_importance(&tensor.name, to, mix));
@@ -249,7 +249,7 @@ pub fn write(
     }
     let read: Vec<PathBuf> =
         g.files().iter().cloned().chain(o.importance.iter().map(|i| i.file().to_path_buf())).collect();
-    let mut journal = Journal::open(out, &read, &o.demand(), o.resume)?;
+    let mut journal = Journal::open(out, &read, &o.demand(g), o.resume)?;
     let whole = journal.whole().min(steps.len());
     enough_space(out, &files(g, steps, o, out)?)?;
     let new = steps.iter().map(|s| s.new.clone()).collect();
@@ -312,6 +312,11 @@ fn metadata(g: &Source, o: &Options) -> Vec<(String, Value)> {
     all.retain(|(k, _)| !overridden(k));
     all.extend(o.overrides.iter().cloned());
     all.extend(o.importance.iter().flat_map(|i| i.metadata()));
+    if let Some(left) = g.layers_left() {
+        all.retain(|(k, _)| !k.ends_with(".block_count"));
+        let arch = g.str("general.architecture").ok().flatten().unwrap_or_default();
+        all.push((format!("{arch}.block_count"), MetadataValue::U32(left as u32).into()));
+    }
     all
 }
 
@@ -331,10 +336,12 @@ fn plain_file_type(g: &Source) -> Option<Value> {
 
 impl Options {
     /// What decides the output's bytes beside the files that are read, and the program that does it.
-    fn demand(&self) -> String {
+    fn demand(&self, g: &Source) -> String {
+        let names: Vec<_> = g.tensors().iter().filter_map(|t| t.old_name.as_ref()).collect();
         let (mix, by) = (self.mix.map(|m| m.name), self.importance.as_ref().map(|i| i.selection()));
         let overrides: Vec<_> = self.overrides.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        format!("oxcart {} {mix:?} {:?} {:?} {overrides:?} {by:?}", env!("CARGO_PKG_VERSION"), self.wishes, self.split)
+        let (version, wishes, split) = (env!("CARGO_PKG_VERSION"), &self.wishes, self.split);
+        format!("oxcart {version} {mix:?} {wishes:?} {split:?} {overrides:?} {by:?} {names:?}")
     }
 }
 

@@ -7,56 +7,14 @@
 //! Vocabularies have 150,000 tokens, and 40 of them are usually wanted. So nothing here sorts them all: greedy is one
 //! pass, top-k one pass with a rising threshold, and the samplers that keep a sum of probabilities select as they go.
 
+mod params;
 pub mod parse;
+
+pub use params::{Overrides, SampleParams};
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::f64::consts::{LN_2, LOG2_E};
-
-/// What a person may set. The defaults are llama.cpp's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampleParams {
-    /// 0 or less: always the most likely token.
-    pub temp: f32,
-    /// Keep the K most likely; 0 for all.
-    pub top_k: usize,
-    /// Keep the most likely tokens whose probabilities sum to P; 1 for all.
-    pub top_p: f32,
-    /// Keep tokens at least P times as likely as the most likely; 0 for all.
-    pub min_p: f32,
-    /// Keep the tokens whose surprise is nearest to the expected, up to a sum of P; 1 for all.
-    pub typical_p: f32,
-    /// Divides (multiplies, where negative) the logits of recent tokens; 1 for none.
-    pub repeat_penalty: f32,
-    /// How many tokens are recent.
-    pub repeat_last_n: usize,
-    /// Subtracted once from the logits of recent tokens.
-    pub presence_penalty: f32,
-    /// Subtracted for each time a token is among the recent.
-    pub frequency_penalty: f32,
-    /// Added to logits.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// The seed; none for a random one.
-    pub seed: Option<u64>,
-}
-
-impl Default for SampleParams {
-    fn default() -> SampleParams {
-        SampleParams {
-            temp: 0.8,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            typical_p: 1.0,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-        }
-    }
-}
 
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]

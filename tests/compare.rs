@@ -73,6 +73,15 @@ fn models_stand_side_by_side_against_the_first() {
     assert!(lines.len() == 5 && lines.iter().all(|l| l.matches('|').count() == 9), "{table}");
     let widths: Vec<usize> = lines.iter().map(|l| l.chars().count()).collect();
     assert!(widths.iter().all(|w| *w == widths[0]), "{table}");
+    // Two files of one name are told apart by their folders.
+    fs::create_dir(dir.join("sub")).unwrap();
+    fs::copy(dir.join("q4_0.gguf"), dir.join("sub/q4_0.gguf")).unwrap();
+    let here = dir.join("q4_0.gguf");
+    let twins =
+        ["compare", "-t", "1", here.to_str().unwrap(), "sub/q4_0.gguf", "-f", "text", "-c", "64", "--chunks", "1"];
+    let (out, err, code) = oxcart(&twins, dir);
+    let own = format!("| {}/q4_0 ", dir.file_name().unwrap().to_str().unwrap());
+    assert!(code == Some(0) && out.contains("| sub/q4_0 ") && out.contains(&own), "{out}{err}");
     let csv = compare(&["-o", "csv"]);
     assert!(csv.lines().count() == 4 && csv.lines().all(|l| l.matches(',').count() == 10), "{csv}");
     let svg = fs::read_to_string(dir.join("plot.svg")).unwrap();

@@ -759,7 +759,7 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
     b.write("empty", "");
     b.write("binary", b"some text\n\x7fELF\0\0\0");
     b.write("short", "too short");
-    b.write("latin", b"a first line\nna\xefve\n");
+    b.write("latin", [text(60).as_bytes(), b"na\xefve\n"].concat());
     b.write("marked", ["\u{feff}".as_bytes(), b"a\n0\nb\nc\nd\n"].concat());
     b.write("cut", [text(60).as_bytes(), &"\u{2026}".as_bytes()[..2]].concat());
     b.write("hs.txt", "a\n0\nb\nc\nd\n");
@@ -767,8 +767,6 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
     let cases: &[(&[&str], i32, &str)] = &[
         (&["-f", "empty"], 1, "empty: empty, expected a text"),
         (&["-f", "binary"], 1, "binary: line 2: a zero byte"),
-        (&["-f", "latin"], 1, "latin: line 2: not UTF-8"),
-        (&["-f", "latin", "--ppl-stride", "64"], 1, "latin: line 2: not UTF-8"),
         (&["-f", "marked", "--hellaswag"], 1, "marked: line 1: 5 lines of a question"),
         (&["-f", "short"], 1, "short: 2 tokens, expected at least 1024"),
         (&["-f", "short", "--ppl-stride", "64"], 1, "short: 2 tokens, expected at least 1536"),
@@ -787,7 +785,7 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
         ),
         (&["-f", "text", "-c", "64", "--kl-divergence-base", "x", "--until-error", "1"], 1, "--until-error"),
         (&["-f", "text", "-c", "2"], 1, "--ctx-size 2"),
-        (&["-f", "text", "-b", "0"], 1, "expected at least 1"),
+        (&["-f", "text", "-b", "0"], 2, "expected 1 to 2^31 tokens"),
         (&["--kl-divergence"], 2, "--kl-divergence-base"),
         (&["-f", "text", "--hellaswag", "--winogrande"], 2, "cannot be used with"),
         (&["-f", "text", "--until-error", "0"], 2, "expected a number above 0"),
@@ -803,7 +801,17 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     let cut = b.json(&["-f", "cut", "-c", "64", "--chunks", "2", "--json"]);
     let whole = b.json(&["-f", "text", "-c", "64", "--chunks", "2", "--json"]);
-    assert_eq!(cut["chunk_nll"], whole["chunk_nll"], "half a character at the end is left out");
+    assert_eq!(cut["chunk_nll"], whole["chunk_nll"], "half a character is behind both chunks");
+    // The first chunks of a text with a byte that is no character are those of the text, and a note says where it is.
+    let (out, err, code) = b.ends(&["-f", "latin", "-c", "64", "--chunks", "2", "--json"]);
+    let lines = text(60).lines().count() + 1;
+    assert!(code == Some(0) && err.contains(&format!("latin: line {lines}: byte 0xef is not UTF-8")), "{err}");
+    let latin: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(latin["chunk_nll"], whole["chunk_nll"]);
+    // What llama.cpp's defaults are.
+    let defaults = ["--chunks", "-1", "--ppl-stride", "0", "-s", "1"];
+    let all = b.json(&[&["-f", "latin", "-c", "64", "--json"], &defaults[..]].concat());
+    assert!(all["chunks"].as_u64() > whole["chunks"].as_u64(), "{all}");
     assert!(!b.path("x").exists() && !b.path("x.partial").exists());
     let got = b.json(&["-f", "text", "-c", "64", "-b", "64", "--until-error", "1000000", "--json"]);
     assert_eq!(got["chunks"], json!(1), "narrow enough at once");

@@ -455,6 +455,65 @@ fn tensors_are_given_formats_by_name() {
     }
 }
 
+#[test]
+fn layers_are_left_out_and_the_others_numbered_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    model(&path("in.gguf"), None);
+    let (input, output) = (path("in.gguf"), path("out.gguf"));
+    let args =
+        |layers: &'static str| ["--prune-layers", layers, input.to_str().unwrap(), output.to_str().unwrap(), "COPY"];
+    quantize(&args("0,3,4")).assert().success();
+    let (old, new) = (Gguf::open(&input).unwrap(), Gguf::open(&output).unwrap());
+    assert_eq!(new.uint("llama.block_count").unwrap(), Some(5));
+    assert_eq!(new.tensors().len(), 2 + 5 * 5);
+    for (i, was) in [1, 2, 5, 6, 7].into_iter().enumerate() {
+        for role in ["attn_norm", "attn_v", "attn_output", "ffn_up", "ffn_down"] {
+            let bytes = |g: &Gguf, i: usize| g.tensor(&format!("blk.{i}.{role}.weight")).unwrap().bytes().to_vec();
+            assert_eq!(bytes(&new, i), bytes(&old, was), "{role} of layer {i}");
+        }
+    }
+    fs::remove_file(&output).unwrap();
+    for (layers, says) in [("8", "found 8 to be left out, expected 0 to 7"), ("0,1,2,3,4,5,6,7", "found all 8")] {
+        let o = quantize(&args(layers)).assert().failure().get_output().clone();
+        assert!(String::from_utf8_lossy(&o.stderr).contains(says), "{o:?}");
+        assert!(!output.exists());
+    }
+    // Parts keep their tensors, also where none is left to one.
+    let parts = path("parts.gguf");
+    quantize(&[input.to_str().unwrap(), parts.to_str().unwrap(), "--split-max-size", "60000", "COPY"])
+        .assert()
+        .success();
+    let first = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+    let first = first.filter(|p| p.to_str().unwrap().contains("-00001-of-")).min().expect("parts");
+    let all =
+        ["--keep-split", "--prune-layers", "0,1,2,3,4,5", first.to_str().unwrap(), output.to_str().unwrap(), "COPY"];
+    quantize(&all).assert().success();
+    let n = Gguf::open(&first).unwrap().split().len();
+    let out = path(&format!("out-00001-of-{n:05}.gguf"));
+    assert_eq!(Gguf::open(&out).unwrap().tensors().len(), 2 + 2 * 5);
+    // Recipes go by the depth that there was: of eight layers, the first, the last and every third from the third on.
+    quantize(&["--prune-layers", "2,5", input.to_str().unwrap(), output.to_str().unwrap(), "Q4_0"]).assert().success();
+    assert_eq!(Gguf::open(&output).unwrap().uint("llama.block_count").unwrap(), Some(6));
+}
+
+#[test]
+fn what_is_asked_for_and_means_nothing_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in.gguf");
+    model(&input, None);
+    let run = |args: &[&str]| {
+        let o = quantize(args).arg("--dry-run").arg(&input).args(["Q8_0", "0"]).output().unwrap();
+        assert!(o.status.success(), "{o:?}");
+        String::from_utf8(o.stderr).unwrap()
+    };
+    let said = run(&["--tensor-type", "ffn_dwon=q6_k", "--tensor-type", "ffn_down=q8_0", "--max-buffer-size", "64"]);
+    assert!(said.contains("--tensor-type ffn_dwon: no tensor has such a name\n"), "{said}");
+    assert!(!said.contains("ffn_down:") && said.contains("changes nothing here: --max-buffer-size\n"), "{said}");
+    let said = run(&["--override-kv", "a=str:x,b=int:2", "--override-kv", "c=str:x, y"]);
+    assert!(said.contains("--override-kv a: its text has \"b=int:2\" in it") && !said.contains("kv c"), "{said}");
+}
+
 /// A source that is cut while it is read ends the program at once; what it wrote goes with it, and the note for --resume too.
 #[test]
 fn a_source_that_is_cut_leaves_nothing() {

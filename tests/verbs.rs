@@ -160,6 +160,44 @@ fn what_is_only_looked_at_has_a_name_too() {
 }
 
 #[test]
+fn a_checkpoint_s_folder_is_told_what_becomes_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("config.json"), "{}").unwrap();
+    let folder = dir.path().to_str().expect("UTF-8");
+    for args in [&["plan", folder][..], &["inspect", folder], &["run", "-p", "x", "-m", folder]] {
+        let (_, err, code) = ends(&mut oxcart(args));
+        let says =
+            format!("oxcart: {folder}: open: a folder, expected a file; oxcart quantize {folder} OUT.gguf TYPE makes");
+        assert!(code == Some(1) && err.contains(&says), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_plan_measures_the_instruction_set_that_is_named() {
+    let (_, err, code) = ends(&mut oxcart(&["plan", "--isa", "avx3"]));
+    assert!(code == Some(1) && err.contains("--isa: unknown instruction set"), "{err}");
+    let (_, err, code) = ends(oxcart(&["plan", "--no-probe"]).env("OXCART_ISA", "avx3"));
+    assert!(code == Some(1) && err.contains("--isa: unknown instruction set"), "{err}");
+    let tops = |isa: &str| {
+        let (out, err, code) = ends(&mut oxcart(&["plan", "--json", "-t", "0", "--isa", isa]));
+        assert_eq!(code, Some(0), "{err}");
+        let plan: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        plan["probe"]["tops"].as_f64().expect("a number")
+    };
+    let (best, scalar) = (oxcart_quant::Kernels::best().isa, tops("scalar"));
+    assert!(best == oxcart_quant::Isa::Scalar || tops(best.name()) > 1.5 * scalar, "{best}");
+}
+
+#[test]
+fn sizes_that_nobody_told_are_estimates() {
+    let (out, err, code) = ends(&mut oxcart(&["list"]));
+    assert_eq!(code, Some(0), "{err}");
+    let about = |l: &&str| l.starts_with("Llama-3-70B-Instruct:Q4_K_M ") && l.contains(" ~42.8 GB");
+    assert!(out.lines().any(|l| about(&l)), "{out}");
+    assert!(out.lines().any(|l| l.contains(" 0.41 GB")), "{out}");
+}
+
+#[test]
 fn a_context_of_nothing_is_the_model_s() {
     for (context, says) in [(&["-c", "0"][..], "| ctx 8192\n"), (&[], "| ctx 8192\n"), (&["-c", "64"], "| ctx 64\n")] {
         let args = [&["run", "-p", "The capital of France is", "-n", "1", "--temp", "0"], context].concat();
@@ -272,8 +310,7 @@ fn failures_are_one_line_and_have_their_status() {
         (&["run", "-p", "x", "-c", "1"], 1, "the prompt has 1 tokens, the context 1"),
         (&["run", "-p", "x", "-c", "18446744073709551615"], 2, "expected 0 (the model's own) to 2^31"),
         (&["chat", "-p", "x", "-c", "2147483649"], 2, "expected 0 (the model's own) to 2^31"),
-        (&["inspect", "x", "-c", "-1"], 2, "unexpected argument"),
-        (&["run", "-p", "x", "-t", "0"], 1, "--threads 0"),
+        (&["inspect", "x", "-c", "-1"], 2, "expected 0 (the model's own)"),
         (&["run", "-p", "x", "--top-p", "2"], 2, "--top-p"),
         (&["run", "-p", "x", "-ctk", "q9"], 2, "expected f16, bf16 or q8_0"),
         (&["run", "-p", "x", "--cpu-range", "3-1"], 2, "expected LO-HI"),

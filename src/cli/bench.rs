@@ -1,37 +1,54 @@
 //! `oxcart bench`: llama-bench's flags and columns, and the share of what the machine could do.
 
-use super::engine::{EngineArgs, beyond_memory, kv_type, tokens};
+mod form;
+mod list;
+
+use super::engine::{ComputeArgs, beyond_memory, kv_type, model_type, tokens};
 use crate::bench::{Bench, Test, Timing, limits, mean_and_deviation};
 use crate::engine::{Engine, SessionOptions};
+use crate::machine::processor;
 use anyhow::bail;
-use clap::ValueEnum;
+use form::{Form, Printer, Row};
+use jiff::Timestamp;
+use list::{List, list, threads};
 use oxcart_quant::attention::KvType;
-use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// Flags as llama-bench has them. Lists are separated by commas; their combinations are run.
+const LISTS: &str = "\
+A LIST has numbers with commas between, and ranges: FIRST-LAST, FIRST-LAST+STEP, FIRST-LAST*TIMES. Flags with lists may be
+repeated. All combinations are run.";
+
+/// Flags as llama-bench has them.
 #[derive(clap::Args)]
+#[command(after_help = LISTS)]
 pub struct Args {
+    /// Models: GGUF files or names of the catalogue, NAME[:QUANT]; may be repeated [default: SmolLM2-135M-Instruct]
+    #[arg(short, long, value_name = "MODEL")]
+    model: Vec<String>,
+    /// Worker threads; 0: as many as without it [default: all processors available, or those that the flags below choose]
+    #[arg(short, long, value_name = "LIST", value_parser = threads, allow_negative_numbers = true, default_value = "0", hide_default_value = true)]
+    threads: Vec<List>,
     #[command(flatten)]
-    engine: EngineArgs,
+    compute: ComputeArgs,
     /// Tokens of prompts
-    #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = tokens)]
-    n_prompt: Vec<usize>,
+    #[arg(short = 'p', long, value_name = "LIST", default_value = "512", value_parser = list::<0>)]
+    n_prompt: Vec<List>,
     /// Tokens to generate
-    #[arg(short = 'n', long, value_name = "N,..", value_delimiter = ',', default_value = "128", value_parser = tokens)]
-    n_gen: Vec<usize>,
-    /// A prompt and then generation, timed together
+    #[arg(short = 'n', long, value_name = "LIST", default_value = "128", value_parser = list::<0>)]
+    n_gen: Vec<List>,
+    /// A prompt and then generation, timed together; may be repeated
     #[arg(long, visible_alias = "pg", value_name = "PP,TG", value_parser = pair)]
     n_prompt_gen: Vec<(usize, usize)>,
     /// Tokens in the context beforehand
-    #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_value = "0", value_parser = tokens)]
-    n_depth: Vec<usize>,
-    /// Tokens of a batch: the same as -ub here, accepted for llama-bench's sake
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
-    batch_size: usize,
+    #[arg(short = 'd', long, value_name = "LIST", default_value = "0", value_parser = list::<0>)]
+    n_depth: Vec<List>,
+    /// Tokens of a batch: the most that a forward pass has, whatever -ub says
+    #[arg(short, long, value_name = "LIST", default_value = "2048", value_parser = list::<1>)]
+    batch_size: Vec<List>,
     /// Tokens of a forward pass
-    #[arg(long, visible_alias = "ub", value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = tokens)]
-    ubatch_size: Vec<usize>,
+    #[arg(long, visible_alias = "ub", value_name = "LIST", default_value = "512", value_parser = list::<1>)]
+    ubatch_size: Vec<List>,
     /// How the cache stores keys
     #[arg(long, visible_alias = "ctk", value_name = "TYPE,..", value_delimiter = ',', default_value = "f16", value_parser = kv_type)]
     cache_type_k: Vec<KvType>,
@@ -41,17 +58,21 @@ pub struct Args {
     /// Repetitions
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
+    /// Seconds between tests
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    delay: u32,
+    /// Measure from the first run on: pages may have to come in, caches are cold
+    #[arg(long)]
+    no_warmup: bool,
+    /// Tell on stderr what is run
+    #[arg(long)]
+    progress: bool,
     /// Form of the results
-    #[arg(short, long, value_enum, default_value = "md")]
+    #[arg(short, long, value_enum, value_name = "FORM", default_value = "md")]
     output: Form,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Md,
-    Csv,
-    Json,
-    Jsonl,
+    /// Print the results on stderr, too, in this form
+    #[arg(long, visible_alias = "oe", value_enum, value_name = "FORM")]
+    output_err: Option<Form>,
 }
 
 fn pair(s: &str) -> Result<(usize, usize), String> {
@@ -59,61 +80,100 @@ fn pair(s: &str) -> Result<(usize, usize), String> {
     Ok((tokens(p)?, tokens(n)?))
 }
 
-/// One line of the table: names and values, in order.
-type Row = Vec<(&'static str, serde_json::Value)>;
+fn all(lists: &[List]) -> impl Iterator<Item = usize> {
+    lists.iter().flat_map(|l| l.0.iter().copied())
+}
+
+/// What is run on one model with one number of workers.
+#[derive(Clone, Copy)]
+struct Case {
+    test: Test,
+    batch: usize,
+    o: SessionOptions,
+}
+
+impl Args {
+    fn cases(&self) -> Vec<Case> {
+        let mut tests = Vec::new();
+        for depth in all(&self.n_depth) {
+            let single = |prompt, generate| Test { prompt, generate, depth };
+            tests.extend(all(&self.n_prompt).map(|p| single(p, 0)));
+            tests.extend(all(&self.n_gen).map(|n| single(0, n)));
+            tests.extend(self.n_prompt_gen.iter().map(|&(p, n)| single(p, n)));
+        }
+        tests.retain(|t| t.prompt + t.generate > 0);
+        let mut cases = Vec::new();
+        for batch in all(&self.batch_size) {
+            for ubatch in all(&self.ubatch_size).map(|n| n.min(batch)) {
+                for &k_type in &self.cache_type_k {
+                    for &v_type in &self.cache_type_v {
+                        let o = SessionOptions { context: 0, sequences: 1, ubatch, k_type, v_type };
+                        cases.extend(tests.iter().map(|&test| Case { test, batch, o }));
+                    }
+                }
+            }
+        }
+        cases
+    }
+}
 
 pub fn run(a: Args) -> anyhow::Result<()> {
     if a.repetitions == 0 {
         bail!("--repetitions 0: expected at least 1");
     }
-    let e = a.engine.open()?;
-    let mut tests = Vec::new();
-    for &depth in &a.n_depth {
-        let single = |prompt, generate| Test { prompt, generate, depth };
-        tests.extend(a.n_prompt.iter().map(|&p| single(p, 0)));
-        tests.extend(a.n_gen.iter().map(|&n| single(0, n)));
-        tests.extend(a.n_prompt_gen.iter().map(|&(p, n)| single(p, n)));
-    }
-    tests.retain(|t| t.prompt + t.generate > 0);
-    let mut out = std::io::stdout().lock();
-    let mut rows = Vec::new();
-    for &ubatch in &a.ubatch_size {
-        for &k_type in &a.cache_type_k {
-            for &v_type in &a.cache_type_v {
-                for &test in &tests {
-                    let o = SessionOptions { context: 0, sequences: 1, ubatch, k_type, v_type };
-                    let row = measure(&e, &a, test, &o, rows.is_empty())?;
-                    match a.output {
-                        Form::Md => markdown(&mut out, &e, &row, &o, rows.is_empty())?,
-                        Form::Csv => csv(&mut out, &row, rows.is_empty())?,
-                        Form::Jsonl => writeln!(out, "{}", object(&row))?,
-                        Form::Json => (),
-                    }
-                    out.flush()?;
-                    rows.push(row);
+    let models: Vec<Option<&str>> = match a.model.is_empty() {
+        true => vec![None],
+        false => a.model.iter().map(|m| Some(m.as_str())).collect(),
+    };
+    let cases = a.cases();
+    let (mut done, of) = (0, models.len() * all(&a.threads).count() * cases.len());
+    let mut out = Printer::new(a.output, std::io::stdout().lock());
+    let mut err = a.output_err.map(|form| Printer::new(form, std::io::stderr()));
+    for &model in &models {
+        for threads in all(&a.threads) {
+            let e = a.compute.open(model, Some(threads))?;
+            let mut told = false;
+            for case in &cases {
+                if done > 0 {
+                    std::thread::sleep(Duration::from_secs(a.delay.into()));
                 }
+                done += 1;
+                let progress = |what: &str| {
+                    if a.progress {
+                        tell!("bench: {done}/{of} {}: {what}", case.test.name());
+                    }
+                };
+                let row = measure(&e, &a, case, !std::mem::replace(&mut told, true), progress)?;
+                out.row(&row)?;
+                // Nobody has to read stderr.
+                let _ = err.as_mut().map_or(Ok(()), |err| err.row(&row));
             }
         }
     }
-    if a.output == Form::Json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&rows.iter().map(object).collect::<Vec<_>>())?)?;
-    }
-    Ok(())
+    let _ = err.map_or(Ok(()), Printer::finish);
+    Ok(out.finish()?)
 }
 
-fn object(row: &Row) -> serde_json::Value {
-    serde_json::Value::Object(row.iter().map(|(k, v)| (k.to_string(), v.clone())).collect())
-}
-
-fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: bool) -> anyhow::Result<Row> {
+fn measure(
+    e: &Arc<Engine>,
+    a: &Args,
+    &Case { test, batch, ref o }: &Case,
+    first: bool,
+    progress: impl Fn(&str),
+) -> anyhow::Result<Row> {
+    let test_time = Timestamp::now().strftime("%FT%TZ").to_string();
     let mut b = Bench::new(e, test, o)?;
     if first && let Some(divided) = beyond_memory(e) {
         tell!("{divided}");
     }
-    // Pages in, caches warm; generation is warm after one token.
-    b.run(Test { prompt: test.prompt, generate: test.generate.min(1), depth: test.depth })?;
+    if !a.no_warmup {
+        // Pages in, caches warm; generation is warm after one token.
+        progress("warm-up");
+        b.run(Test { prompt: test.prompt, generate: test.generate.min(1), depth: test.depth })?;
+    }
     let mut seconds = Vec::new();
-    for _ in 0..a.repetitions {
+    for i in 0..a.repetitions {
+        progress(&format!("run {} of {}", i + 1, a.repetitions));
         seconds.push(b.run(test)?);
     }
     let limit = limits(e)?;
@@ -137,12 +197,13 @@ fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: boo
     let isa = e.kernels.label();
     Ok(vec![
         ("build", env!("CARGO_PKG_VERSION").into()),
+        ("cpu_info", processor().into()),
         ("isa", isa.into()),
         ("model_filename", e.gguf.path().display().to_string().into()),
-        ("model_type", super::engine::model_type(e).into()),
+        ("model_type", model_type(e).into()),
         ("model_size", size.into()),
         ("model_n_params", params.into()),
-        ("n_batch", a.batch_size.into()),
+        ("n_batch", batch.into()),
         ("n_ubatch", o.ubatch.into()),
         ("n_threads", e.threads().into()),
         ("type_k", o.k_type.name().into()),
@@ -151,8 +212,9 @@ fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: boo
         ("n_gen", test.generate.into()),
         ("n_depth", test.depth.into()),
         ("test", test.name().into()),
-        ("avg_ns", ns.into()),
-        ("stddev_ns", ns_dev.into()),
+        ("test_time", test_time.into()),
+        ("avg_ns", (ns.round() as u64).into()),
+        ("stddev_ns", (ns_dev.round() as u64).into()),
         ("avg_ts", ts.into()),
         ("stddev_ts", ts_dev.into()),
         ("samples_ns", timing.seconds.iter().map(|s| (s * 1e9).round() as u64).collect()),
@@ -162,57 +224,4 @@ fn measure(e: &Arc<Engine>, a: &Args, test: Test, o: &SessionOptions, first: boo
         ("tflops", tflops.into()),
         ("peak_tflops", limit.tops.into()),
     ])
-}
-
-fn number(row: &Row, key: &str) -> f64 {
-    row.iter().find(|(k, _)| *k == key).and_then(|(_, v)| v.as_f64()).unwrap_or(0.0)
-}
-
-fn markdown(out: &mut impl Write, e: &Engine, row: &Row, o: &SessionOptions, first: bool) -> std::io::Result<()> {
-    if first {
-        writeln!(
-            out,
-            "| {:<30} | {:>10} | {:>10} | {:<7} | {:>7} | {:>7} | {:>15} | {:>16} | {:>6} | {:>6} | {:>6} | {:>6} |",
-            "model", "size", "params", "backend", "threads", "kv", "test", "t/s", "GB/s", "% read", "TFLOPS", "% peak"
-        )?;
-        writeln!(
-            out,
-            "| {:-<30} | {:->9}: | {:->9}: | {:-<7} | {:->6}: | {:->7} | {:->14}: | {:->15}: | {:->5}: | {:->5}: | {:->5}: | {:->5}: |",
-            "", "", "", "", "", "", "", "", "", "", "", ""
-        )?;
-    }
-    let text = |key: &str| row.iter().find(|(k, _)| *k == key).and_then(|(_, v)| v.as_str()).unwrap_or("").to_string();
-    let kv = if o.k_type == o.v_type {
-        o.k_type.name().to_string()
-    } else {
-        format!("{}/{}", o.k_type.name(), o.v_type.name())
-    };
-    writeln!(
-        out,
-        "| {:<30} | {:>6.2} GiB | {:>8.2} B | {:<7} | {:>7} | {:>7} | {:>15} | {:>7.2} ± {:>6.2} | {:>6.2} | {:>6.1} | {:>6.3} | {:>6.1} |",
-        text("model_type"),
-        number(row, "model_size") / (1u64 << 30) as f64,
-        number(row, "model_n_params") / 1e9,
-        text("isa"),
-        e.threads(),
-        kv,
-        text("test"),
-        number(row, "avg_ts"),
-        number(row, "stddev_ts"),
-        number(row, "gb_per_s"),
-        100.0 * number(row, "gb_per_s") / number(row, "read_probe_gb_per_s"),
-        number(row, "tflops"),
-        100.0 * number(row, "tflops") / number(row, "peak_tflops"),
-    )
-}
-
-fn csv(out: &mut impl Write, row: &Row, first: bool) -> std::io::Result<()> {
-    // A cell holds one value: the samples stay out, as llama-bench's do.
-    let cells = || row.iter().filter(|(_, v)| !v.is_array());
-    if first {
-        writeln!(out, "{}", cells().map(|(k, _)| *k).collect::<Vec<_>>().join(","))?;
-    }
-    let quoted =
-        |v: &serde_json::Value| format!("\"{}\"", v.as_str().map_or_else(|| v.to_string(), |s| s.replace('"', "\"\"")));
-    writeln!(out, "{}", cells().map(|(_, v)| quoted(v)).collect::<Vec<_>>().join(","))
 }

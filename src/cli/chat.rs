@@ -1,10 +1,11 @@
 //! `oxcart chat`: a conversation, on the full screen of a terminal or line by line.
 
 use super::drafting::DraftArgs;
-use super::engine::{EngineArgs, SessionArgs, facts, session};
+use super::engine::{EngineArgs, SessionArgs, facts, session, tell_facts};
 use super::interrupt::{ended, interruptible};
 use super::kept::{Dialogue, KeepArgs, lasting_name};
 use super::sampling::SamplingArgs;
+use super::text::EscapeArgs;
 use crate::catalog;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
@@ -38,6 +39,8 @@ pub struct Args {
     /// The first question
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
+    #[command(flatten)]
+    escapes: EscapeArgs,
     /// Tokens of an answer, at most
     #[arg(short = 'n', long, visible_alias = "predict", value_name = "N", allow_negative_numbers = true)]
     n_predict: Option<i64>,
@@ -79,7 +82,8 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
     a.engine.model = a.engine.model.or(own_model).or_else(|| config.model.clone());
     a.engine.threads = a.engine.threads.or(config.threads);
     a.draft.model_draft = a.draft.model_draft.or_else(|| config.model_draft.clone());
-    a.system_prompt = a.system_prompt.or_else(|| config.system_prompt.clone());
+    a.prompt = a.prompt.map(|t| a.escapes.text(&t));
+    a.system_prompt = a.system_prompt.map(|t| a.escapes.text(&t)).or_else(|| config.system_prompt.clone());
     let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
     match terminal && !a.line && !dumb {
         true => screen(a, &config, file),
@@ -115,7 +119,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
             kv_limit: if keep { config.kv_cache_bytes() } else { 0 },
         },
         model: a.engine.model,
-        set_params: Box::new(move |base| sampling.params(configured.params(base))),
+        set_params: Box::new(move |base| sampling.params(configured.over(base))),
         system: a.system_prompt.unwrap_or_default(),
         prompt: a.prompt,
         limit: a.n_predict.and_then(|n| usize::try_from(n).ok()),
@@ -151,9 +155,9 @@ fn lines(a: Args, config: &Config, file: Option<PathBuf>, terminal: bool) -> any
         }
         None => Template::from_gguf(&e.gguf, &e.tokenizer)?,
     };
-    let mut sampler = Sampler::new(a.sampling.params(config.sampling.params(e.recommended.clone())));
+    let mut sampler = Sampler::new(a.sampling.params(config.sampling.over(e.recommended.clone())));
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
-    tell!("{}", facts(&e, context));
+    tell_facts(&e, context);
     if terminal {
         tell!("{HELP}");
     }

@@ -1,8 +1,9 @@
 //! `oxcart compare`: models side by side on one text, the first as the reference: size, perplexity, divergence, speed.
 
-use super::engine::{EngineArgs, SessionArgs, facts};
+use super::engine::{ComputeArgs, SessionArgs, tell_facts};
 use super::perplexity::run::Run;
 use super::perplexity::{check_memory, tokens};
+use super::text::note_bytes;
 use crate::disk;
 use crate::engine::Session;
 use crate::perplexity::compare::{Contender, add, group, kept_bytes};
@@ -40,15 +41,15 @@ pub struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
     /// Tokens of a batch: so many chunks go through a model before the next one's turn
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::batch)]
     batch_size: usize,
     /// Compare on the first N chunks only
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    chunks: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
+    chunks: Option<usize>,
     #[command(flatten)]
     session: SessionArgs,
     /// Worker threads [default: all processors available]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = super::engine::threads, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32; or ggml, in f32 with activations rounded as
     /// llama.cpp does, for its own figures [default: the best this machine has]
@@ -76,21 +77,18 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if !(4..=1 << 24).contains(&a.ctx_size) {
         bail!("--ctx-size {}: expected 4 to {}", a.ctx_size, 1 << 24);
     }
-    if a.batch_size == 0 || a.session.ubatch_size == 0 {
-        bail!("--batch-size and --ubatch-size: expected at least 1");
-    }
     if let Some(plot) = &a.plot {
         // Now, not after the work.
         disk::target(plot).with_context(|| plot.display().to_string())?;
     }
     let name = a.file.display().to_string();
     let bytes = disk::read(&a.file, disk::MOST_TEXT).with_context(|| name.clone())?;
+    note_bytes(&name, &bytes);
     let mut models: Vec<Contender> = Vec::new();
     let mut text = Vec::new();
     for model in &a.models {
-        let (threads, isa) = (a.threads, a.isa.clone());
-        let e = EngineArgs { model: Some(model.clone()), threads, isa, ..EngineArgs::default() }.open()?;
-        tell!("{}", facts(&e, a.ctx_size));
+        let e = ComputeArgs { isa: a.isa.clone(), ..ComputeArgs::default() }.open(Some(model), a.threads)?;
+        tell_facts(&e, a.ctx_size);
         let encoded = tokens("compare", &e, &bytes, false).with_context(|| name.clone())?;
         if let Some(first) = models.first() {
             let (n, found) = (first.engine().model.config.n_vocab, e.model.config.n_vocab);
@@ -106,7 +104,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         models.push(Contender::new(e));
     }
     let n = chunks(text.len(), a.ctx_size).with_context(|| name.clone())?;
-    let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
+    let n = a.chunks.map_or(n, |limit| n.min(limit));
     let n_seq = (a.batch_size / a.ctx_size).clamp(1, n);
     let o = a.session.options(a.ctx_size, n_seq);
     let mut sessions: Vec<Session> = models.iter().map(|m| m.engine().session(&o)).collect::<Result<_, _>>()?;
@@ -122,12 +120,13 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         },
     )?;
     if let Some(path) = &a.plot {
-        let point = |m: &Contender| {
+        let names = labels(&models);
+        let point = |(m, name): (&Contender, &String)| {
             let kld = m.divergence.kld();
-            Point { name: label(m), size: gib(m.size()), kld: (kld.value, kld.error) }
+            Point { name: name.clone(), size: gib(m.size()), kld: (kld.value, kld.error) }
         };
-        let points: Vec<Point> = models[1..].iter().map(point).collect();
-        let title = format!("divergence from {}", label(&models[0]));
+        let points: Vec<Point> = models.iter().zip(&names).skip(1).map(point).collect();
+        let title = format!("divergence from {}", names[0]);
         disk::write(path, svg(&title, &points).as_bytes()).with_context(|| path.display().to_string())?;
     }
     run.done()?;
@@ -163,10 +162,16 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
-/// A model's file, without folder and ending.
-fn label(m: &Contender) -> String {
-    let path: &Path = m.engine().gguf.path();
-    path.file_stem().map_or(String::new(), |s| s.to_string_lossy().into_owned())
+/// The models' files, without ending, and with their folder where names are equal otherwise.
+fn labels(models: &[Contender]) -> Vec<String> {
+    let paths: Vec<&Path> = models.iter().map(|m| m.engine().gguf.path()).collect();
+    let twin = |a: &&Path| paths.iter().any(|b| b != a && b.file_stem() == a.file_stem());
+    let label = |path: &&Path| {
+        let stem = PathBuf::from(path.file_stem().unwrap_or_default());
+        let folder = path.parent().and_then(Path::file_name).filter(|_| twin(path));
+        folder.map_or(stem.clone(), |f| Path::new(f).join(&stem)).display().to_string()
+    };
+    paths.iter().map(label).collect()
 }
 
 /// Columns of the terminal that stdout is, if it is one.
@@ -177,7 +182,7 @@ fn terminal_width() -> Option<usize> {
 }
 
 fn markdown(models: &[Contender]) -> String {
-    let names: Vec<String> = models.iter().map(label).collect();
+    let names: Vec<String> = labels(models);
     let wide = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("model".len());
     let mut out = format!(
         "| {:wide$} | {:>9} | {:>5} | {:>19} | {:>19} | {:>8} | {:>15} | {:>8} |\n",
@@ -217,7 +222,7 @@ fn millionths(x: f64) -> String {
 /// The same without errors and percentiles, in so many columns; of names that are longer, the end.
 fn narrow(models: &[Contender], columns: usize) -> String {
     const FIGURES: usize = 56;
-    let names: Vec<String> = models.iter().map(label).collect();
+    let names: Vec<String> = labels(models);
     let longest = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("model".len());
     let wide = longest.min(columns.saturating_sub(FIGURES)).max(8);
     let mut out = format!("{:wide$}  size, GiB   bpw       PPL  mean KLD  same top      t/s\n", "model");

@@ -7,7 +7,8 @@ use crate::catalog;
 use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
 use crate::load::Residence;
 use crate::placement::{Here, Numa, Placement, parse_mask, parse_range};
-use anyhow::{Context, anyhow, bail};
+use crate::quantize::recipe::MIXES;
+use anyhow::{Context, anyhow};
 use clap::ArgAction;
 use oxcart_quant::attention::KvType;
 use oxcart_quant::isa::IsaError;
@@ -24,9 +25,17 @@ pub struct EngineArgs {
     /// [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
-    /// Worker threads [default: all processors available, or those that the flags below choose]
-    #[arg(short, long, value_name = "N")]
+    /// Worker threads; 0 or less: as many as without it [default: all processors available, or those that the flags below
+    /// choose]
+    #[arg(short, long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// How it computes, without the number of workers.
+#[derive(Clone, Default, clap::Args)]
+pub struct ComputeArgs {
     /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32; or ggml, in f32 with activations rounded as
     /// llama.cpp does, for its own figures [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
@@ -57,8 +66,9 @@ pub struct EngineArgs {
     /// keeps workers on the node where the program starts, numactl leaves them where numactl put them
     #[arg(long, value_name = "HOW", value_parser = numa, conflicts_with_all = ["cpu_mask", "cpu_range"])]
     pub numa: Option<Numa>,
-    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
-    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str; several with commas between, in double quotes
+    /// where there are commas in one; may be repeated
+    #[arg(long, value_name = "KEY=TYPE:VALUE,..")]
     pub override_kv: Vec<String>,
 }
 
@@ -66,7 +76,7 @@ pub struct EngineArgs {
 #[derive(clap::Args)]
 pub struct SessionArgs {
     /// Tokens of a forward pass, at most
-    #[arg(long, visible_alias = "ub", value_name = "N", default_value_t = 512)]
+    #[arg(long, visible_alias = "ub", value_name = "N", default_value_t = 512, value_parser = batch)]
     pub ubatch_size: usize,
     /// How the cache stores keys: f16, bf16, q8_0
     #[arg(long, visible_alias = "ctk", value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
@@ -115,6 +125,41 @@ pub fn kv_type(s: &str) -> Result<KvType, String> {
 /// Tokens of context; 0 for what the model was trained for, as llama.cpp has it.
 pub fn context(s: &str) -> Result<usize, String> {
     tokens(s).map_err(|_| "expected 0 (the model's own) to 2^31".into())
+}
+
+/// Tokens of a batch or of a forward pass.
+pub fn batch(s: &str) -> Result<usize, String> {
+    tokens(s).ok().filter(|&n| n > 0).ok_or_else(|| "expected 1 to 2^31 tokens".into())
+}
+
+/// A number of workers; 0 where it is left to the program.
+pub fn threads(s: &str) -> Result<usize, String> {
+    let n = s.parse::<i64>().ok().filter(|&n| n <= 4096).ok_or("expected 1 to 4096, or 0 for the default")?;
+    Ok(usize::try_from(n).unwrap_or(0))
+}
+
+/// How many chunks at most; -1 for all of them.
+pub fn limit(s: &str) -> Result<usize, String> {
+    match s.parse::<i64>() {
+        Ok(n) if n < 0 => Ok(usize::MAX),
+        Ok(n) if n > 0 => Ok(n as usize),
+        _ => Err("expected 1 or more, or -1 for all".into()),
+    }
+}
+
+/// The items of a list with commas between, as llama.cpp reads it: in double quotes, commas and (doubled) quotes are an item's.
+pub fn items(list: &str) -> Vec<String> {
+    let (mut all, mut item, mut quoted, mut chars) = (Vec::new(), String::new(), false, list.chars().peekable());
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.next_if_eq(&'"').is_some() => item.push('"'),
+            '"' => quoted = !quoted,
+            ',' if !quoted => all.push(std::mem::take(&mut item)),
+            c => item.push(c),
+        }
+    }
+    all.push(item);
+    all
 }
 
 /// A number of tokens, such that a few of them together are one, too.
@@ -167,8 +212,34 @@ pub fn kernels(isa: Option<&str>) -> anyhow::Result<&'static Kernels> {
 impl EngineArgs {
     /// How models are to be opened.
     pub fn options(&self) -> anyhow::Result<EngineOptions> {
+        self.compute.options(self.threads)
+    }
+
+    /// Opens the model, with all its weights in memory if that is asked for.
+    pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
+        self.compute.open(self.model.as_deref(), self.threads)
+    }
+
+    /// Opens the model, whose weights come into memory, if that is asked for, while somebody talks with it.
+    pub fn open_aside(&self) -> anyhow::Result<Arc<Engine>> {
+        let e = self.compute.open_for_talk(self.model.as_deref(), self.threads)?;
+        if e.wants_prefault() {
+            let of = e.clone();
+            let read = move || {
+                if let Err(e) = of.prefault(true, &|_, _| ControlFlow::Continue(())) {
+                    tell!("oxcart: {e}");
+                }
+            };
+            std::thread::Builder::new().name("oxcart-prefault".into()).spawn(read).context("--prefault")?;
+        }
+        Ok(e)
+    }
+}
+
+impl ComputeArgs {
+    fn options(&self, threads: Option<usize>) -> anyhow::Result<EngineOptions> {
         let placement = self.placement();
-        let threads = match self.threads {
+        let threads = match threads.filter(|&n| n > 0) {
             Some(n) => n,
             None if placement.is_some() => {
                 let chosen =
@@ -178,14 +249,11 @@ impl EngineArgs {
             }
             None => default_threads(),
         };
-        if !(1..=4096).contains(&threads) {
-            bail!("--threads {threads}: expected 1 to 4096");
-        }
         let kernels = kernels(self.isa.as_deref())?;
         Ok(EngineOptions {
             threads,
             kernels,
-            overrides: self.override_kv.clone(),
+            overrides: self.override_kv.iter().flat_map(|list| items(list)).collect(),
             resident: self.resident_memory,
             placement,
             residence: Residence { copy: self.no_mmap, lock: self.mlock, prefault: self.prefault },
@@ -203,9 +271,9 @@ impl EngineArgs {
         }
     }
 
-    /// Opens the model, with all its weights in memory if that is asked for.
-    pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
-        let e = self.open_for_talk()?;
+    /// Opens a model with so many workers.
+    pub fn open(&self, model: Option<&str>, threads: Option<usize>) -> anyhow::Result<Arc<Engine>> {
+        let e = self.open_for_talk(model, threads)?;
         if e.wants_prefault() {
             let reading = Reading::new();
             e.prefault(false, &|done, of| told(&reading, done, of))?;
@@ -215,9 +283,9 @@ impl EngineArgs {
     }
 
     /// Opens the model; weights that shall be read into memory are not yet.
-    fn open_for_talk(&self) -> anyhow::Result<Arc<Engine>> {
-        let o = self.options()?;
-        let found = catalog::resolve(self.model.as_deref())?;
+    fn open_for_talk(&self, model: Option<&str>, threads: Option<usize>) -> anyhow::Result<Arc<Engine>> {
+        let o = self.options(threads)?;
+        let found = catalog::resolve(model)?;
         let o = EngineOptions { recommended: found.sampling, ..o };
         let reading = Reading::new();
         let e = Engine::open_watched(&found.path, &o, &|done, of| told(&reading, done, of))?;
@@ -227,21 +295,6 @@ impl EngineArgs {
         e.notes().iter().for_each(|n| tell!("{n}"));
         Ok(Arc::new(e))
     }
-
-    /// Opens the model, whose weights come into memory, if that is asked for, while somebody talks with it.
-    pub fn open_aside(&self) -> anyhow::Result<Arc<Engine>> {
-        let e = self.open_for_talk()?;
-        if e.wants_prefault() {
-            let of = e.clone();
-            let read = move || {
-                if let Err(e) = of.prefault(true, &|_, _| ControlFlow::Continue(())) {
-                    tell!("oxcart: {e}");
-                }
-            };
-            std::thread::Builder::new().name("oxcart-prefault".into()).spawn(read).context("--prefault")?;
-        }
-        Ok(e)
-    }
 }
 
 /// Nobody but Ctrl-C ends the reading, which ends the program.
@@ -250,8 +303,13 @@ fn told(reading: &Reading, done: u64, of: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// What the file says it is, e.g. `qwen2 q4_K`: architecture and the format of most of its weights.
+/// What the file says it is, in llama.cpp's words, e.g. `qwen2 Q4_K - Medium`: architecture and mixture; where it says no
+/// mixture, the format of most of its weights.
 pub fn model_type(e: &Engine) -> String {
+    let file_type = e.gguf.uint("general.file_type").ok().flatten();
+    if let Some(mix) = MIXES.iter().find(|m| Some(u64::from(m.file_type)) == file_type) {
+        return format!("{} {}", e.model.config.arch, mix.words());
+    }
     let mut bytes: BTreeMap<Format, u64> = BTreeMap::new();
     for t in e.gguf.tensors() {
         if let Some(f) = t.format() {
@@ -272,6 +330,12 @@ pub fn facts(e: &Engine, context: usize) -> String {
         None => facts,
         Some(divided) => format!("{facts} | {divided}"),
     }
+}
+
+/// Says them on stderr, and what is to be known of such a context.
+pub fn tell_facts(e: &Engine, context: usize) {
+    tell!("{}", facts(e, context));
+    e.model.config.note_on(context).iter().for_each(|note| tell!("{note}"));
 }
 
 /// A session whose passes Ctrl-C ends within a layer where weights come from the disk and a pass takes long.
@@ -307,7 +371,31 @@ impl SessionArgs {
 
 #[cfg(test)]
 mod tests {
-    use super::memory;
+    use super::{items, limit, memory, threads};
+
+    #[test]
+    fn defaults_have_llama_cpp_s_numbers() {
+        for (text, want) in [("-1", Some(0)), ("0", Some(0)), ("8", Some(8)), ("4097", None), ("", None), ("x", None)] {
+            assert_eq!(threads(text).ok(), want, "{text:?}");
+        }
+        for (text, want) in [("-1", Some(usize::MAX)), ("3", Some(3)), ("0", None), ("x", None)] {
+            assert_eq!(limit(text).ok(), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn lists_have_commas_and_quotes() {
+        let cases: &[(&str, &[&str])] = &[
+            ("a=bool:true", &["a=bool:true"]),
+            ("a=bool:true,b=int:2", &["a=bool:true", "b=int:2"]),
+            (r#""a=str:x,y",b=int:2"#, &["a=str:x,y", "b=int:2"]),
+            (r#""a ""b""""#, &[r#"a "b""#]),
+            ("a,,b", &["a", "", "b"]),
+        ];
+        for (list, want) in cases {
+            assert_eq!(items(list), *want, "{list}");
+        }
+    }
 
     #[test]
     fn sizes_of_memory() {

@@ -1,8 +1,9 @@
 //! `oxcart imatrix`: collects an importance matrix over a text, with llama-imatrix's flags.
 
-use super::engine::{EngineArgs, SessionArgs, facts};
+use super::engine::{EngineArgs, SessionArgs, items, tell_facts};
 use super::interrupt::interruptible;
 use super::perplexity::tokens;
+use super::text::note_bytes;
 use crate::disk;
 use crate::imatrix::collect::{self, Collector};
 use crate::imatrix::statistics::Statistics;
@@ -31,9 +32,9 @@ pub struct Args {
     /// How it is written: gguf, or dat as older programs read it
     #[arg(long, value_name = "FORMAT", default_value = "gguf", value_parser = format)]
     output_format: FileFormat,
-    /// Add what these files hold; may be repeated
-    #[arg(long, value_name = "FILE")]
-    in_file: Vec<PathBuf>,
+    /// Add what these files hold, commas between; may be repeated
+    #[arg(long, value_name = "FILE,..")]
+    in_file: Vec<String>,
     /// Write the output every N chunks
     #[arg(long, visible_alias = "ofreq", value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     output_frequency: u32,
@@ -43,14 +44,14 @@ pub struct Args {
     /// Leave out the first N chunks
     #[arg(long, visible_alias = "from-chunk", value_name = "N", default_value_t = 0)]
     chunk: usize,
-    /// Read at most N chunks
-    #[arg(long, value_name = "N")]
+    /// Read at most N chunks; -1 for all
+    #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
     chunks: Option<usize>,
     /// Tokens of a chunk
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
     ctx_size: u32,
     /// Tokens of a batch: so many chunks are computed together as it holds
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
     batch_size: usize,
     /// Collect also for the output matrix
     #[arg(long)]
@@ -69,6 +70,12 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    fn in_files(&self) -> Vec<PathBuf> {
+        self.in_file.iter().flat_map(|list| items(list)).map(PathBuf::from).collect()
+    }
+}
+
 fn format(s: &str) -> Result<FileFormat, String> {
     match s {
         "gguf" => Ok(FileFormat::Gguf),
@@ -84,8 +91,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     // Now, not after the first chunks.
     disk::target(&a.output).with_context(|| a.output.display().to_string())?;
     let mut known = Imatrix { chunk_size: a.ctx_size, ..Imatrix::default() };
-    for file in &a.in_file {
-        let m = Imatrix::read(file)?;
+    for file in a.in_files() {
+        let m = Imatrix::read(&file)?;
         tell!("imatrix: {}: {} entries, {} chunks", file.display(), m.entries.len(), m.chunks);
         known.join(&m).map_err(|problem| anyhow::anyhow!("{}: entry {problem}", file.display()))?;
     }
@@ -100,7 +107,8 @@ pub fn run(a: Args) -> anyhow::Result<()> {
 
 /// A line for each tensor, those of one role together and the largest sums first.
 fn show_statistics(a: &Args) -> anyhow::Result<()> {
-    let [file] = a.in_file.as_slice() else { bail!("--show-statistics: {} files, expected one", a.in_file.len()) };
+    let files = a.in_files();
+    let [file] = files.as_slice() else { bail!("--show-statistics: {} files, expected one", files.len()) };
     let m = Imatrix::read(file)?;
     let mut all: Vec<_> = m.entries.keys().filter_map(|name| Some((name, Statistics::of(&m, name)?))).collect();
     let role = |name: &str| name.splitn(3, '.').last().unwrap_or_default().to_string();
@@ -155,6 +163,7 @@ fn joined(known: &Imatrix, seen: &Collector, a: &Args, model: &Path, text: &Path
 fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     let e = a.engine.open()?;
     let bytes = disk::read(text, disk::MOST_TEXT).with_context(|| text.display().to_string())?;
+    note_bytes(&text.display().to_string(), &bytes);
     let context = a.ctx_size as usize;
     let tokens = tokens("imatrix", &e, &bytes, a.parse_special).with_context(|| text.display().to_string())?;
     let skip = a.chunk.saturating_mul(context);
@@ -163,9 +172,6 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     })?;
     let n = chunks(tokens.len(), context).with_context(|| text.display().to_string())?;
     let n = a.chunks.map_or(n, |limit| limit.min(n));
-    if n == 0 {
-        bail!("--chunks 0: expected at least 1");
-    }
     let n_seq = (a.batch_size / context).clamp(1, n);
     let mut s = e.session(&a.session.options(context, n_seq))?;
     let own_output = e.gguf.tensor("output.weight").is_some();
@@ -177,7 +183,7 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
         let collector = collector.clone();
         move |seen: &_| collector.see(seen)
     }));
-    tell!("{}", facts(&e, context));
+    tell_facts(&e, context);
     tell!("imatrix: computing over {n} chunks, n_ctx={context}, batch_size={}, n_seq={n_seq}", a.batch_size);
 
     let stop = interruptible()?;
@@ -187,26 +193,25 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     let (mut total, mut done, start) = (Score::default(), 0, Instant::now());
     while done < n && !stop.asked() {
         let count = n_seq.min(n - done);
-        match a.no_ppl {
-            true => collect::read(&mut s, tokens, done, count)?,
-            false => {
-                for (i, s) in score(&mut s, tokens, done, count)?.iter().enumerate() {
-                    if !s.nll.is_finite() {
-                        let (model, chunk) = (e.gguf.path().display(), done + i + 1);
-                        bail!("{model}: chunk {chunk}: logits that are NaN or infinite");
-                    }
-                    total.join(s);
-                    if !a.json {
-                        // The file is the result: it does not depend on whether these are read.
-                        let _ = say_part!("[{}]{:.4},", done + i + 1, total.perplexity());
-                        let _ = std::io::stdout().flush();
-                    }
-                }
-            }
-        }
+        let scores = match a.no_ppl {
+            true => collect::read(&mut s, tokens, done, count).map(|()| Vec::new())?,
+            false => score(&mut s, tokens, done, count)?,
+        };
         if done == 0 {
             let left = start.elapsed().as_secs_f64() * (n.div_ceil(n_seq) - 1) as f64 / 60.0;
             tell!("imatrix: {:.2} seconds per pass - ETA {left:.2} minutes", start.elapsed().as_secs_f64());
+        }
+        for (i, s) in scores.iter().enumerate() {
+            if !s.nll.is_finite() {
+                let (model, chunk) = (e.gguf.path().display(), done + i + 1);
+                bail!("{model}: chunk {chunk}: logits that are NaN or infinite");
+            }
+            total.join(s);
+            if !a.json {
+                // The file is the result: it does not depend on whether these are read.
+                let _ = say_part!("[{}]{:.4},", done + i + 1, total.perplexity());
+                let _ = std::io::stdout().flush();
+            }
         }
         done += count;
         bar.inc((count * context) as u64);

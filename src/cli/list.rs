@@ -1,6 +1,7 @@
 //! `oxcart list`: the models of the catalogue, and which of them are on this machine.
 
 use crate::catalog::catalog;
+use crate::plan::file_bytes;
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -36,8 +37,10 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 files.push(file);
                 continue;
             }
-            let bytes = f.bytes.or(local.as_ref().map(|l| l.bytes()));
-            let size = bytes.map_or_else(|| "?".into(), |b| format!("{:.2} GB", b as f64 / 1e9));
+            let gb = |b: u64| b as f64 / 1e9;
+            let known = f.bytes.or(local.as_ref().map(|l| l.bytes())).map(|b| format!("{:.2} GB", gb(b)));
+            let about = || file_bytes(m, f).map(|b| format!("~{:.1} GB", gb(b)));
+            let size = known.or_else(about).unwrap_or_else(|| "?".into());
             let place = local.map(|l| l.parts[0].display().to_string()).unwrap_or_default();
             let line = format!("{:<32} {size:>10}  {place}", format!("{}:{}", m.name, f.quant));
             writeln!(out, "{}", line.trim_end())?;

@@ -8,6 +8,7 @@ mod stride;
 mod task;
 
 use super::engine::{EngineArgs, SessionArgs};
+use super::text::{note_bytes, without_line_break};
 use crate::disk;
 use crate::engine::{Engine, Session, SessionOptions};
 use crate::machine::Machine;
@@ -48,13 +49,13 @@ pub struct Args {
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<usize>,
     /// Tokens of a batch: so many chunks are computed together as it holds
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
     batch_size: usize,
-    /// Score only the first N chunks
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    chunks: Option<u32>,
-    /// Score by overlapping windows: the last N tokens of each, which begin N tokens apart
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Score only the first N chunks; -1 for all
+    #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
+    chunks: Option<usize>,
+    /// Score by overlapping windows: the last N tokens of each, which begin N tokens apart; 0: by chunks
+    #[arg(long, value_name = "N")]
     ppl_stride: Option<u32>,
     /// 0: running perplexity in one line; 1: a line for every chunk, with the mean and its error in nats
     #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
@@ -108,14 +109,11 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if let Some(c) = a.ctx_size.filter(|c| !(4..=1 << 24).contains(c)) {
         bail!("--ctx-size {c}: expected 4 to {}", 1 << 24);
     }
-    if a.batch_size == 0 || a.session.ubatch_size == 0 {
-        bail!("--batch-size and --ubatch-size: expected at least 1");
-    }
     if a.hellaswag || a.winogrande || a.multiple_choice {
         task::run(&a)
     } else if a.kl_divergence {
         divergence::run(&a)
-    } else if let Some(stride) = a.ppl_stride {
+    } else if let Some(stride) = a.ppl_stride.filter(|&n| n > 0) {
         stride::run(&a, stride as usize)
     } else {
         estimate::run(&a)
@@ -157,6 +155,7 @@ impl Args {
     fn tokens(&self, e: &Engine) -> anyhow::Result<Vec<u32>> {
         let file = self.file.as_ref().map_or(String::new(), |f| f.display().to_string());
         let bytes = self.bytes()?;
+        note_bytes(&file, &bytes);
         tokens("perplexity", e, &bytes, false).context(file)
     }
 
@@ -172,19 +171,10 @@ impl Args {
 /// The tokens of a text that something is measured on, by `verb`; without its last line break, as llama.cpp's tools read
 /// files. `special`: those that it names (<|im_end|>) are taken as such.
 pub(super) fn tokens(verb: &str, e: &Engine, bytes: &[u8], special: bool) -> anyhow::Result<Vec<u32>> {
-    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let line = |at| disk::line_of(bytes, at);
+    let bytes = without_line_break(bytes);
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
-        bail!("line {}: a zero byte, expected a text", line(at));
+        bail!("line {}: a zero byte, expected a text", disk::line_of(bytes, at));
     }
-    let bytes = match std::str::from_utf8(bytes) {
-        Ok(text) => text.as_bytes(),
-        Err(e) if e.error_len().is_some() => bail!("line {}: not UTF-8, expected a text", line(e.valid_up_to())),
-        Err(e) => {
-            tell!("{verb}: the text ends within a character, which is left out");
-            &bytes[..e.valid_up_to()]
-        }
-    };
     let start = std::time::Instant::now();
     tell!("{verb}: tokenizing the input ..");
     let tokens = e.tokenizer.encode(bytes, true, special)?;

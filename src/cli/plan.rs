@@ -23,8 +23,11 @@ pub struct Args {
     #[command(flatten)]
     session: SessionArgs,
     /// Worker threads [default: all processors available]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = super::engine::threads, allow_negative_numbers = true)]
     threads: Option<usize>,
+    /// Instruction set that is measured: scalar, avx2, avxvnni, avx512, amx [default: the best this machine has]
+    #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
+    isa: Option<String>,
     /// Do not measure the machine: no speeds
     #[arg(long)]
     no_probe: bool,
@@ -89,16 +92,14 @@ impl Subject {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    let threads = a.threads.unwrap_or_else(default_threads);
-    if !(1..=4096).contains(&threads) {
-        bail!("--threads {threads}: expected 1 to 4096");
-    }
+    let threads = a.threads.filter(|&n| n > 0).unwrap_or_else(default_threads);
+    let kernels = kernels(a.isa.as_deref())?;
     let subject = Subject::find(a.model.as_deref())?;
     let context = subject.geometry.context(a.ctx_size.map(|n| n as u64));
     let needs = subject.needs(context, &a.session)?;
     let machine = Machine::here();
     let fit = Fit::of(&needs, &machine);
-    let probe = if a.no_probe { None } else { Some(Probe::run(kernels(None)?, threads).context("probe")?) };
+    let probe = if a.no_probe { None } else { Some(Probe::run(kernels, threads).context("probe")?) };
     let longest = machine.available.map(|m| needs.longest(m));
     let smaller = smaller(&subject, &needs, &machine);
     let advice = machine.advice(threads);

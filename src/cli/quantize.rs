@@ -1,6 +1,7 @@
 //! `oxcart quantize`: a smaller model from a larger one, with llama-quantize's names and bytes.
 
 use super::interrupt::interruptible;
+use super::usage_error;
 use crate::convert;
 use crate::disk::{self, partial};
 use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
@@ -9,7 +10,6 @@ use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;
 use crate::quantize::{Event, Loss, Options, Split, Step, files, plan, write};
 use anyhow::{Context, bail};
-use clap::error::ErrorKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oxcart_quant::Format;
 use oxcart_quant::format::FORMATS;
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// OUT: the file to write, without one ggml-model-TYPE.gguf beside IN. TYPE: the mixture of formats, e.g. Q4_K_M, or COPY
-    /// for tensors as they are. THREADS: one for each core if it is left out
+    /// for tensors as they are. THREADS: one for each core if it is left out or 0
     #[arg(value_name = "[OUT] TYPE [THREADS]", num_args = 1..=3, required = true)]
     target: Vec<OsString>,
     /// Quantize also what is quantized already, which loses twice
@@ -65,6 +65,9 @@ pub struct Args {
     /// Say something else in the metadata, KEY=TYPE:VALUE with the types int, float, bool and str; may be repeated
     #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = overriding)]
     override_kv: Vec<(String, MetadataValue)>,
+    /// Leave these layers out, e.g. 5,6,7, and number those behind them anew
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    prune_layers: Vec<u64>,
     /// The name of a checkpoint's pre-tokenizer (tokenizer.ggml.pre), where it is not known by itself
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
@@ -110,11 +113,13 @@ impl Target {
             let names: Vec<_> = MIXES.iter().map(|m| m.name).collect();
             return Err(format!("TYPE: found {kind:?}, expected one of {} COPY", names.join(" ")));
         };
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16);
         let threads = match rest {
-            [] => std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16),
-            [n] => match n.to_str().and_then(|n| n.parse().ok()).filter(|&n| n > 0) {
+            [] => all(),
+            [n] => match n.to_str().and_then(|n| n.parse().ok()) {
+                Some(0) => all(),
                 Some(n) => n,
-                None => return Err(format!("THREADS: found {n:?}, expected 1 to {}", u16::MAX)),
+                None => return Err(format!("THREADS: found {n:?}, expected 0 (one for each core) to {}", u16::MAX)),
             },
             [_, more, ..] => return Err(format!("found {more:?} behind THREADS")),
         };
@@ -187,14 +192,25 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     for remark in g.remarks() {
         tell!("{remark}");
     }
+    if !a.prune_layers.is_empty() {
+        g.prune(&a.prune_layers)?;
+    }
     let mut overrides: Vec<(String, Value)> = Vec::new();
     for (key, value) in &a.override_kv {
+        if let MetadataValue::String(text) = value
+            && let Some(other) = text.split(',').skip(1).find(|part| parse_override(part).is_ok())
+        {
+            tell!("--override-kv {key}: its text has {other:?} in it; each override has a flag of its own here");
+        }
         g.set(key, value.clone().into());
         overrides.retain(|(k, _)| k != key);
         overrides.push((key.clone(), value.clone().into()));
     }
     let mut tensors = a.tensor_type.clone();
     tensors.extend(a.tensor_type_file.as_deref().map(named_formats).transpose()?.into_iter().flatten());
+    for (name, _) in tensors.iter().filter(|(name, _)| !g.tensors().iter().any(|t| name.is_match(&t.name))) {
+        tell!("--tensor-type {name}: no tensor has such a name");
+    }
     let importance = match &a.imatrix {
         None => None,
         Some(file) => {
@@ -270,11 +286,6 @@ fn overwritten(files: &[(PathBuf, u64)], read: &[PathBuf]) -> Option<PathBuf> {
     let read: Vec<PathBuf> = read.iter().filter_map(|p| p.canonicalize().ok()).collect();
     let mut written = files.iter().flat_map(|(file, _)| [file.clone(), partial(file)]);
     written.find(|p| p.canonicalize().is_ok_and(|p| read.contains(&p)))
-}
-
-/// Ends the program as clap does where words are wrong.
-fn usage_error(problem: &str) -> ! {
-    clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n\nFor more information, try '--help'.\n")).exit()
 }
 
 /// A bar on a terminal, hidden elsewhere.

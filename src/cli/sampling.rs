@@ -1,40 +1,15 @@
 //! The flags of sampling, named as llama.cpp's.
 
-use crate::sample::SampleParams;
-use crate::sample::parse::{Seed, bias, last_n, number, penalty, seed, top_k};
+use crate::sample::parse::{Seed, bias, seed};
+use crate::sample::{Overrides, SampleParams};
 
 /// How the next token is chosen.
 #[derive(Clone, clap::Args)]
 pub struct SamplingArgs {
-    /// Temperature; 0 or less always takes the most likely token
-    #[arg(long, visible_alias = "temperature", value_name = "T", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
-    temp: Option<f32>,
-    /// Keep the K most likely tokens; 0 or less for all
-    #[arg(long, value_name = "K", value_parser = top_k, allow_negative_numbers = true)]
-    top_k: Option<usize>,
-    /// Keep the most likely tokens up to a sum of P
-    #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
-    top_p: Option<f32>,
-    /// Keep tokens at least P times as likely as the most likely
-    #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
-    min_p: Option<f32>,
-    /// Locally typical sampling up to a sum of P
-    #[arg(long, visible_alias = "typical-p", value_name = "P", value_parser = number::<0, 1>)]
-    typical: Option<f32>,
-    /// Penalty for recent tokens; 1 for none
-    #[arg(long, value_name = "X", value_parser = penalty)]
-    repeat_penalty: Option<f32>,
-    /// How many tokens are recent; -1 for all of the context
-    #[arg(long, value_name = "N", value_parser = last_n, allow_negative_numbers = true)]
-    repeat_last_n: Option<usize>,
-    /// Subtracted from the logits of recent tokens
-    #[arg(long, value_name = "X", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
-    presence_penalty: Option<f32>,
-    /// Subtracted from logits for each recent occurrence
-    #[arg(long, value_name = "X", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
-    frequency_penalty: Option<f32>,
-    /// Add to a token's logit: ID+BIAS or ID-BIAS
-    #[arg(long, value_name = "ID+BIAS", value_parser = bias)]
+    #[command(flatten)]
+    overrides: Overrides,
+    /// Add to a token's logit: ID+BIAS or ID-BIAS; may be repeated
+    #[arg(short, long, value_name = "ID+BIAS", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
     /// Seed of the random numbers; -1 for a random one [default: -1]
     #[arg(short, long, value_name = "N", value_parser = seed, allow_negative_numbers = true)]
@@ -44,21 +19,9 @@ pub struct SamplingArgs {
 impl SamplingArgs {
     /// The parameters: what was given, over `base`.
     pub fn params(&self, base: SampleParams) -> SampleParams {
-        let mut bias = base.logit_bias;
-        bias.extend(&self.logit_bias);
-        SampleParams {
-            temp: self.temp.unwrap_or(base.temp),
-            top_k: self.top_k.unwrap_or(base.top_k),
-            top_p: self.top_p.unwrap_or(base.top_p),
-            min_p: self.min_p.unwrap_or(base.min_p),
-            typical_p: self.typical.unwrap_or(base.typical_p),
-            repeat_penalty: self.repeat_penalty.unwrap_or(base.repeat_penalty),
-            repeat_last_n: self.repeat_last_n.unwrap_or(base.repeat_last_n),
-            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
-            logit_bias: bias,
-            seed: self.seed.map_or(base.seed, |s| s.0),
-        }
+        let mut p = self.overrides.over(base);
+        p.logit_bias.extend(&self.logit_bias);
+        SampleParams { seed: self.seed.map_or(p.seed, |s| s.0), ..p }
     }
 }
 

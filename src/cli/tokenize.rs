@@ -1,6 +1,8 @@
 //! `oxcart tokenize`: the token ids of a text.
 
-use super::engine::file_here;
+use super::engine::{file_here, items};
+use super::text::EscapeArgs;
+use crate::catalog;
 use crate::disk;
 use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
@@ -12,14 +14,17 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     /// A GGUF file, whose vocabulary is enough, or a name of the catalogue, NAME[:QUANT]; nothing is fetched
+    /// [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "MODEL")]
-    model: String,
+    model: Option<String>,
     /// The text itself
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
     /// A file with the text; without it and -p, stdin
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    escapes: EscapeArgs,
     /// Print only the ids, as one list
     #[arg(long, conflicts_with = "json")]
     ids: bool,
@@ -35,20 +40,21 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str
-    #[arg(long, value_name = "KEY=TYPE:VALUE")]
+    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str; several with commas between; may be repeated
+    #[arg(long, value_name = "KEY=TYPE:VALUE,..")]
     override_kv: Vec<String>,
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    let mut g = Gguf::open(&file_here(&a.model)?)?;
-    for spec in &a.override_kv {
-        g.override_kv(spec)?;
+    let model = a.model.as_ref().unwrap_or(&catalog::catalog().default);
+    let mut g = Gguf::open(&file_here(model)?)?;
+    for spec in a.override_kv.iter().flat_map(|list| items(list)) {
+        g.override_kv(&spec)?;
     }
     let t = Tokenizer::from_gguf(&g).with_context(|| g.path().display().to_string())?;
     t.notes().iter().for_each(|n| tell!("{n}"));
     let text = match (&a.prompt, &a.file) {
-        (Some(p), _) => p.clone().into_bytes(),
+        (Some(p), _) => a.escapes.bytes(p),
         (None, Some(f)) => disk::read(f, disk::MOST_TEXT).with_context(|| f.display().to_string())?,
         (None, None) => disk::read_from(std::io::stdin(), disk::MOST_TEXT).context("stdin")?,
     };

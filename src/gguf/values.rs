@@ -353,6 +353,14 @@ impl Gguf {
         self.typed(key, "a non-negative integer", Value::uint)
     }
 
+    /// An integer of any type.
+    pub fn int(&self, key: &str) -> Result<Option<i64>, GgufError> {
+        self.typed(key, "an integer", |v| match v {
+            Value::Plain(v) => int(v)?.try_into().ok(),
+            _ => None,
+        })
+    }
+
     /// A number of any type.
     pub fn float(&self, key: &str) -> Result<Option<f32>, GgufError> {
         self.typed(key, "a number", |v| v.float().map(|f| f as f32))

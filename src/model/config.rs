@@ -75,6 +75,14 @@ pub struct Experts {
 }
 
 impl Config {
+    /// What to say of a context that is longer than what the model was trained for.
+    pub fn note_on(&self, context: usize) -> Option<String> {
+        let trained = self.n_context;
+        let note =
+            || format!("a context of {context} tokens: the model was trained for {trained} and gets worse beyond");
+        (context > trained).then(note)
+    }
+
     /// Width of all queries.
     pub fn q_dim(&self) -> usize {
         self.n_heads * self.head_dim

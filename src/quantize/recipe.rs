@@ -63,6 +63,35 @@ impl Mix {
         matches!(self.name, "IQ1_S" | "IQ1_M" | "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M")
     }
 
+    /// What llama.cpp calls it where it tells what a file is.
+    pub fn words(&self) -> String {
+        let bits = match self.name {
+            "IQ1_S" => "1.5625",
+            "IQ1_M" => "1.75",
+            "IQ2_XXS" => "2.0625",
+            "IQ2_XS" => "2.3125",
+            "IQ2_S" => "2.5",
+            "IQ2_M" => "2.7",
+            "IQ3_XXS" => "3.0625",
+            "IQ3_XS" => "3.3",
+            "IQ3_S" => "3.4375",
+            "IQ4_XS" => "4.25",
+            "IQ4_NL" => "4.5",
+            "IQ3_M" => return "IQ3_S mix - 3.66 bpw".into(),
+            "TQ1_0" => return "TQ1_0 - 1.69 bpw ternary".into(),
+            "TQ2_0" => return "TQ2_0 - 2.06 bpw ternary".into(),
+            "MXFP4_MOE" => return "MXFP4 MoE".into(),
+            "F32" => return "all F32".into(),
+            "Q2_K" => return "Q2_K - Medium".into(),
+            name => {
+                let sizes = [("_K_S", "_K - Small"), ("_K_M", "_K - Medium"), ("_K_L", "_K - Large")];
+                let sized = sizes.iter().find_map(|(end, words)| Some(name.strip_suffix(end)?.to_string() + words));
+                return sized.unwrap_or_else(|| name.into());
+            }
+        };
+        format!("{} - {bits} bpw", self.name)
+    }
+
     /// A mixture as llama-quantize is asked for it: by name in any case, by the name of its format where it is the usual one
     /// of several, or by the number of its file type.
     pub fn named(name: &str) -> Option<&'static Mix> {

@@ -3,6 +3,7 @@
 //! A row knows nothing of where it lies. So a tensor may be one piece of a file, several (the experts of a layer, each with
 //! its own matrix in a checkpoint), or have its rows in another order than the file, and nothing is copied for it.
 
+use super::recipe::layer;
 use crate::gguf::{Gguf, GgufError, MetadataValue, TensorKind, Value};
 use crate::mmap::Bytes;
 use oxcart_quant::Format;
@@ -18,12 +19,15 @@ pub struct Source {
     tensors: Vec<Tensor>,
     split: Vec<usize>, // tensors of each file
     remarks: Vec<String>,
+    layers_left: Option<u64>,
 }
 
 /// A tensor: its description, and its rows where they lie.
 pub struct Tensor {
     /// Its name in GGUF.
     pub name: String,
+    /// Its name before its layer was numbered anew, by which importance knows it.
+    pub old_name: Option<String>,
     /// Its extents, ne0 (columns) first.
     pub dims: Vec<u64>,
     /// How it is stored.
@@ -83,7 +87,7 @@ impl Order {
 impl Tensor {
     /// A tensor of a checkpoint: `rows` of `stored` weights.
     pub fn new(name: String, dims: Vec<u64>, stored: Format, plain: Format, rows: Rows) -> Tensor {
-        Tensor { name, dims, kind: stored.into(), plain: plain.into(), rows }
+        Tensor { name, old_name: None, dims, kind: stored.into(), plain: plain.into(), rows }
     }
 
     /// Brings the elements of a vector into another order, in a copy.
@@ -151,7 +155,7 @@ impl Source {
     /// A model of which nothing has been written as GGUF yet. `files` are what it is read from.
     pub fn new(path: PathBuf, files: Vec<PathBuf>, metadata: Vec<(String, Value)>, tensors: Vec<Tensor>) -> Source {
         let split = vec![tensors.len()];
-        Source { path, files, metadata, tensors, split, remarks: Vec::new() }
+        Source { path, files, metadata, tensors, split, remarks: Vec::new(), layers_left: None }
     }
 
     /// Adds what a person should know of how the model was read.
@@ -171,6 +175,44 @@ impl Source {
             Some((_, old)) => *old = value,
             None => self.metadata.push((key.to_string(), value)),
         }
+    }
+
+    /// Leaves layers out, and numbers those behind them anew. The metadata speak of all layers still: llama.cpp's recipes go by
+    /// the depth that there was; what is written has [`Source::layers_left`].
+    pub fn prune(&mut self, layers: &[u64]) -> Result<(), GgufError> {
+        let wrong = |problem: String| GgufError { file: self.path.clone(), field: "layers".into(), problem };
+        let key = format!("{}.block_count", self.str("general.architecture")?.unwrap_or_default());
+        let n = self.uint(&key)?.ok_or_else(|| wrong(format!("{key} is missing")))?;
+        if let Some(layer) = layers.iter().find(|&&l| l >= n) {
+            return Err(wrong(format!("found {layer} to be left out, expected 0 to {}", n.saturating_sub(1))));
+        }
+        let left = (0..n).filter(|l| !layers.contains(l)).count() as u64;
+        if left == 0 {
+            return Err(wrong(format!("found all {n} to be left out, expected fewer")));
+        }
+        let mut file = self.split.iter().enumerate().flat_map(|(i, &n)| std::iter::repeat_n(i, n));
+        let mut split = vec![0; self.split.len()];
+        self.tensors.retain_mut(|t| {
+            let i = file.next().unwrap_or(0);
+            if let Some(layer) = layer(&t.name) {
+                if layers.contains(&layer) {
+                    return false;
+                }
+                let new = (0..layer).filter(|l| !layers.contains(l)).count();
+                let name = t.name.replacen(&format!("blk.{layer}."), &format!("blk.{new}."), 1);
+                t.old_name = Some(std::mem::replace(&mut t.name, name));
+            }
+            split[i] += 1;
+            true
+        });
+        self.split = split;
+        self.layers_left = Some(left);
+        Ok(())
+    }
+
+    /// How many layers there are after [`Source::prune`].
+    pub fn layers_left(&self) -> Option<u64> {
+        self.layers_left
     }
 
     /// Tensors of each GGUF that a split model consists of; one number for any other.
@@ -235,13 +277,14 @@ impl From<Gguf> for Source {
         let g = Arc::new(g);
         let tensor = |(i, t): (usize, &crate::gguf::Tensor)| Tensor {
             name: t.name.clone(),
+            old_name: None,
             dims: t.dims.clone(),
             kind: t.kind,
             plain: t.kind,
             rows: Rows::Gguf(g.clone(), i),
         };
         let tensors = g.tensors().iter().enumerate().map(tensor).collect();
-        Source { path, files, metadata, tensors, split, remarks: Vec::new() }
+        Source { path, files, metadata, tensors, split, remarks: Vec::new(), layers_left: None }
     }
 }
 

@@ -305,6 +305,7 @@ impl Desk {
         let options = SessionOptions { context, ubatch, ..self.opening.session };
         let session = engine.session(&options).map_err(|e| text(&e))?;
         let mut notes = engine.notes().to_vec();
+        notes.extend(engine.model.config.note_on(context));
         let mut drafter = Drafter::new(self.opening.draft_max);
         if let Some(small) = &self.opening.model_draft {
             let small = catalog::resolve(Some(small)).map_err(|e| text(&e));

@@ -1,7 +1,7 @@
 //! `--kl-divergence`: the distance from the model that wrote a base file.
 
 use super::Args;
-use crate::cli::engine::facts;
+use crate::cli::engine::tell_facts;
 use crate::perplexity::base::Base;
 use crate::perplexity::divergence::{Divergence, Token};
 use crate::perplexity::{PerplexityError, chunk, report, rows};
@@ -22,10 +22,10 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     if let Some(text) = &a.file {
         base.check_text(&a.tokens(&e)?).with_context(|| text.display().to_string())?;
     }
-    let n = a.chunks.map_or(layout.n_chunk, |limit| layout.n_chunk.min(limit as usize));
+    let n = a.chunks.map_or(layout.n_chunk, |limit| layout.n_chunk.min(limit));
     let group = a.together(context);
     let mut s = a.session(&e, context, group.min(n))?;
-    tell!("{}", facts(&e, context));
+    tell_facts(&e, context);
     if let Some(k) = layout.top {
         tell!("kl_divergence: {} is compact: the {k} most probable tokens and the mass of the others", path.display());
     }

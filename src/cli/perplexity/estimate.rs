@@ -1,7 +1,7 @@
 //! Perplexity by chunks, and the writing of a base file.
 
 use super::Args;
-use crate::cli::engine::facts;
+use crate::cli::engine::tell_facts;
 use crate::disk::{folder, free_space};
 use crate::engine::Engine;
 use crate::perplexity::base::{BaseWriter, Layout};
@@ -19,10 +19,10 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let tokens = a.tokens(&e)?;
     let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let n = chunks(tokens.len(), context).with_context(name)?;
-    let n = a.chunks.map_or(n, |limit| n.min(limit as usize));
+    let n = a.chunks.map_or(n, |limit| n.min(limit));
     let group = a.together(context);
     let mut s = a.session(&e, context, group.min(n))?;
-    tell!("{}", facts(&e, context));
+    tell_facts(&e, context);
     let tokens = &tokens[..n * context];
     let layout = layout(a, &e, context, n)?;
     let mut key = a.key(&e, "perplexity");

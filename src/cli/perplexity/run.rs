@@ -32,7 +32,7 @@ impl Args {
         let isa = e.kernels.label();
         let (k, v) = (self.session.cache_type_k.name(), self.session.cache_type_v.name());
         let sizes = (self.ctx_size, self.batch_size, self.session.ubatch_size);
-        key.add(format!("{isa} {k} {v} {sizes:?} {:?}", self.engine.override_kv));
+        key.add(format!("{isa} {k} {v} {sizes:?} {:?}", self.engine.compute.override_kv));
         key
     }
 

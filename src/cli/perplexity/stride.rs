@@ -1,7 +1,7 @@
 //! `--ppl-stride`: perplexity by overlapping windows.
 
 use super::Args;
-use crate::cli::engine::facts;
+use crate::cli::engine::tell_facts;
 use crate::perplexity::Score;
 use crate::perplexity::stride::Windows;
 use anyhow::{Context, bail};
@@ -19,9 +19,9 @@ pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
     let tokens = a.tokens(&e)?;
     let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let windows = Windows::new(tokens.len(), context, stride).with_context(name)?;
-    let n = a.chunks.map_or(windows.count, |limit| windows.count.min(limit as usize));
+    let n = a.chunks.map_or(windows.count, |limit| windows.count.min(limit));
     let mut s = a.session(&e, windows.window, 1)?;
-    tell!("{}", facts(&e, windows.window));
+    tell_facts(&e, windows.window);
     let mut key = a.key(&e, "stride");
     key.add_tokens(&tokens);
     key.add(format!("{windows:?} {n}"));

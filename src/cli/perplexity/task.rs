@@ -1,7 +1,7 @@
 //! HellaSwag, Winogrande, multiple choice.
 
 use super::Args;
-use crate::cli::engine::facts;
+use crate::cli::engine::tell_facts;
 use crate::perplexity::task::{Place, Question, Tally, choices, hellaswag, score, winogrande};
 use anyhow::{Context, bail};
 use serde_json::json;
@@ -48,7 +48,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let longest = questions.iter().map(Question::positions).max().unwrap_or(1);
     let group = (4 * a.batch_size / longest).clamp(1, TOGETHER);
     let mut s = a.session(&e, longest, group.min(n))?;
-    tell!("{}", facts(&e, longest));
+    tell_facts(&e, longest);
     tell!("perplexity: {n} questions of at most {longest} tokens, {group} at a time");
     let mut key = a.key(&e, "questions");
     key.add(bytes);
