@@ -55,7 +55,7 @@ enum Verb {
     Inspect(inspect::Args),
     /// Show the token ids of a text
     Tokenize(tokenize::Args),
-    /// Measure which weights matter to a text, for `quantize --imatrix`
+    /// Measure which weights matter, on a text, for `quantize --imatrix`
     Imatrix(imatrix::Args),
     /// Make a smaller model from a larger one
     Quantize(quantize::Args),
@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
         std::process::exit(1);
     });
     if let Err(e) = watched {
-        tell!("a file that is cut short under the program will end it without a word: {e}");
+        tell!("if a mapped file is truncated, the program will die without a message: {e}");
     }
     let line = flags::read(&Cli::command(), std::env::args_os()).unwrap_or_else(|e| usage_error(&e));
     if !line.idle.is_empty() {

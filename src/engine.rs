@@ -159,7 +159,7 @@ fn team(threads: usize, p: &Placement, notes: &mut Vec<String>) -> Result<Team, 
     let places = p.of_workers(threads, &here).map_err(system("--cpu-mask, --cpu-range"))?;
     if let Some(nodes) = p.spread_over(&here) {
         if nodes.len() == 1 {
-            notes.push("--numa distribute: there is one memory node, nothing to spread over".into());
+            notes.push("--numa distribute: there is only one memory node, nothing to distribute".into());
         }
         // Workers spread by themselves are still worth having.
         if let Err(e) = mmap::interleave(&nodes) {

@@ -151,7 +151,7 @@ fn what_cannot_be_done_leaves_nothing() {
     let cases: &[(&[&str], &str)] = &[
         (&[&nan, &to, "Q4_K_M"], "tensor blk.7.ffn_down.weight: 1 of 2304 weights are NaN or infinite"),
         (&[&small, &to, "Q2_K"], "is q4_0 already; quantizing again loses twice (--allow-requantize)"),
-        (&[&from, &from, "Q4_0"], "is what is read, expected another file"),
+        (&[&from, &from, "Q4_0"], "is also an input, expected another file"),
         (&[&from, &to, "Q4"], "expected one of F32 F16"),
         (&[&from, &to, "Q4_0", "--split-max-size", "1T"], "expected a number of bytes"),
     ];
@@ -248,7 +248,7 @@ fn no_part_of_the_output_takes_the_place_of_what_is_read() {
     ] {
         let out = quantize(&args).assert().failure().get_output().clone();
         let said = String::from_utf8_lossy(&out.stderr);
-        assert!(said.contains("is what is read, expected another file"), "{args:?}: {said}");
+        assert!(said.contains("is also an input, expected another file"), "{args:?}: {said}");
         assert!(parts() == before && Path::new(&path("s.gguf.partial")).exists(), "{args:?}: the source is another");
     }
 }

@@ -140,6 +140,10 @@ fn pipes_leave_no_trace_and_what_is_kept_is_managed() {
     assert!(!kept.exists());
     let none = run(dir, &["chat", "--continue"], "Hello.\n");
     assert!(none.status.code() == Some(1) && err(&none).contains("no conversation to go on with"), "{}", err(&none));
+    // A question that cannot be answered is no conversation either.
+    let long = run(dir, &["chat", "--save", "-c", "48"], &format!("{}\n", LONG.repeat(4)));
+    assert!(long.status.code() == Some(1) && err(&long).contains("tokens"), "{}", err(&long));
+    assert_eq!(list(&kept).len(), 0);
     // A conversation for each of two, the second without a cache.
     fs::write(dir.join("more"), fs::read_to_string(dir.join("config.toml")).unwrap() + "kv-cache = false\n").unwrap();
     run(dir, &["chat", "--save", "-n", "2", "--sys", "Be brief."], "First?\n/clear\nSecond?\n");

@@ -111,7 +111,7 @@ impl Client {
             if !matches!(r.status().as_u16(), 301 | 302 | 303 | 307 | 308) || stop(&r) {
                 return Ok(r);
             }
-            let to = header(r.headers(), "location").ok_or_else(|| fail("a redirect to nowhere".into(), 1))?;
+            let to = header(r.headers(), "location").ok_or_else(|| fail("a redirect without a location".into(), 1))?;
             uri = join(&uri, to).ok_or_else(|| fail(format!("a redirect to {to:?}, which is no URL"), 1))?;
         }
         Err(fail(format!("more than {REDIRECTS} redirects"), 1))

@@ -175,7 +175,7 @@ impl Hub {
         let mut metas = Vec::new();
         for name in &parts.names {
             let m = self.meta(client, repo, name)?;
-            metas.push(m.ok_or_else(|| bad(format!("{name} is in the list, and not there")))?);
+            metas.push(m.ok_or_else(|| bad(format!("{name} is is listed but missing")))?);
         }
         Ok(metas)
     }

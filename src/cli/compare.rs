@@ -55,7 +55,7 @@ pub struct Args {
     /// llama.cpp does, for its own figures [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     isa: Option<String>,
-    /// How to print
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Form::Md)]
     output: Form,
     /// Go on where a comparison of the same models on the same text was cut off
@@ -97,7 +97,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             }
             if encoded != text {
                 let at = text.iter().zip(&encoded).take_while(|(a, b)| a == b).count();
-                bail!("{model}: other tokens of the text than the reference's, from number {at} on");
+                bail!("{model}: tokenizes the text differently from the reference, from token {at} on");
             }
         }
         text = encoded;

@@ -44,13 +44,13 @@ pub struct ComputeArgs {
     /// pass, of experts what it uses [default: what fits in the memory available]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub resident_memory: Option<u64>,
-    /// Lock the weights in memory, so that the system takes none of them away; all must fit
+    /// Lock the weights in memory, so that the system cannot page them out; all must fit
     #[arg(long, conflicts_with = "resident_memory")]
     pub mlock: bool,
-    /// Read all weights into memory before they are used, or while one talks in a chat; all must fit
+    /// Read all weights into memory first, or in the background of a chat; all must fit
     #[arg(long, conflicts_with = "resident_memory")]
     pub prefault: bool,
-    /// Copy the weights to memory of the program's own, in huge pages, instead of mapping the file; all must fit
+    /// Copy the weights into private memory, in huge pages, instead of mapping the file; all must fit
     #[arg(long, conflicts_with = "resident_memory")]
     pub no_mmap: bool,
     /// Pin workers to the processors of a mask: hexadecimal, the lowest bit for processor 0 [default: workers are not pinned]

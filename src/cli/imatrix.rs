@@ -53,7 +53,7 @@ pub struct Args {
     /// Tokens of a batch: so many chunks are computed together as it holds
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
     batch_size: usize,
-    /// Collect also for the output matrix
+    /// Also collect for the output matrix
     #[arg(long)]
     process_output: bool,
     /// Do not compute the perplexity, which saves the output matrix

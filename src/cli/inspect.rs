@@ -31,7 +31,7 @@ pub struct Args {
     /// Show the value of this key alone, in full; may be repeated
     #[arg(long, value_name = "KEY", conflicts_with_all = ["metadata", "tensors", "summary"])]
     key: Vec<String>,
-    /// Tokens for which memory is told; 0: what the model was trained for [default: that, but 4096 at most]
+    /// Tokens of context for which memory is computed; 0: what the model was trained for [default: that, but 4096 at most]
     #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
     #[command(flatten)]

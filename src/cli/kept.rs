@@ -4,7 +4,7 @@
 //! calls a program from a script does not expect it to leave files.
 
 use crate::catalog::catalog;
-use crate::chat::history::{Conversation, TurnId, TurnState, find, list};
+use crate::chat::history::{self, Conversation, TurnId, TurnState, find, list};
 use crate::chat::{Message, messages};
 use crate::config::Config;
 use crate::engine::Session;
@@ -140,14 +140,22 @@ impl Dialogue {
     /// Takes a question back that cannot be answered.
     pub fn take_back(&mut self) -> anyhow::Result<()> {
         self.pop();
-        let Some(Kept { file: Some(file), ids, answer, .. }) = &mut self.kept else { return Ok(()) };
-        if let Some(id) = answer.take() {
+        let Some(k) = &mut self.kept else { return Ok(()) };
+        let Some(file) = &mut k.file else { return Ok(()) };
+        if let Some(id) = k.answer.take() {
             file.end(id, TurnState::Partial)?;
         }
-        match ids.last() {
-            Some(&last) => Ok(file.set_head(last)?),
-            None => Ok(()),
+        match k.ids.last() {
+            Some(&last) => file.set_head(last)?,
+            // A conversation of nothing else is none.
+            None if file.turns().len() == 1 => {
+                let path = file.path().to_path_buf();
+                (k.file, k.kv, k.kv_tried) = (None, None, false);
+                history::delete(&path)?;
+            }
+            None => {}
         }
+        Ok(())
     }
 
     fn pop(&mut self) {

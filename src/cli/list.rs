@@ -5,7 +5,7 @@ use crate::plan::file_bytes;
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// How.
+/// Options.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only what is on this machine

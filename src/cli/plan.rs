@@ -51,7 +51,7 @@ impl Subject {
     fn of_file(path: &Path) -> anyhow::Result<Subject> {
         let g = Gguf::open(path)?;
         let Some(geometry) = Geometry::of(&g)? else {
-            bail!("{}: its metadata does not tell of attention layers: nothing to plan", path.display());
+            bail!("{}: its metadata describes no attention layers: nothing to plan", path.display());
         };
         let weights = g.tensors().iter().map(|t| t.n_bytes()).fold(0, u64::saturating_add);
         let name = g.str("general.name")?.unwrap_or("unnamed").chars().take(60).collect();

@@ -31,7 +31,7 @@ pub struct Args {
     /// for tensors as they are. THREADS: one for each core if it is left out or 0
     #[arg(value_name = "[OUT] TYPE [THREADS]", num_args = 1..=3, required = true)]
     target: Vec<OsString>,
-    /// Quantize also what is quantized already, which loses twice
+    /// Also requantize quantized tensors; quality is lost twice
     #[arg(long)]
     allow_requantize: bool,
     /// Leave the output matrix as it is
@@ -62,7 +62,7 @@ pub struct Args {
     /// A file of such REGEX=FORMAT between spaces or line breaks, after those of --tensor-type
     #[arg(long, value_name = "FILE")]
     tensor_type_file: Option<PathBuf>,
-    /// Say something else in the metadata, KEY=TYPE:VALUE with the types int, float, bool and str; may be repeated
+    /// Override a metadata value, KEY=TYPE:VALUE with the types int, float, bool and str; may be repeated
     #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = overriding)]
     override_kv: Vec<(String, MetadataValue)>,
     /// Leave these layers out, e.g. 5,6,7, and number those behind them anew
@@ -250,7 +250,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if !a.dry_run {
         let read: Vec<PathBuf> = g.files().iter().chain(&a.imatrix).chain(&a.tensor_type_file).cloned().collect();
         if let Some(file) = overwritten(&files, &read) {
-            bail!("{}: is what is read, expected another file", file.display());
+            bail!("{}: is also an input, expected another file", file.display());
         }
         let stop = interruptible()?;
         let bar = bar(g.tensors().iter().map(|t| t.n_bytes()).sum());

@@ -52,7 +52,7 @@ pub struct Args {
     /// Tokens of context; 0: what the model was trained for, as without it
     #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
-    /// When the context is full, forget half of it and go on, the text that is left moved up; otherwise generation ends
+    /// When the context is full, drop half of it and continue with the rest shifted up; otherwise generation ends
     #[arg(long)]
     context_shift: bool,
     /// With --context-shift: tokens of the prompt, from the first on, that are never forgotten; -1 for all

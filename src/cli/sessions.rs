@@ -22,13 +22,13 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// List them, the latest first
+    /// List conversations, the latest first
     List {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Print one
+    /// Print a conversation
     Show {
         #[command(flatten)]
         which: Which,
@@ -44,14 +44,14 @@ enum Action {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Give one a title
+    /// Set a title
     Rename {
         #[command(flatten)]
         which: Which,
         /// The title; an empty one takes it back
         title: String,
     },
-    /// Delete some, with what is kept beside them
+    /// Delete conversations, with what is kept beside them
     Delete {
         /// Names, titles or files
         #[arg(required = true, value_name = "NAME")]
