@@ -54,8 +54,10 @@ pub fn areas(app: &App, (columns, rows): (u16, u16)) -> Areas {
     let header = u16::from(rows >= HEADER_FROM);
     let room = rows.saturating_sub(header + 2);
     let editor = (app.editor.rows().len() as u16).clamp(1, (room / 3).max(1)).min(room);
-    let talk = (talk(app, columns).len() as u16).min(room.saturating_sub(editor + 1) / 2);
-    let transcript = room - editor - talk;
+    // Beside one row of the conversation there is one for what must be said, however small the screen is.
+    let rest = room.saturating_sub(editor);
+    let talk = (talk(app, columns).len() as u16).min((rest.saturating_sub(1) / 2).max(u16::from(rest > 1)));
+    let transcript = rest - talk;
     let mut y = 0;
     let mut next = |height: u16| {
         y += height;

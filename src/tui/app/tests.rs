@@ -714,6 +714,14 @@ fn the_main_screens_look_as_they_did() {
 }
 
 #[test]
+fn a_small_screen_still_says_what_is_wrong() {
+    let mut a = app((20, 5));
+    a.ready();
+    a.say(Weight::Problem, "no such file");
+    assert!(a.screen().contains("no such file"), "{}", a.screen());
+}
+
+#[test]
 fn every_screen_can_be_of_any_size() {
     for (_, mut a) in scenes((80, 24)) {
         for size in (1..30).flat_map(|h| [1, 5, 10, 11, 17, 40, 81, 200].map(|w| (w, h))) {
