@@ -3,7 +3,7 @@
 
 use crate::engine::{Engine, EngineError, Session, SessionOptions};
 use crate::model::Batch;
-use crate::plan::Probe;
+use crate::plan::{Probe, compute_once, read_once};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -133,25 +133,9 @@ pub fn limits(e: &Engine) -> std::io::Result<Limits> {
     let ops = e.kernels.ops;
     let matrices = e.model.weights.matrices();
     let parts: Vec<&[u8]> = matrices.iter().flat_map(|m| m.chunks(PART)).take((2 << 30) / PART).collect();
-    let bytes: usize = parts.iter().map(|p| p.len()).sum();
-    let read = |_| {
-        let start = Instant::now();
-        e.team().run(|w| w.split(parts.len(), |i| _ = std::hint::black_box(ops.read(parts[i]))));
-        bytes as f64 / start.elapsed().as_secs_f64() / 1e9
-    };
-    let read = median((0..5).map(read).collect());
-    let rounds = 1 << 20;
-    let tops = |_| {
-        let start = Instant::now();
-        let products = std::sync::atomic::AtomicU64::new(0);
-        e.team().run(|w| {
-            w.split(e.threads(), |_| {
-                products.fetch_add(ops.peak(rounds), std::sync::atomic::Ordering::Relaxed);
-            });
-        });
-        2.0 * products.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e12
-    };
-    Ok(Limits { read, tops: median((0..5).map(tops).collect()) })
+    let read = median((0..5).map(|_| read_once(e.team(), ops, &parts)).collect());
+    let tops = median((0..5).map(|_| compute_once(e.team(), ops, 1 << 20)).collect());
+    Ok(Limits { read, tops })
 }
 
 fn median(mut x: Vec<f64>) -> f64 {

@@ -17,6 +17,7 @@ pub use needs::{Geometry, Needs};
 
 use crate::catalog;
 use crate::gguf::Gguf;
+use oxcart_quant::f32ops::Ops;
 use oxcart_quant::{Isa, Kernels, Shared, Team};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -163,18 +164,7 @@ impl Probe {
         memory.iter_mut().step_by(4096).for_each(|b| *b = 1);
         let parts: Vec<&[u8]> = memory.chunks(PART).collect();
         let best = |f: &dyn Fn() -> f64| (0..5).map(|_| f()).fold(0.0, f64::max);
-        let read = best(&|| {
-            let start = Instant::now();
-            team.run(|w| w.split(parts.len(), |i| _ = std::hint::black_box(k.ops.read(parts[i]))));
-            (parts.len() * PART) as f64 / start.elapsed().as_secs_f64() / 1e9
-        });
-        let tops = best(&|| {
-            let (start, products) = (Instant::now(), AtomicU64::new(0));
-            team.run(|w| {
-                w.split(threads, |_| _ = products.fetch_add(k.ops.peak(1 << 19), Ordering::Relaxed));
-            });
-            2.0 * products.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e12
-        });
+        let (read, tops) = (best(&|| read_once(&team, k.ops, &parts)), best(&|| compute_once(&team, k.ops, 1 << 19)));
         Ok(Probe { read, tops, prefill: prefill_share(k.isa) })
     }
 
@@ -183,6 +173,20 @@ impl Probe {
         let decode = self.read * 1e9 * DECODE_SHARE / (active.bytes + n.kv_cache as f64);
         (decode, self.tops * 1e12 * self.prefill / (2.0 * active.parameters))
     }
+}
+
+/// GB/s at which a team reads all of these parts, once.
+pub fn read_once(team: &Team, ops: &Ops, parts: &[&[u8]]) -> f64 {
+    let start = Instant::now();
+    team.run(|w| w.split(parts.len(), |i| _ = std::hint::black_box(ops.read(parts[i]))));
+    parts.iter().map(|p| p.len()).sum::<usize>() as f64 / start.elapsed().as_secs_f64() / 1e9
+}
+
+/// 10^12 operations a second of a team whose workers multiply in registers, so many rounds.
+pub fn compute_once(team: &Team, ops: &Ops, rounds: u64) -> f64 {
+    let (start, products) = (Instant::now(), AtomicU64::new(0));
+    team.run(|w| w.split(w.threads(), |_| _ = products.fetch_add(ops.peak(rounds), Ordering::Relaxed)));
+    2.0 * products.into_inner() as f64 / start.elapsed().as_secs_f64() / 1e12
 }
 
 #[cfg(test)]
