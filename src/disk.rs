@@ -65,8 +65,9 @@ pub fn open_partial(temp: &Path) -> io::Result<File> {
 }
 
 /// The files that go with this process.
-fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
-    static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+fn unfinished() -> MutexGuard<'static, Vec<(PathBuf, bool)>> {
+    // And whether they stay when the program is ended.
+    static UNFINISHED: Mutex<Vec<(PathBuf, bool)>> = Mutex::new(Vec::new());
     UNFINISHED.lock().unwrap_or_else(|e| e.into_inner())
 }
 
@@ -75,18 +76,43 @@ fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
 pub fn remove_unfinished() {
     let mut all = unfinished();
     // Nobody is left to be told of one that stays.
-    all.drain(..).for_each(|path| drop(fs::remove_file(path)));
+    all.drain(..).filter(|(_, stays)| !stays).for_each(|(path, _)| drop(fs::remove_file(path)));
     std::mem::forget(all);
 }
 
 /// A file that is not yet whole. It goes when this is dropped, unless it was published or is kept.
 pub struct Partial(PathBuf);
 
+/// Says of an unfinished file that it is of use to another run: it stays where the program is ended, though it still goes
+/// when its [`Partial`] is dropped.
+#[derive(Clone)]
+pub struct Survivor(PathBuf);
+
+impl Survivor {
+    /// It is of use from now on.
+    pub fn survive(&self) {
+        let mut all = unfinished();
+        let at = all.iter().position(|(path, _)| *path == self.0);
+        at.into_iter().for_each(|i| all[i].1 = true);
+    }
+}
+
 impl Partial {
     /// The file of this name is not whole; it need not be there yet.
     pub fn new(path: PathBuf) -> Partial {
-        unfinished().push(path.clone());
+        unfinished().push((path.clone(), false));
         Partial(path)
+    }
+
+    /// The file of this name was left by another run, and stays where this one is ended.
+    pub fn of_another_run(path: PathBuf) -> Partial {
+        unfinished().push((path.clone(), true));
+        Partial(path)
+    }
+
+    /// Who may say that it is of use to another run.
+    pub fn survivor(&self) -> Survivor {
+        Survivor(self.0.clone())
     }
 
     /// Where it is.
@@ -115,8 +141,8 @@ impl Partial {
     }
 
     /// Whether it would have gone.
-    fn forget(&self, all: &mut Vec<PathBuf>) -> bool {
-        let at = all.iter().position(|path| *path == self.0);
+    fn forget(&self, all: &mut Vec<(PathBuf, bool)>) -> bool {
+        let at = all.iter().position(|(path, _)| *path == self.0);
         at.map(|i| all.swap_remove(i)).is_some()
     }
 }
@@ -152,7 +178,7 @@ fn create_new(path: PathBuf) -> io::Result<(File, Partial)> {
     // Whoever removes what is unfinished finds it, or it is not there.
     let mut all = unfinished();
     let file = File::options().write(true).create_new(true).open(&path)?;
-    all.push(path.clone());
+    all.push((path.clone(), false));
     Ok((file, Partial(path)))
 }
 

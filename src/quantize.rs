@@ -279,7 +279,7 @@ pub fn write(
         };
         watch(Event::Done(i, &Done { error, time: start.elapsed() }));
         if let Some(file) = journal.is_due().then(|| w.flushed()).transpose()?.flatten() {
-            journal.note(file, i + 1);
+            journal.note(file, w.survivors(), i + 1);
         }
     }
     journal.stop()?;

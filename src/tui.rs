@@ -410,7 +410,7 @@ fn complete_path(word: &str) -> Vec<String> {
             let e = e.ok()?;
             let name = e.file_name().into_string().ok()?;
             let shown = name.starts_with(begun) && (begun.starts_with('.') || !name.starts_with('.'));
-            let plain = !name.contains(|c: char| c.is_whitespace() || c.is_control());
+            let plain = !name.contains(|c: char| c == '"' || c.is_control());
             let slash = if e.path().is_dir() { "/" } else { "" };
             (shown && plain).then(|| format!("{folder}{name}{slash}"))
         })

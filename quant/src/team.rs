@@ -241,7 +241,8 @@ impl Worker<'_> {
 
     /// Spins while another worker's task ends, then sleeps. Where other programs want the processors, it spins shortly: the
     /// late worker has lost its processor to one of them, and needs this one; and who sleeps often is preferred by the
-    /// scheduler when it wakes. It learns that from waits that were long, at once, and forgets it with every short one.
+    /// scheduler when it wakes. It learns that from waits that were long, at once, and forgets it with every short one, spun
+    /// through or not, so that some hundreds of them later it spins as before.
     fn wait(&self, generation: usize) {
         let r = self.region;
         let passed = || r.generation.0.load(Ordering::Acquire) != generation || r.poisoned.load(Ordering::Relaxed);
@@ -255,9 +256,9 @@ impl Worker<'_> {
         }
         let asleep = Instant::now();
         self.sleep(generation);
-        if asleep.elapsed() > LOST {
-            self.spins.store((spins / 8).max(FEWEST_SPINS), Ordering::Relaxed);
-        }
+        let next =
+            if asleep.elapsed() > LOST { (spins / 8).max(FEWEST_SPINS) } else { (spins + 1).min(self.most_spins) };
+        self.spins.store(next, Ordering::Relaxed);
     }
 
     fn sleep(&self, generation: usize) {
@@ -333,6 +334,28 @@ mod tests {
         }
         let start = |i| if i == 1 { Err(std::io::Error::other("no processor")) } else { Ok(()) };
         assert_eq!(Team::starting_with(2, start).err().map(|e| e.to_string()), Some("no processor".into()));
+    }
+
+    #[test]
+    fn patience_is_lost_by_long_waits_and_comes_back() {
+        let mut team = Team::new(2).unwrap();
+        // Whatever machine this is.
+        team.most_spins = SPINS;
+        let waits = |n: usize, long: Duration| {
+            team.run(|w| {
+                for _ in 0..n {
+                    if w.index() == 0 {
+                        std::thread::sleep(long);
+                    }
+                    w.sync();
+                }
+            });
+            team.spins[1].0.load(Ordering::Relaxed)
+        };
+        assert_eq!(waits(4, Duration::from_millis(5)), FEWEST_SPINS);
+        // Of a few microseconds and what the system adds: longer than what is spun, shorter than a lost processor's.
+        let patient = (0..20).any(|_| waits(200, Duration::from_micros(1)) > FEWEST_SPINS + 50);
+        assert!(patient, "{}", team.spins[1].0.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! sort the metadata, and do not pad the last tensor, which ggml reads with its padding.
 
 use super::{Blame, GgufError, TensorKind, Value, one_line};
-use crate::disk::{Partial, create_beside, create_partial, open_partial, partial, sync_folder, target};
+use crate::disk::{Partial, Survivor, create_beside, create_partial, open_partial, partial, sync_folder, target};
 use gguf_rs_lib::format::{self, GGUFHeader, GGUFValueType, MetadataValue};
 use std::collections::HashSet;
 use std::fs::File;
@@ -248,7 +248,7 @@ impl GgufWriter {
             } else if no == 0 {
                 self.first = Some(file);
             }
-            self.parts[no].temp = Some(Partial::new(temp));
+            self.parts[no].temp = Some(Partial::of_another_run(temp));
         }
         Ok(())
     }
@@ -342,6 +342,11 @@ impl GgufWriter {
         }
         self.leave();
         Ok(())
+    }
+
+    /// The files that are written: who notes how far that came says that they are of use to another run.
+    pub fn survivors(&self) -> Vec<Survivor> {
+        self.parts.iter().filter_map(|p| p.temp.as_ref()).map(Partial::survivor).collect()
     }
 
     /// What was written stays where it is.

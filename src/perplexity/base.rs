@@ -104,7 +104,7 @@ impl BaseWriter {
             let problem = "of another run, expected the one that is resumed".into();
             return Err(PerplexityError::Base { file: temp, field: "header".into(), problem });
         }
-        let temp = Partial::new(temp);
+        let temp = Partial::of_another_run(temp);
         temp.keep();
         Ok(BaseWriter { file, temp, path, layout })
     }

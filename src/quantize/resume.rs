@@ -5,7 +5,7 @@
 //! the system never has gigabytes of it to write at once.
 
 use super::QuantizeError;
-use crate::disk::{self, Partial};
+use crate::disk::{self, Partial, Survivor};
 use crate::gguf::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -56,7 +56,7 @@ pub(super) struct Journal {
     demand: String,
     whole: usize,
     last: Instant,
-    syncs: Option<SyncSender<(File, Note)>>,
+    syncs: Option<SyncSender<(File, Vec<Survivor>, Note)>>,
     thread: Option<JoinHandle<io::Result<()>>>,
     ours: Option<Partial>,
 }
@@ -75,19 +75,21 @@ impl Journal {
         Ok(Journal { file, inputs, demand, whole, last: Instant::now(), syncs: None, thread: None, ours: None })
     }
 
-    /// Begins to note: from here on the note is this run's, and goes with it.
+    /// Begins to note: from here on the note is this run's, and goes with it, but where the program is ended.
     pub fn begin(&mut self) {
-        let (syncs, due) = sync_channel::<(File, Note)>(1);
-        let path = self.file.clone();
+        let (syncs, due) = sync_channel::<(File, Vec<Survivor>, Note)>(1);
+        let of = if self.whole > 0 { Partial::of_another_run } else { Partial::new };
+        let (path, ours) = (self.file.clone(), of(self.file.clone()));
+        let own = ours.survivor();
         let thread = std::thread::spawn(move || {
-            for (file, note) in due {
+            for (file, written, note) in due {
                 file.sync_data()?;
                 save(&path, &note)?;
+                written.iter().chain([&own]).for_each(Survivor::survive);
             }
             Ok(())
         });
-        (self.syncs, self.thread) = (Some(syncs), Some(thread));
-        self.ours = Some(Partial::new(self.file.clone()));
+        (self.syncs, self.thread, self.ours) = (Some(syncs), Some(thread), Some(ours));
     }
 
     /// Tensors that were whole when the other run ended.
@@ -101,10 +103,11 @@ impl Journal {
     }
 
     /// Has `file` synced and then noted that `tensors` are whole, in the background. Where the last is still at it, nothing.
-    pub fn note(&mut self, file: File, tensors: usize) {
+    /// `written` are all files of the output so far.
+    pub fn note(&mut self, file: File, written: Vec<Survivor>, tensors: usize) {
         let note = Note { inputs: self.inputs.clone(), demand: self.demand.clone(), tensors };
         if let Some(syncs) = &self.syncs
-            && syncs.try_send((file, note)).is_ok()
+            && syncs.try_send((file, written, note)).is_ok()
         {
             self.last = Instant::now();
         }

@@ -183,10 +183,13 @@ impl Source {
         let wrong = |problem: String| GgufError { file: self.path.clone(), field: "layers".into(), problem };
         let key = format!("{}.block_count", self.str("general.architecture")?.unwrap_or_default());
         let n = self.uint(&key)?.ok_or_else(|| wrong(format!("{key} is missing")))?;
+        let mut layers = layers.to_vec();
+        layers.sort_unstable();
+        layers.dedup();
         if let Some(layer) = layers.iter().find(|&&l| l >= n) {
             return Err(wrong(format!("found {layer} to be left out, expected 0 to {}", n.saturating_sub(1))));
         }
-        let left = (0..n).filter(|l| !layers.contains(l)).count() as u64;
+        let left = n - layers.len() as u64;
         if left == 0 {
             return Err(wrong(format!("found all {n} to be left out, expected fewer")));
         }
@@ -198,7 +201,7 @@ impl Source {
                 if layers.contains(&layer) {
                     return false;
                 }
-                let new = (0..layer).filter(|l| !layers.contains(l)).count();
+                let new = layer - layers.partition_point(|&l| l < layer) as u64;
                 let name = t.name.replacen(&format!("blk.{layer}."), &format!("blk.{new}."), 1);
                 t.old_name = Some(std::mem::replace(&mut t.name, name));
             }

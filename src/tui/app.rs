@@ -237,6 +237,7 @@ pub struct App {
     quit_asked: Option<Instant>,
     listing: bool,
     opening: bool,
+    recorded: Option<String>, // the model that the conversation's file names, as far as it is known
     interrupted: Option<Instant>, // when a question of ours came unasked
     first: Option<String>,
     began: Instant,
@@ -313,6 +314,7 @@ impl App {
             quit_asked: None,
             listing: false,
             opening: false,
+            recorded: Some(model_name.clone()),
             interrupted: None,
             first: b.prompt,
             began: now,

@@ -69,8 +69,6 @@ pub enum Event {
         path: PathBuf,
         /// Its name.
         title: String,
-        /// The model that it was with.
-        model: String,
         /// Parent, role, content, state.
         turns: Vec<(Option<usize>, String, String, TurnState)>,
         /// Where it stands.
@@ -203,9 +201,8 @@ impl Shelf {
                 let turns =
                     c.turns().iter().map(|t| (t.parent.and_then(place), t.role.clone(), t.content.clone(), t.state));
                 let turns = turns.collect();
-                let (title, model, head) = (c.title(), c.model().to_string(), c.head().and_then(place));
-                let notes = c.notes().to_vec();
-                self.say(Event::Opened { path, title, model, turns, head, notes });
+                let (title, head, notes) = (c.title(), c.head().and_then(place), c.notes().to_vec());
+                self.say(Event::Opened { path, title, turns, head, notes });
             }
             Op::List => {
                 let mut found = self.dir.as_deref().map(history::list).unwrap_or_default();

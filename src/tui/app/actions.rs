@@ -126,12 +126,6 @@ impl App {
         self.panel = Some(Panel::Confirm(text, Confirmed::Fetch(name)));
     }
 
-    /// Whether the model in use is the one that a conversation's file names.
-    fn is_loaded(&self, model: &str) -> bool {
-        let name = |path: &str| path.rsplit('/').next().map(str::to_string);
-        name(model) == name(&self.wanted)
-    }
-
     pub(super) fn load(&mut self, name: Option<String>) {
         if self.is_busy() {
             return;
@@ -155,6 +149,7 @@ impl App {
         self.system = self.system_of_new.clone();
         self.unsaved = None;
         self.effects.push(Effect::Store(Op::New(self.wanted.clone())));
+        self.recorded = Some(self.wanted.clone());
         self.effects.push(Effect::File(None));
     }
 
@@ -179,8 +174,10 @@ impl App {
                 self.effects.push(Effect::File(Some(path.clone())));
                 self.path = Some(path);
             }
-            store::Event::Opened { path, title, model, turns, head, notes } => {
+            store::Event::Opened { path, title, turns, head, notes } => {
                 self.leave();
+                // Whoever asks says with which model.
+                self.recorded = None;
                 for (parent, role, content, state) in turns {
                     if role == "user" {
                         self.editor.add_past(&content);
@@ -195,8 +192,6 @@ impl App {
                 (self.title, self.path) = (title, Some(path));
                 if let Some(n) = notes.first() {
                     self.say(Weight::Warning, n.clone());
-                } else if self.model.is_some() && !model.is_empty() && !self.is_loaded(&model) {
-                    self.note(format!("this conversation was with {model}: /model loads it"));
                 }
                 self.opening = false;
                 if self.model.is_some() {

@@ -97,6 +97,11 @@ impl App {
 
     /// Asks for an answer to a turn, or for more of one.
     pub(super) fn ask(&mut self, leaf: Option<usize>, go_on: bool) {
+        // The conversation goes on with the model that is asked, not with one that was only looked at.
+        if self.recorded.as_ref() != Some(&self.wanted) {
+            self.effects.push(Effect::Store(Op::Model(self.wanted.clone())));
+            self.recorded = Some(self.wanted.clone());
+        }
         self.asked += 1;
         self.answer = Some(Answer { id: self.asked, leaf, node: leaf.filter(|_| go_on), go_on, stopped: false });
         (self.pace, self.passes) = ((0, Duration::ZERO), 0);
@@ -190,7 +195,6 @@ impl App {
                 for (i, a) in self.editor.attachments().iter().enumerate().filter(|(_, a)| a.tokens.is_none()) {
                     self.effects.push(Effect::Count(i, a.content.clone()));
                 }
-                self.effects.push(Effect::Store(Op::Model(self.wanted.clone())));
                 if self.answer.is_some() {
                     self.hand_over();
                 } else if !self.opening {

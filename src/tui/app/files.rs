@@ -113,15 +113,23 @@ fn mention(text: &str, at: usize) -> Option<Mention> {
         return Some(Mention { range: at..at + 2 + end + closed, name: quoted[..end].into() });
     }
     let end = rest.find(|c: char| c.is_whitespace() || WIDE.contains(&c)).unwrap_or(rest.len());
-    // A sentence goes on behind it, or ends.
-    let name = rest[..end].trim_end_matches([',', '.', ';', ':', '!', '?', ')', ']', '}', '\'', '"']);
-    Some(Mention { range: at..at + 1 + name.len(), name: name.into() })
+    Some(Mention { range: at..at + 1 + end, name: rest[..end].into() })
 }
+
+/// Marks after which a sentence goes on or ends: not of the path before them, unless it is in quotes.
+const MARKS: &[char] = &[',', '.', ';', ':', '!', '?', ')', ']', '}', '\'', '"'];
 
 /// The files that a text names.
 pub(super) fn mentions(text: &str) -> Vec<Mention> {
     let all = text.match_indices('@').filter_map(|(at, _)| mention(text, at));
-    all.filter(|m| !m.name.is_empty()).collect()
+    let without_marks = |m: Mention| match text[m.range.clone()].starts_with("@\"") {
+        true => m,
+        false => {
+            let name = m.name.trim_end_matches(MARKS).to_string();
+            Mention { range: m.range.start..m.range.start + 1 + name.len(), name }
+        }
+    };
+    all.map(without_marks).filter(|m| !m.name.is_empty()).collect()
 }
 
 /// What is being written at the end of a text, if it is a mention.
@@ -132,7 +140,7 @@ fn mention_at_end(text: &str) -> Option<Mention> {
 
 /// A path as a mention has it behind its `@`; that of a folder can be gone on with.
 fn written(path: &str) -> String {
-    match path.contains(|c: char| c.is_whitespace() || WIDE.contains(&c)) {
+    match path.contains(|c: char| c.is_whitespace() || WIDE.contains(&c)) || path.ends_with(MARKS) {
         true => format!("\"{path}{}", if path.ends_with('/') { "" } else { "\"" }),
         false => path.to_string(),
     }
@@ -159,9 +167,12 @@ mod tests {
             assert_eq!(found, *want, "{text}");
         }
         assert_eq!(mentions("@\"my file.txt\"")[0].name, "my file.txt");
-        for path in ["a.txt", "my file.txt", "文，件.txt", "my folder/"] {
-            let m = mention_at_end(&format!("x @{}", written(path))).unwrap();
-            assert_eq!(m.name, path);
+        for path in ["a.txt", "my file.txt", "文，件.txt", "my folder/", "notes(1)"] {
+            let text = format!("x @{}", written(path));
+            assert_eq!(mention_at_end(&text).unwrap().name, path);
+            assert_eq!(mentions(&text)[0].name, path);
         }
+        // What is still being written may go on behind a mark.
+        assert_eq!(mention_at_end("@a.").unwrap().name, "a.");
     }
 }

@@ -324,7 +324,6 @@ impl App {
         }
     }
 
-    /// Goes to another place where what was sought stands.
     /// Looks for a text; the last place where it stands is the one meant, as a rule.
     pub(super) fn find(&mut self, query: String) {
         let rows = self.transcript.find(&query);
@@ -332,6 +331,7 @@ impl App {
         self.found(0);
     }
 
+    /// Goes to another place where what was sought stands.
     pub(super) fn found(&mut self, step: isize) {
         let Some(Panel::Find(f)) = &mut self.panel else { return };
         if f.rows.is_empty() {

@@ -276,7 +276,6 @@ fn a_question_meant_for_another_conversation_is_not_asked_in_this_one() {
     let arrives = || store::Event::Opened {
         path: "other.txt".into(),
         title: "Other".into(),
-        model: "other.gguf".into(),
         turns: vec![
             (None, "user".into(), "there".into(), TurnState::Whole),
             (Some(0), "assistant".into(), "then".into(), TurnState::Whole),
@@ -307,7 +306,6 @@ fn opened(path: &str, turns: &[(&str, &str)]) -> Msg {
     Msg::Store(store::Event::Opened {
         path: path.into(),
         title: path.into(),
-        model: String::new(),
         turns: (0..turns.len()).map(turn).collect(),
         head: turns.len().checked_sub(1),
         notes: Vec::new(),
