@@ -104,7 +104,10 @@ impl Args {
         tests.retain(|t| t.prompt + t.generate > 0);
         let mut cases = Vec::new();
         for batch in all(&self.batch_size) {
-            for ubatch in all(&self.ubatch_size).map(|n| n.min(batch)) {
+            let mut ubatches: Vec<usize> = all(&self.ubatch_size).map(|n| n.min(batch)).collect();
+            // Above the batch, several are one.
+            ubatches.dedup();
+            for ubatch in ubatches {
                 for &k_type in &self.cache_type_k {
                     for &v_type in &self.cache_type_v {
                         let o = SessionOptions { context: 0, sequences: 1, ubatch, k_type, v_type };

@@ -107,25 +107,38 @@ fn markdown(out: &mut impl Write, row: &Row, first: bool) -> io::Result<()> {
     if first {
         writeln!(
             out,
-            "| {:<30} | {:>10} | {:>10} | {:<7} | {:>7} | {:>9} | {:>15} | {:>16} | {:>6} | {:>6} | {:>6} | {:>6} |",
-            "model", "size", "params", "backend", "threads", "kv", "test", "t/s", "GB/s", "% read", "TFLOPS", "% peak"
+            "| {:<30} | {:>10} | {:>10} | {:<7} | {:>7} | {:>6} | {:>9} | {:>15} | {:>16} | {:>6} | {:>6} | {:>6} | {:>6} |",
+            "model",
+            "size",
+            "params",
+            "backend",
+            "threads",
+            "ubatch",
+            "kv",
+            "test",
+            "t/s",
+            "GB/s",
+            "% read",
+            "TFLOPS",
+            "% peak"
         )?;
         writeln!(
             out,
-            "| {:-<30} | {:->9}: | {:->9}: | {:-<7} | {:->6}: | {:->8}: | {:->14}: | {:->15}: | {:->5}: | {:->5}: | {:->5}: | {:->5}: |",
-            "", "", "", "", "", "", "", "", "", "", "", ""
+            "| {:-<30} | {:->9}: | {:->9}: | {:-<7} | {:->6}: | {:->5}: | {:->8}: | {:->14}: | {:->15}: | {:->5}: | {:->5}: | {:->5}: | {:->5}: |",
+            "", "", "", "", "", "", "", "", "", "", "", "", ""
         )?;
     }
     let (k, v) = (text(row, "type_k"), text(row, "type_v"));
     let kv = if k == v { k.to_string() } else { format!("{k}/{v}") };
     writeln!(
         out,
-        "| {:<30} | {:>6.2} GiB | {:>8.2} B | {:<7} | {:>7} | {kv:>9} | {:>15} | {:>7.2} ± {:>6.2} | {:>6.2} | {:>6.1} | {:>6.3} | {:>6.1} |",
+        "| {:<30} | {:>6.2} GiB | {:>8.2} B | {:<7} | {:>7} | {:>6} | {kv:>9} | {:>15} | {:>7.2} ± {:>6.2} | {:>6.2} | {:>6.1} | {:>6.3} | {:>6.1} |",
         text(row, "model_type"),
         number(row, "model_size") / (1u64 << 30) as f64,
         number(row, "model_n_params") / 1e9,
         text(row, "isa"),
         number(row, "n_threads"),
+        number(row, "n_ubatch"),
         text(row, "test"),
         number(row, "avg_ts"),
         number(row, "stddev_ts"),
