@@ -256,8 +256,7 @@ impl Worker<'_> {
         }
         let asleep = Instant::now();
         self.sleep(generation);
-        let next =
-            if asleep.elapsed() > LOST { (spins / 8).max(FEWEST_SPINS) } else { (spins + 1).min(self.most_spins) };
+        let next = if asleep.elapsed() > LOST { FEWEST_SPINS } else { (spins + 1).min(self.most_spins) };
         self.spins.store(next, Ordering::Relaxed);
     }
 
