@@ -1,23 +1,12 @@
 //! `oxcart run` and flags of llama.cpp as its users give them, on the default model.
 
-use assert_cmd::Command;
+#[path = "common/program.rs"]
+mod program;
+
+use program::{ends, oxcart};
 use std::fs;
 
 const MODEL: &str = "SmolLM2-135M-Instruct";
-
-fn oxcart(args: &[&str]) -> Command {
-    let mut c = Command::cargo_bin("oxcart").expect("the binary is built");
-    // Whoever runs the tests may have a configuration.
-    c.env("OXCART_CONFIG", "/dev/null").args(args);
-    c
-}
-
-/// stdout, stderr and exit status.
-fn ends(c: &mut Command) -> (String, String, Option<i32>) {
-    let o = c.output().expect("it runs");
-    let text = |b: Vec<u8>| String::from_utf8(b).expect("UTF-8");
-    (text(o.stdout), text(o.stderr), o.status.code())
-}
 
 /// stdout and stderr of what must succeed.
 fn done(args: &[&str]) -> (String, String) {

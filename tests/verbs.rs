@@ -1,22 +1,11 @@
 //! The program as a person runs it, on the default model: what goes to stdout, what to stderr, and with which status.
 
-use assert_cmd::Command;
+#[path = "common/program.rs"]
+mod program;
+
 use oxcart::chat::history::Conversation;
+use program::{ends, oxcart};
 use std::fs;
-
-fn oxcart(args: &[&str]) -> Command {
-    let mut c = Command::cargo_bin("oxcart").expect("the binary is built");
-    // Whoever runs the tests may have a configuration.
-    c.env("OXCART_CONFIG", "/dev/null").args(args);
-    c
-}
-
-/// stdout, stderr and exit status.
-fn ends(c: &mut Command) -> (String, String, Option<i32>) {
-    let o = c.output().expect("it runs");
-    let text = |b: Vec<u8>| String::from_utf8(b).expect("UTF-8");
-    (text(o.stdout), text(o.stderr), o.status.code())
-}
 
 #[test]
 fn a_piped_conversation_keeps_its_cache_and_ends() {
