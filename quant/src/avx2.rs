@@ -409,9 +409,8 @@ avx2! {
         }
     }
 
-    /// Unpacks slab `s` of up to 8 rows from `r0` on into one half of a tile.
-    fn interleave<const G: usize, const MIN: bool>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, tile: &mut Tile) {
-        let mut codes = [Codes::ZERO; 8];
+    /// Unpacks slab `s` of up to 8 rows from `r0` on, through `codes`, into one half of a tile.
+    fn interleave<const G: usize, const MIN: bool>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, (codes, tile): (&mut [Codes; 8], &mut Tile)) {
         for (r, c) in codes.iter_mut().enumerate().take(w.rows.saturating_sub(r0)) {
             let b = w.slab(r0 + r, s);
             // A row's next slab, for which its turn comes after the other rows'.
@@ -421,7 +420,7 @@ avx2! {
         }
         let mut m = [_mm256_setzero_si256(); 8];
         for (to, j) in tile.q.as_chunks_mut::<8>().0.iter_mut().zip(0..) {
-            for (m, c) in m.iter_mut().zip(&codes) {
+            for (m, c) in m.iter_mut().zip(codes.iter()) {
                 *m = load(&c.q.as_chunks().0[j]);
             }
             transpose(&mut m);
@@ -432,7 +431,7 @@ avx2! {
         }
         let mut turn = |of: fn(&Codes) -> &[f32; 16], to: &mut [[f32; TILE]; 16]| {
             for (to, j) in to.as_chunks_mut::<8>().0.iter_mut().zip(0..).take(SLAB / G / 8) {
-                for (m, c) in m.iter_mut().zip(&codes) {
+                for (m, c) in m.iter_mut().zip(codes.iter()) {
                     *m = _mm256_castps_si256(floats(&of(c).as_chunks().0[j]));
                 }
                 transpose(&mut m);
@@ -533,6 +532,8 @@ avx2! {
         let acc = scratch.floats.take::<[f32; TILE]>(tiles * n);
         let sums = scratch.sums.take::<[u32; 16]>(n);
         let tile = &mut scratch.tile.take::<Tile>(1)[0];
+        // Of rows that are not there, what was before: nobody reads their sums.
+        let unpacked = &mut [Codes::ZERO; 8];
         let blocks = n.div_ceil(COLS);
         acc.fill([0.0; TILE]);
         for s in 0..w.slabs() {
@@ -541,8 +542,8 @@ avx2! {
             column_sums::<G, MIN>(codes.offset, x, sums);
             let groups = (w.cols - s * SLAB).min(SLAB).div_ceil(G);
             for t in 0..tiles {
-                interleave::<G, MIN>(k, &w, t * TILE, s, 0, tile);
-                interleave::<G, MIN>(k, &w, t * TILE + 8, s, 1, tile);
+                interleave::<G, MIN>(k, &w, t * TILE, s, 0, (unpacked, tile));
+                interleave::<G, MIN>(k, &w, t * TILE + 8, s, 1, (unpacked, tile));
                 let acc = &mut acc[t * n..(t + 1) * n];
                 for c in (0..n).step_by(COLS) {
                     let r = c..n.min(c + COLS);

@@ -52,10 +52,9 @@ avx512! {
         }
     }
 
-    /// Unpacks slab `s` of up to 16 rows from `r0` on into one half of a tile.
-    fn interleave<const G: usize, const MIN: bool>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, tile: &mut Tile) {
+    /// Unpacks slab `s` of up to 16 rows from `r0` on, through `codes`, into one half of a tile.
+    fn interleave<const G: usize, const MIN: bool>(k: &Kernel, w: &Panel<'_>, r0: usize, s: usize, half: usize, (codes, tile): (&mut [Codes; 16], &mut Tile)) {
         let rows = w.rows.saturating_sub(r0).min(16);
-        let mut codes = [Codes::ZERO; 16];
         for (r, c) in codes.iter_mut().enumerate().take(rows) {
             let b = w.slab(r0 + r, s);
             // A row's next slab, for which its turn comes after the other rows'. No hardware follows so many streams.
@@ -65,7 +64,7 @@ avx512! {
         }
         for quarter in 0..4 {
             let mut m = [_mm512_setzero_si512(); 16];
-            for (m, c) in m.iter_mut().zip(&codes) {
+            for (m, c) in m.iter_mut().zip(codes.iter()) {
                 *m = load512(&c.q.as_chunks().0[quarter]);
             }
             transpose(&mut m);
@@ -75,20 +74,26 @@ avx512! {
                 unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) };
             }
         }
-        let turn = |of: fn(&Codes) -> &[f32; 16], to: &mut [[f32; TILE]]| {
+        let turn = |of: fn(&Codes) -> &[f32; 16], to: [&mut [[f32; TILE]]; 2]| {
             let mut m = [_mm512_setzero_si512(); 16];
-            for (m, c) in m.iter_mut().zip(&codes) {
+            for (m, c) in m.iter_mut().zip(codes.iter()) {
                 *m = _mm512_castps_si512(floats(of(c)));
             }
             transpose(&mut m);
-            for (m, to) in m.into_iter().zip(to) {
+            for (m, to) in m.into_iter().zip(to.into_iter().flatten()) {
                 // SAFETY: 16 writable floats.
                 unsafe { _mm512_storeu_ps(to[16 * half..][..16].as_mut_ptr(), _mm512_castsi512_ps(m)) };
             }
         };
-        turn(|c| &c.scale, &mut tile.scale[..SLAB / G]);
-        if MIN {
-            turn(|c| &c.min, &mut tile.min[..if G == 32 { 8 } else { 16 }]);
+        let [scale, min] = [&mut tile.scale, &mut tile.min].map(|x| x.split_at_mut(8));
+        match (G, MIN) {
+            // Minimums are the upper eight of the scales.
+            (32, true) => turn(|c| &c.scale, [scale.0, min.0]),
+            (32, false) => turn(|c| &c.scale, [scale.0, &mut []]),
+            _ => turn(|c| &c.scale, [scale.0, scale.1]),
+        }
+        if MIN && G != 32 {
+            turn(|c| &c.min, [min.0, min.1]);
         }
     }
 
@@ -210,6 +215,8 @@ avx512! {
         let acc = scratch.floats.take::<[f32; TILE]>(tiles * n);
         let sums = scratch.sums.take::<[u32; 16]>(n);
         let tile = &mut scratch.tile.take::<Tile>(1)[0];
+        // Of rows that are not there, what was before: nobody reads their sums.
+        let codes = &mut [Codes::ZERO; 16];
         let spec = w.format.spec().codes.as_ref().expect("installed for formats with codes");
         let offset = if G == SLAB { MERGED_OFFSET } else { spec.offset };
         acc.fill([0.0; TILE]);
@@ -223,8 +230,8 @@ avx512! {
             }
             let groups = (w.cols - s * SLAB).min(SLAB).div_ceil(G.min(32));
             for t in 0..tiles {
-                interleave::<G, MIN>(k, &w, t * TILE, s, 0, tile);
-                interleave::<G, MIN>(k, &w, t * TILE + 16, s, 1, tile);
+                interleave::<G, MIN>(k, &w, t * TILE, s, 0, (codes, tile));
+                interleave::<G, MIN>(k, &w, t * TILE + 16, s, 1, (codes, tile));
                 let acc = &mut acc[t * n..(t + 1) * n];
                 let mut c = 0;
                 while c + COLS <= n {
