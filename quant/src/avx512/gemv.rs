@@ -12,18 +12,18 @@ use std::arch::x86_64::*;
 /// Rows that the gemv reads side by side.
 const STREAMS: usize = 4;
 
-/// What the gemv needs of one column's slab, in the order of its lanes.
+/// What the gemv needs of one column's slab, in the order of its lanes. A sum is `-d` times that of a group's values (minimums
+/// are taken off), and lies as `Slab::min` does.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
 struct Column {
     q: [[i8; 64]; 4],
-    d: [f32; 16],
-    sum: [f32; 16], // d * sum of each group, as `Slab::min` lies
     start: [i32; 16],
+    d: [f32; 16],
+    sum: [f32; 16],
 }
 
-/// Two columns' slab, for formats with groups of 32: what [`Column`] has of each, and scales and sums as a vector of
-/// [`folded`] dots lies.
+/// Two columns' slab, for formats with groups of 32: scales and sums lie as a vector of [`folded`] dots.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
 struct Pair {
@@ -121,6 +121,12 @@ avx512! {
         _mm512_castsi256_si512(_mm512_cvtepi64_epi32(pairs))
     }
 
+    /// Sums of values, negative: minimums are taken off.
+    #[inline]
+    fn minus(sums: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), sums))
+    }
+
     /// Scales for codes that are shifted up: as much smaller.
     #[inline]
     fn shifted_down(d: __m512, shifts: __m512i) -> __m512 {
@@ -133,37 +139,72 @@ avx512! {
         _mm512_sllv_epi32(_mm512_mullo_epi32(sums, _mm512_set1_epi32(-offset)), shifts)
     }
 
-    /// Prepares the columns of all slabs, (slabs, n).
-    fn columns<const G: usize, const ORDER: u8>(
-        x: Acts<'_>, slabs: usize, offset: i32, to: &mut [Column],
-    ) {
+    /// A column's slab in lanes of 16 weights: codes, scales, and what the dots start from; and its groups' scales, and sums of
+    /// 16 values.
+    #[inline]
+    fn prepared<const ORDER: u8>(x: &Q8Block, offset: i32) -> ([__m512i; 4], __m512, __m512i, (__m512, __m512i)) {
         let lanes = ints(&const { sixteenths(ORDER) });
         // A lane's codes are those of vector `lane % 4`.
         let [a, b, c, d] = Order::shifts(ORDER).map(|s| s as i32);
         let shifts = _mm512_setr_epi32(a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d);
-        for (s, to) in to.chunks_exact_mut(x.n()).take(slabs).enumerate() {
+        let (q, d, sums) = column::<ORDER>(x);
+        let scales = shifted_down(_mm512_permutexvar_ps(_mm512_srli_epi32::<1>(lanes), d), shifts);
+        (turned(q), scales, without_offset(_mm512_permutexvar_epi32(lanes, sums), offset, shifts), (d, sums))
+    }
+
+    /// Stores codes and starts that were [`prepared`].
+    #[inline]
+    fn store_codes(q: [__m512i; 4], start: __m512i, to: (&mut [[i8; 64]; 4], &mut [i32; 16])) {
+        // SAFETY: 64 aligned bytes each.
+        unsafe {
+            for j in 0..4 {
+                _mm512_store_si512(to.0[j].as_mut_ptr().cast(), q[j]);
+            }
+            _mm512_store_si512(to.1.as_mut_ptr().cast(), start);
+        }
+    }
+
+    /// Stores scales and sums.
+    #[inline]
+    fn store_scales(d: __m512, sum: __m512, to: (&mut [f32; 16], &mut [f32; 16])) {
+        // SAFETY: 64 aligned bytes each.
+        unsafe {
+            _mm512_store_ps(to.0.as_mut_ptr(), d);
+            _mm512_store_ps(to.1.as_mut_ptr(), sum);
+        }
+    }
+
+    /// Prepares the columns of all slabs, (slabs, n), for formats with groups of 16.
+    fn columns<const ORDER: u8>(x: Acts<'_>, offset: i32, to: &mut [Column]) {
+        for (s, to) in to.chunks_exact_mut(x.n()).enumerate() {
             for (to, x) in to.iter_mut().zip(x.q8(s)) {
-                let (q, d, sums) = column::<ORDER>(x);
-                let q = turned(q);
-                let d16 = shifted_down(_mm512_permutexvar_ps(_mm512_srli_epi32::<1>(lanes), d), shifts);
-                // Each side of a minimum's product lies as `Slab::min` does.
-                let sum = if G == 32 {
-                    let eight = _mm512_mul_ps(_mm512_cvtepi32_ps(group_sums(sums)), d);
-                    _mm512_insertf32x8::<1>(_mm512_setzero_ps(), _mm512_castps512_ps256(eight))
-                } else {
-                    let twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-                    _mm512_mul_ps(_mm512_permutexvar_ps(twice, d), _mm512_cvtepi32_ps(sums))
-                };
-                let start = without_offset(_mm512_permutexvar_epi32(lanes, sums), offset, shifts);
-                // SAFETY: every field is as long as the vectors stored to it.
-                unsafe {
-                    for j in 0..4 {
-                        _mm512_store_si512(to.q[j].as_mut_ptr().cast(), q[j]);
-                    }
-                    _mm512_store_ps(to.d.as_mut_ptr(), d16);
-                    _mm512_store_ps(to.sum.as_mut_ptr(), sum);
-                    _mm512_store_si512(to.start.as_mut_ptr().cast(), start);
+                let (q, scales, start, (d, sums)) = prepared::<ORDER>(x, offset);
+                // As `Slab::min` lies.
+                let twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+                let sum = _mm512_mul_ps(_mm512_permutexvar_ps(twice, d), minus(sums));
+                store_codes(q, start, (&mut to.q, &mut to.start));
+                store_scales(scales, sum, (&mut to.d, &mut to.sum));
+            }
+        }
+    }
+
+    /// Prepares the columns of all slabs two by two, (slabs, pairs), for formats with groups of 32. The last of an odd number
+    /// stands beside itself.
+    fn pairs<const ORDER: u8>(x: Acts<'_>, offset: i32, to: &mut [Pair]) {
+        let groups = _mm512_srli_epi32::<1>(ints(&const { sixteenths(ORDER) }));
+        for (s, to) in to.chunks_exact_mut(x.n().div_ceil(2)).enumerate() {
+            for (to, x) in to.iter_mut().zip(x.q8(s).chunks(2)) {
+                let (mut scales, mut sums) = ([_mm512_setzero_si512(); 2], [_mm512_setzero_si512(); 2]);
+                for i in 0..2 {
+                    let (q, of_lanes, start, (d, sixteen)) = prepared::<ORDER>(&x[i.min(x.len() - 1)], offset);
+                    let sum = _mm512_mul_ps(minus(group_sums(sixteen)), d);
+                    scales[i] = _mm512_castps_si512(of_lanes);
+                    sums[i] = _mm512_permutexvar_epi32(groups, _mm512_castps_si512(sum));
+                    store_codes(q, start, (&mut to.q[i], &mut to.start[i]));
                 }
+                // What belongs to a group is the same in both of its halves.
+                let ([d, _], [sum, _]) = (halves::<ORDER>(scales), halves::<ORDER>(sums));
+                store_scales(_mm512_castsi512_ps(d), _mm512_castsi512_ps(sum), (&mut to.d, &mut to.sum));
             }
         }
     }
@@ -188,28 +229,6 @@ avx512! {
         _mm512_add_epi32(firsts, seconds)
     }
 
-    /// Puts columns together two by two; the last of an odd number stands beside itself.
-    fn pairs<const ORDER: u8>(cols: &[Column], n: usize, to: &mut [Pair]) {
-        // The sums of the groups are the upper eight.
-        let groups = _mm512_srli_epi32::<1>(ints(&const { sixteenths(ORDER) }));
-        let groups = _mm512_or_si512(groups, _mm512_set1_epi32(8));
-        for (cols, to) in cols.chunks_exact(n).zip(to.chunks_exact_mut(n.div_ceil(2))) {
-            for (cols, to) in cols.chunks(2).zip(to) {
-                let two = [&cols[0], cols.get(1).unwrap_or(&cols[0])];
-                // What belongs to a group is the same in both of its halves.
-                let [d, _] = halves::<ORDER>(two.map(|c| _mm512_castps_si512(floats(&c.d))));
-                let sums = two.map(|c| _mm512_permutexvar_epi32(groups, _mm512_castps_si512(floats(&c.sum))));
-                let [sum, _] = halves::<ORDER>(sums);
-                *to = Pair { q: two.map(|c| c.q), start: two.map(|c| c.start), d: [0.0; 16], sum: [0.0; 16] };
-                // SAFETY: 64 aligned bytes each.
-                unsafe {
-                    _mm512_store_si512(to.d.as_mut_ptr().cast(), d);
-                    _mm512_store_si512(to.sum.as_mut_ptr().cast(), sum);
-                }
-            }
-        }
-    }
-
     /// What the dots of a column start from.
     #[inline]
     fn start<const MIN: bool>(start: &[i32; 16]) -> __m512i {
@@ -231,13 +250,13 @@ avx512! {
         dots
     }
 
-    /// Dots times the scales of both sides and less the minimums times the column's sums, added to `acc`.
+    /// Dots times the scales of both sides, and the minimums times the column's sums, added to `acc`.
     #[inline]
     fn scaled<const MIN: bool>(
         dots: __m512i, (scale, min): (__m512, __m512), (d, sum): (&[f32; 16], &[f32; 16]), acc: __m512,
     ) -> __m512 {
         let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_mul_ps(scale, floats(d)), acc);
-        if MIN { _mm512_fnmadd_ps(min, floats(sum), acc) } else { acc }
+        if MIN { _mm512_fmadd_ps(min, floats(sum), acc) } else { acc }
     }
 
     /// The sums of four rows' vectors, to column `c`.
@@ -249,13 +268,14 @@ avx512! {
         }
     }
 
-    /// Four rows' slabs times two columns', added to `acc`. Slabs are `turned`; their scales and minimums are those of the
-    /// folded lanes.
+    /// Four rows' slabs times `N` columns' of a pair, added to `acc`. Slabs are `turned`; their scales and minimums are those of
+    /// the folded lanes. Lanes of a column that is left out take the other's dots.
     #[inline]
-    fn accumulate_pair<const MIN: bool, const ORDER: u8>(
+    fn accumulate_pair<const MIN: bool, const ORDER: u8, const N: usize>(
         slabs: &[Slab; STREAMS], x: &Pair, acc: &mut [[f32; 16]; STREAMS],
     ) {
-        let (first, second) = (dots::<MIN>(slabs, &x.q[0], &x.start[0]), dots::<MIN>(slabs, &x.q[1], &x.start[1]));
+        let first = dots::<MIN>(slabs, &x.q[0], &x.start[0]);
+        let second = if N == 2 { dots::<MIN>(slabs, &x.q[1], &x.start[1]) } else { first };
         for r in 0..STREAMS {
             let dots = folded::<ORDER>([first[r], second[r]]);
             let sum = scaled::<MIN>(dots, (slabs[r].scale, slabs[r].min), (&x.d, &x.sum), floats(&acc[r]));
@@ -283,18 +303,21 @@ avx512! {
         for (s, x) in cols.chunks_exact(n.div_ceil(2)).take(w.slabs()).enumerate() {
             let block = |r: usize| rows.slab(w, r, s);
             let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
-            for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
-                accumulate_pair::<MIN, ORDER>(&slabs, x, acc);
+            let acc = acc.as_chunks_mut::<STREAMS>().0;
+            for (x, acc) in x.iter().zip(&mut *acc).take(n / 2) {
+                accumulate_pair::<MIN, ORDER, 2>(&slabs, x, acc);
+            }
+            if n % 2 == 1 {
+                accumulate_pair::<MIN, ORDER, 1>(&slabs, &x[n / 2], &mut acc[n / 2]);
             }
         }
-        for c in 0..n {
-            let first = first_column(ORDER);
-            let lanes = if c % 2 == 0 { first } else { !first };
-            let mut sums = [_mm512_setzero_ps(); STREAMS];
-            for r in 0..STREAMS {
-                sums[r] = _mm512_maskz_mov_ps(lanes, floats(&acc[c / 2 * STREAMS + r]));
+        for (c, acc) in acc.as_chunks::<STREAMS>().0.iter().enumerate() {
+            let totals = pair_totals::<ORDER>([floats(&acc[0]), floats(&acc[1]), floats(&acc[2]), floats(&acc[3])]);
+            for (c, totals) in (2 * c..n).zip(totals) {
+                for (r, row) in rows.each() {
+                    out.column(c, row, 1)[0] = totals[r];
+                }
             }
-            put(sums, &rows, c, out);
         }
     }
 
@@ -331,19 +354,53 @@ avx512! {
         }
     }
 
-    /// The sum of each vector's lanes.
+    /// The lanes of pairs of vectors, each two added.
     #[inline]
-    fn totals(v: [__m512; STREAMS]) -> [f32; STREAMS] {
-        let fold = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        let (a, b) = (_mm512_castps_pd(fold(v[0], v[1])), _mm512_castps_pd(fold(v[2], v[3])));
-        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
-        let v = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-        let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+    fn fold(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b))
+    }
+
+    /// The same for pairs of such pairs: each quarter has a sum of each of four vectors.
+    #[inline]
+    fn fold_pairs(x: __m512, y: __m512) -> __m512 {
+        let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)))
+    }
+
+    /// The halves of a vector, added.
+    #[inline]
+    fn half_sums(v: __m512) -> __m256 {
+        _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))
+    }
+
+    /// The halves of a half, added.
+    #[inline]
+    fn quarter_sums(v: __m256) -> [f32; STREAMS] {
         let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let mut sums = [0.0; STREAMS];
         // SAFETY: four floats.
         unsafe { _mm_storeu_ps(sums.as_mut_ptr(), v) };
         sums
+    }
+
+    /// The sum of each vector's lanes.
+    #[inline]
+    fn totals(v: [__m512; STREAMS]) -> [f32; STREAMS] {
+        quarter_sums(half_sums(fold_pairs(fold(v[0], v[1]), fold(v[2], v[3]))))
+    }
+
+    /// The sums of each [`folded`] vector's lanes, those of either column, in the order of [`totals`] of vectors in which the
+    /// other's are zero.
+    #[inline]
+    fn pair_totals<const ORDER: u8>(v: [__m512; STREAMS]) -> [[f32; STREAMS]; 2] {
+        if Order::is_paired(ORDER) {
+            let first = fold_pairs(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpacklo_ps(v[2], v[3]));
+            let second = fold_pairs(_mm512_unpackhi_ps(v[0], v[1]), _mm512_unpackhi_ps(v[2], v[3]));
+            [quarter_sums(half_sums(first)), quarter_sums(half_sums(second))]
+        } else {
+            let both = fold_pairs(fold(v[0], v[1]), fold(v[2], v[3]));
+            [quarter_sums(_mm512_castps512_ps256(both)), quarter_sums(_mm512_extractf32x8_ps::<1>(both))]
+        }
     }
 
     #[inline]
@@ -364,18 +421,18 @@ avx512! {
                 singles16::<ORDER>(x, offset, cols);
                 steps.for_each(|i| gemv_single16::<MIN, ORDER, BYTES>(unpack, &w, i, cols, out));
             }
+            (32, _) => {
+                let pairs_of_slab = n.div_ceil(2);
+                let cols = scratch.sums.take::<Pair>(w.slabs() * pairs_of_slab);
+                pairs::<ORDER>(x, offset, cols);
+                let acc = scratch.floats.take::<[f32; 16]>(pairs_of_slab * STREAMS);
+                steps.for_each(|i| gemv_pairs::<MIN, ORDER, BYTES>(unpack, &w, i, n, cols, acc, out));
+            }
             _ => {
                 let cols = scratch.sums.take::<Column>(w.slabs() * n);
-                columns::<G, ORDER>(x, w.slabs(), offset, cols);
-                if G == 32 {
-                    let two = scratch.tile.take::<Pair>(w.slabs() * n.div_ceil(2));
-                    pairs::<ORDER>(cols, n, two);
-                    let acc = scratch.floats.take::<[f32; 16]>(n.div_ceil(2) * STREAMS);
-                    steps.for_each(|i| gemv_pairs::<MIN, ORDER, BYTES>(unpack, &w, i, n, two, acc, out));
-                } else {
-                    let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
-                    steps.for_each(|i| gemv_columns::<MIN, ORDER, BYTES>(unpack, &w, i, n, cols, acc, out));
-                }
+                columns::<ORDER>(x, offset, cols);
+                let acc = scratch.floats.take::<[f32; 16]>(n * STREAMS);
+                steps.for_each(|i| gemv_columns::<MIN, ORDER, BYTES>(unpack, &w, i, n, cols, acc, out));
             }
         }
     }

@@ -11,8 +11,8 @@
 //! the same lanes.
 
 use super::{
-    STREAMS, column, first_column, folded_groups, group_sums, ints, put, scaled, shifted_down, sixteenths, start,
-    turned, without_offset,
+    STREAMS, column, first_column, folded_groups, group_sums, ints, minus, put, scaled, shifted_down, sixteenths,
+    start, turned, without_offset,
 };
 use crate::act::Acts;
 use crate::avx512::slab::{self, Order, Slab, signed};
@@ -123,7 +123,7 @@ avx512! {
                 }
                 _mm512_store_si512(to.start.as_mut_ptr().cast(), without_offset(sums, offset, shifts));
                 _mm512_store_ps(to.d.as_mut_ptr(), shifted_down(d, shifts));
-                _mm512_store_ps(to.sum.as_mut_ptr(), _mm512_mul_ps(_mm512_cvtepi32_ps(sums), d));
+                _mm512_store_ps(to.sum.as_mut_ptr(), _mm512_mul_ps(minus(sums), d));
             }
         }
     }
@@ -146,7 +146,7 @@ avx512! {
                     let shifts = _mm512_mask_mov_epi32(vectors[2 * half], 0xCCCC, vectors[2 * half + 1]);
                     let scale = |i| _mm512_permutexvar_ps(_mm512_srli_epi32::<1>(i), d);
                     let start = without_offset(_mm512_permutexvar_epi32(which, sums), offset, shifts);
-                    let sum = _mm512_cvtepi32_ps(_mm512_permutexvar_epi32(lanes, sums));
+                    let sum = minus(_mm512_permutexvar_epi32(lanes, sums));
                     _mm512_store_si512(to.start[half].as_mut_ptr().cast(), start);
                     _mm512_store_ps(to.d[half].as_mut_ptr(), shifted_down(scale(which), shifts));
                     _mm512_store_ps(to.sum[half].as_mut_ptr(), _mm512_mul_ps(scale(lanes), sum));
