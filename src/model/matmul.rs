@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Weights that a gemv task reads: streams long enough for the prefetcher, short enough to even out workers.
 const GEMV_BYTES: usize = 512 << 10;
-/// Rows of a gemv task at least, whatever they weigh: each task turns its columns once.
+/// Rows of a gemv task, for each of up to eight columns, at least and whatever they weigh: a task prepares its columns first.
 const GEMV_ROWS: usize = 32;
 
 /// Matrices with one input, divided into panels.
@@ -26,7 +26,7 @@ impl<'a, const N: usize> Panels<'a, N> {
         let rows = std::array::from_fn(|i| {
             let (m, kernel) = (&matrices[i], k.kernel(matrices[i].format()));
             if n <= kernel.gemv_cols {
-                (GEMV_BYTES / m.row_bytes()).max(GEMV_ROWS * n.min(4)).min(fair).next_multiple_of(4)
+                (GEMV_BYTES / m.row_bytes()).max(GEMV_ROWS * n.min(8)).min(fair).next_multiple_of(4)
             } else {
                 kernel.gemm_rows.min(fair.next_multiple_of(32))
             }
