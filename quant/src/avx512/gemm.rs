@@ -97,6 +97,52 @@ avx512! {
         }
     }
 
+    /// Half of a tile's row of floats.
+    #[inline]
+    fn half(row: &[f32; TILE], h: usize) -> __m512 {
+        floats(row[16 * h..].first_chunk().expect("two halves"))
+    }
+
+    /// Group `g` of the tile times `NC` columns: a vector of dots for each half of the rows.
+    #[inline]
+    fn dots<const G: usize, const MIN: bool, const NC: usize>(
+        tile: &Tile, x: &[Q8Block; NC], sums: &[[u32; 16]; NC], g: usize,
+    ) -> [[__m512i; 2]; NC] {
+        let mut a = [[_mm512_setzero_si512(); 2]; NC];
+        if !MIN {
+            for i in 0..NC {
+                a[i] = [_mm512_set1_epi32(sums[i][g] as i32); 2];
+            }
+        }
+        let quads = G.min(32) / 4;
+        assert!((g + 1) * quads <= SLAB / 4, "no such group");
+        for k in g * quads..(g + 1) * quads {
+            // SAFETY: `k` is below a slab's number of quads: a row of the tile is two vectors, a quad of a column an i32. (With
+            // slices instead, the compiler takes the columns in another order, 2 % slower.)
+            unsafe {
+                let q = tile.q.get_unchecked(k).as_ptr();
+                let (w0, w1) = (_mm512_load_si512(q.cast()), _mm512_load_si512(q.add(64).cast()));
+                for i in 0..NC {
+                    let v = _mm512_set1_epi32(x[i].q.as_ptr().add(4 * k).cast::<i32>().read_unaligned());
+                    a[i][0] = _mm512_dpbusd_epi32(a[i][0], w0, v);
+                    a[i][1] = _mm512_dpbusd_epi32(a[i][1], w1, v);
+                }
+            }
+        }
+        a
+    }
+
+    /// Takes group `g`'s minimums, times the columns' sums, off `c`.
+    #[inline]
+    fn less_minimums<const NC: usize>(tile: &Tile, g: usize, sums: &[[u32; 16]; NC], c: &mut [[__m512; 2]; NC]) {
+        for h in 0..2 {
+            let m = half(&tile.min[g], h);
+            for i in 0..NC {
+                c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
+            }
+        }
+    }
+
     /// `NC` columns of a tile: adds the slab's products to `acc`, (NC, TILE).
     #[inline]
     fn block<const G: usize, const MIN: bool, const NC: usize>(
@@ -104,39 +150,19 @@ avx512! {
     ) {
         let (x, sums, acc): (&[Q8Block; NC], &[[u32; 16]; NC], &mut [[f32; TILE]; NC]) =
             (x.try_into().expect("NC columns"), sums.try_into().expect("NC columns"), acc.try_into().expect("NC columns"));
-        // SAFETY: rows of `acc` and of the tile are 32 floats or 128 bytes: two vectors.
-        unsafe {
-            let old = |i: usize| [_mm512_loadu_ps(acc[i].as_ptr()), _mm512_loadu_ps(acc[i].as_ptr().add(16))];
-            let mut c = [[_mm512_setzero_ps(); 2]; NC];
-            if G != SLAB {
-                for i in 0..NC {
-                    c[i] = old(i);
-                }
+        // Or every index below would be checked for itself.
+        assert!(groups <= SLAB / G.min(32), "a slab has no more groups");
+        let old = |acc: &[[f32; TILE]; NC], i: usize| [half(&acc[i], 0), half(&acc[i], 1)];
+        let mut c = [[_mm512_setzero_ps(); 2]; NC];
+        if G != SLAB {
+            for i in 0..NC {
+                c[i] = old(acc, i);
             }
-            let span = G.min(32);
-            let dots = |g: usize| {
-                let mut a = [[_mm512_setzero_si512(); 2]; NC];
-                if !MIN {
-                    for i in 0..NC {
-                        a[i] = [_mm512_set1_epi32(sums[i][g] as i32); 2];
-                    }
-                }
-                for k in 0..span / 4 {
-                    let k = g * (span / 4) + k;
-                    let q = tile.q.get_unchecked(k).as_ptr();
-                    let (w0, w1) = (_mm512_loadu_si512(q.cast()), _mm512_loadu_si512(q.add(64).cast()));
-                    for i in 0..NC {
-                        let v = _mm512_set1_epi32(x[i].q.as_ptr().add(4 * k).cast::<i32>().read());
-                        a[i][0] = _mm512_dpbusd_epi32(a[i][0], w0, v);
-                        a[i][1] = _mm512_dpbusd_epi32(a[i][1], w1, v);
-                    }
-                }
-                a
-            };
-            let rows = |of: &[[f32; TILE]; 16], g: usize, h: usize| _mm512_loadu_ps(of.get_unchecked(g).as_ptr().add(16 * h));
-            if G == SLAB {
+        }
+        match G {
+            SLAB => {
                 for g in 0..groups {
-                    let a = dots(g);
+                    let a = dots::<G, MIN, NC>(tile, x, sums, g);
                     for i in 0..NC {
                         let d = _mm512_set1_ps(x[i].d[g]);
                         for h in 0..2 {
@@ -144,51 +170,49 @@ avx512! {
                         }
                     }
                 }
-                // What was there comes late: no registers are left before.
-                let s = [rows(&tile.scale, 0, 0), rows(&tile.scale, 0, 1)];
+                // What was there comes late: until here all registers are taken.
+                let s = [half(&tile.scale[0], 0), half(&tile.scale[0], 1)];
                 for i in 0..NC {
-                    let old = old(i);
+                    let old = old(acc, i);
                     c[i] = [_mm512_fmadd_ps(c[i][0], s[0], old[0]), _mm512_fmadd_ps(c[i][1], s[1], old[1])];
                 }
                 if MIN {
                     for g in 0..2 * groups {
-                        let m = [rows(&tile.min, g, 0), rows(&tile.min, g, 1)];
-                        for i in 0..NC {
-                            let sum = _mm512_set1_ps(f32::from_bits(sums[i][g]));
-                            c[i] = [_mm512_fnmadd_ps(m[0], sum, c[i][0]), _mm512_fnmadd_ps(m[1], sum, c[i][1])];
-                        }
+                        less_minimums(tile, g, sums, &mut c);
                     }
                 }
-            } else if G == 32 {
+            }
+            32 => {
                 for g in 0..groups {
-                    let a = dots(g);
+                    let a = dots::<G, MIN, NC>(tile, x, sums, g);
                     for h in 0..2 {
-                        let (s, m) = (rows(&tile.scale, g, h), rows(&tile.min, g, h));
+                        let s = half(&tile.scale[g], h);
                         for i in 0..NC {
                             let d = _mm512_set1_ps(x[i].d[g]);
                             c[i][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i][h]), _mm512_mul_ps(s, d), c[i][h]);
-                            if MIN {
-                                c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
-                            }
                         }
                     }
+                    if MIN {
+                        less_minimums(tile, g, sums, &mut c);
+                    }
                 }
-            } else {
+            }
+            _ => {
                 // Two groups share an activation's scale.
                 for p in 0..groups / 2 {
                     let mut t = [[_mm512_setzero_ps(); 2]; NC];
                     for odd in 0..2 {
                         let g = 2 * p + odd;
-                        let a = dots(g);
+                        let a = dots::<G, MIN, NC>(tile, x, sums, g);
                         for h in 0..2 {
-                            let (s, m) = (rows(&tile.scale, g, h), rows(&tile.min, g, h));
+                            let s = half(&tile.scale[g], h);
                             for i in 0..NC {
                                 let a = _mm512_cvtepi32_ps(a[i][h]);
                                 t[i][h] = if odd == 0 { _mm512_mul_ps(a, s) } else { _mm512_fmadd_ps(a, s, t[i][h]) };
-                                if MIN {
-                                    c[i][h] = _mm512_fnmadd_ps(m, _mm512_set1_ps(f32::from_bits(sums[i][g])), c[i][h]);
-                                }
                             }
+                        }
+                        if MIN {
+                            less_minimums(tile, g, sums, &mut c);
                         }
                     }
                     for i in 0..NC {
@@ -199,9 +223,11 @@ avx512! {
                     }
                 }
             }
-            for i in 0..NC {
-                _mm512_storeu_ps(acc[i].as_mut_ptr(), c[i][0]);
-                _mm512_storeu_ps(acc[i].as_mut_ptr().add(16), c[i][1]);
+        }
+        for (acc, c) in acc.iter_mut().zip(c) {
+            for (to, c) in acc.as_chunks_mut::<16>().0.iter_mut().zip(c) {
+                // SAFETY: 16 writable floats.
+                unsafe { _mm512_storeu_ps(to.as_mut_ptr(), c) };
             }
         }
     }
