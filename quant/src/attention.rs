@@ -24,7 +24,7 @@ use std::ops::Range;
 pub const BLOCK: usize = 16;
 /// Positions whose scores are computed before their values are read.
 pub(crate) const CHUNK: usize = 128;
-/// Tokens up to which what one sees does not depend on how many others there are, to the last bit.
+/// Largest batch, in tokens, in which each one's attention is bit-identical to that of the token alone.
 pub const FEW: usize = 8;
 
 /// How the cache stores keys and values.
@@ -124,10 +124,10 @@ impl KvType {
     /// What is beyond the range of halves becomes the largest of them: an infinity would reach tokens that do not see it, as
     /// zero times infinity.
     fn half(self, x: f32) -> [u8; 2] {
-        const MOST: f32 = f16::MAX.to_f32_const();
+        let within = |most: f32| x.clamp(-most, most);
         match self {
-            KvType::F16 => f16::from_f32(x.clamp(-MOST, MOST)).to_le_bytes(),
-            _ => bf16::from_f32(x).to_le_bytes(),
+            KvType::F16 => f16::from_f32(within(f16::MAX.to_f32_const())).to_le_bytes(),
+            _ => bf16::from_f32(within(bf16::MAX.to_f32_const())).to_le_bytes(),
         }
     }
 }
@@ -192,7 +192,7 @@ type Run = unsafe fn(&Queries<'_>, &Cache<'_>, Range<usize>, &mut Partial<'_>, &
 /// The kernels of one instruction set. Holding one is the proof that the machine has it.
 pub struct Attention {
     run: Run,
-    /// Query rows that are best computed by one call: what converting keys and values is shared by.
+    /// Query rows per call that best amortize converting keys and values.
     pub rows: usize,
 }
 
@@ -349,7 +349,7 @@ struct Vectors<'a, V, const WIDE: bool> {
     lanes: PhantomData<V>,
 }
 
-/// K blocks that are turned to f32 together.
+/// K blocks that are converted to f32 together.
 const KEYS: usize = 2;
 
 #[inline(always)]
@@ -396,9 +396,9 @@ impl<V: Lanes, const WIDE: bool> Products for Vectors<'_, V, WIDE> {
                     while r < self.rows {
                         let eight = WIDE && self.rows - r > 4;
                         match (eight, n) {
-                            (true, KEYS) => self.turned::<8, KEYS>((r, 0, b), scores),
-                            (true, _) => self.turned::<8, 1>((r, 0, b), scores),
-                            (false, _) => (0..n).for_each(|i| self.turned::<4, 1>((r, i, b + i), scores)),
+                            (true, KEYS) => self.transposed::<8, KEYS>((r, 0, b), scores),
+                            (true, _) => self.transposed::<8, 1>((r, 0, b), scores),
+                            (false, _) => (0..n).for_each(|i| self.transposed::<4, 1>((r, i, b + i), scores)),
                         }
                         r += if eight { 8 } else { 4 };
                     }
@@ -473,7 +473,7 @@ impl<V: Lanes, const WIDE: bool> Vectors<'_, V, WIDE> {
 
     /// Scores of `N` rows from `r0` on for `B` blocks from `b` on, whose keys lie in f32 from `from` on.
     #[inline(always)]
-    fn turned<const N: usize, const B: usize>(
+    fn transposed<const N: usize, const B: usize>(
         &self,
         (r0, from, b): (usize, usize, usize),
         scores: &mut [[f32; CHUNK]],

@@ -43,9 +43,9 @@ impl Kernel {
         if n <= self.gemv_cols { self.gemv } else { self.gemm }
     }
 
-    /// Up to so many columns, the product of one does not depend on how many others there are, to the last bit.
+    /// Largest batch in which each column's product is bit-identical to that of the column alone.
     pub fn alike_cols(&self) -> usize {
-        // Where one column takes the way of many, all do.
+        // Where a single column already goes to the gemm, every batch does.
         if self.gemv_cols > 1 { self.gemv_cols } else { usize::MAX }
     }
 
@@ -104,7 +104,7 @@ impl Kernels {
         TABLE.get_or_init(|| Kernels::build(Isa::best(), Arithmetic::Ggml))
     }
 
-    /// By what name `--isa` chooses them.
+    /// The `--isa` value that selects this table.
     pub fn label(&self) -> &'static str {
         match self.arithmetic {
             Arithmetic::Native => self.isa.name(),
@@ -155,6 +155,9 @@ impl Kernels {
     #[allow(unsafe_code)]
     pub fn matmul(&self, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
         assert!(w.rows == out.rows && x.n() == out.cols, "panel and output differ in shape");
+        if out.rows == 0 || out.cols == 0 {
+            return;
+        }
         let k = self.kernel(w.format);
         let slot = k.slot(x.n());
         debug_assert!(slot.isa <= self.isa, "a kernel of a rung above");
