@@ -2,7 +2,7 @@
 //!
 //! Integer weights meet bytes with one f32 scale for every 32 values. llama.cpp's Q8_K spends one scale on 256 values; on
 //! activations with outliers (every real model's) its rounding noise is 2.6 % where this one's is 1.0 %.
-//! No encoded value is ever -128, so that AVX2's `maddubs` cannot saturate where the other factor stays below 129.
+//! No encoded value is ever -128, which AVX2's `vpsignb` cannot negate.
 //!
 //! Blocks lie slab-major, `[slab][column]`: all columns of the 256 positions that a weight slab meets are neighbours.
 //! AMX wants bf16, 16 columns interleaved as its tiles are: `[slab][column / 16][k / 2][column % 16]`, pairs of neighbouring
@@ -95,7 +95,7 @@ impl<'a> Acts<'a> {
         &blocks[..self.n.div_ceil(COLUMNS)]
     }
 
-    /// The same columns, of which what `act` encodes is read: where that is floats, in place of the values themselves.
+    /// The same columns, with the f32 view replaced by `act`'s rounded values where `act` is [`Act::Ggml`].
     pub(crate) fn read_as(&self, act: Act) -> Acts<'a> {
         match act {
             Act::Ggml(r) => Acts { f32: self.ggml[r as usize], ..*self },

@@ -96,7 +96,8 @@ macro_rules! gemms {
                             });
                         }
                     }
-                    gemm::gemm(w, x, out, scratch, fill);
+                    // SAFETY: this rung's table calls it, `fill` is of the same features.
+                    unsafe { gemm::gemm(w, x, out, scratch, fill) };
                 }
             )*}
         }
@@ -184,6 +185,19 @@ static CONFIG: Config = {
     Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
 };
 
+/// Assembly that may change any tile register.
+macro_rules! registers {
+    ($line:expr $(, $name:ident = $($operand:tt)+)?) => {
+        asm!(
+            $line,
+            $($name = $($operand)+,)?
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
 /// This thread's tile registers, in use. Given back at the end: what is in use is saved at every switch of threads, and keeps
 /// an idle core from sleeping deeply.
 struct Tiles;
@@ -193,7 +207,7 @@ impl Tiles {
     /// There are tiles.
     unsafe fn take() -> Tiles {
         // SAFETY: the operand is 64 bytes and valid.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, preserves_flags)) };
+        unsafe { registers!("ldtilecfg [{config}]", config = in(reg) &raw const CONFIG) };
         Tiles
     }
 }
@@ -201,16 +215,19 @@ impl Tiles {
 impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: a `Tiles` exists where there are tiles.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags)) };
+        unsafe { registers!("tilerelease") };
     }
 }
 
 amx! {
     /// `tdpbf16ps` on registers, see [`crate::f32ops::Ops::peak`].
-    pub(crate) fn peak(rounds: u64) -> u64 {
+    ///
+    /// # Safety
+    /// There are tiles.
+    pub(crate) unsafe fn peak(rounds: u64) -> u64 {
         // A round of the other sets is some 12 instructions of one cycle.
         let rounds = rounds / 4;
-        // SAFETY: this rung's, so there are tiles; nothing is read or written but registers.
+        // SAFETY: the caller's promise; nothing is read or written but registers.
         unsafe {
             let _tiles = Tiles::take();
             asm!(
@@ -317,7 +334,8 @@ amx! {
                 });
             }
         }
-        gemm::gemm(w, x, out, scratch, fill);
+        // SAFETY: this rung's table calls it, `fill` is of the same features.
+        unsafe { gemm::gemm(w, x, out, scratch, fill) };
     }
 
     fn gemm_bf16(_: &Kernel, w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch) {
@@ -332,7 +350,8 @@ amx! {
                 });
             }
         }
-        gemm::gemm(w, x, out, scratch, fill);
+        // SAFETY: this rung's table calls it, `fill` is of the same features.
+        unsafe { gemm::gemm(w, x, out, scratch, fill) };
     }
 
     // ---- matrix times many columns -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@
 //! With it (Intel's desktops since Alder Lake, which have no AVX-512) the product is `vpdpbusd`, and neither trap exists.
 //!
 //! ```text
-//! gemv   4 rows at once (four memory streams), for each slab: codes to registers, turned: a lane has 4 codes of one half of
+//! gemv   4 rows at once (four memory streams), for each slab: codes to registers, transposed: a lane has 4 codes of one half of
 //!        a group in each of four vectors; for each column:
 //!            acc += float(dots, added in 16 bits as far as they fit) * (scale * d)       a lane is a group
 //!            acc -= min * (d * sum)
@@ -32,7 +32,7 @@ use crate::panel::{Out, Panel, Rows, Scratch, align_stack, padded, prefetch, pre
 use slab::{Slab, load};
 use std::arch::x86_64::*;
 
-/// Columns up to which the gemv is used, and with VNNI, whose gemm widens nothing.
+/// Columns up to which the gemv is used; with VNNI, whose gemm needs no widening from 16 bits, the gemm wins earlier.
 const GEMV_COLS: usize = 16;
 const GEMV_COLS_VNNI: usize = 12;
 /// Rows that the gemv reads side by side.
@@ -65,8 +65,8 @@ pub(crate) fn overlay(table: &mut [Kernel], vnni: bool) {
     }
 }
 
-/// In the place of a number of pairs: not even one fits 16 bits, so that codes lose their offset first and are multiplied as
-/// signed bytes. (With VNNI products are added in 32 bits, and the number does not matter.)
+/// Instead of a number of pairs: not even one fits 16 bits, so that codes lose their offset first and are multiplied as signed
+/// bytes. (With VNNI products are added in 32 bits, and the number does not matter.)
 const SIGNED: usize = 0;
 
 /// How many products of pairs fit 16 bits, `P` of the functions below.
@@ -90,13 +90,11 @@ fn gemm_of(format: Format, codes: &CodeSpec) -> Run {
         (32, false, _) => gemm::<32, false, 1, false>,
         (32, true, 8) => gemm::<32, true, 8, false>,
         (32, true, 4) => gemm::<32, true, 4, false>,
-        (32, true, _) => gemm::<32, true, 1, false>,
-        (_, false, SIGNED) => gemm::<16, false, SIGNED, false>,
-        (_, false, 8 | 4) => gemm::<16, false, 4, false>,
-        (_, false, 2) => gemm::<16, false, 2, false>,
-        (_, false, _) => gemm::<16, false, 1, false>,
-        (_, true, 8 | 4) => gemm::<16, true, 4, false>,
-        (_, true, _) => gemm::<16, true, 1, false>,
+        (16, false, 8 | 4) => gemm::<16, false, 4, false>,
+        (16, false, 2) => gemm::<16, false, 2, false>,
+        (16, false, 1) => gemm::<16, false, 1, false>,
+        (16, true, 8 | 4) => gemm::<16, true, 4, false>,
+        _ => unreachable!("no format is like that"),
     }
 }
 
@@ -150,7 +148,8 @@ avx2! {
         let mut acc = [_mm256_setzero_si256(); CHAINS];
         for _ in 0..rounds {
             for a in &mut acc {
-                *a = dpbusd(*a, w, x);
+                // SAFETY: this rung's.
+                *a = unsafe { dpbusd(*a, w, x) };
             }
         }
         let sum = acc.into_iter().fold(_mm256_setzero_si256(), |s, a| _mm256_add_epi32(s, a));
@@ -179,10 +178,13 @@ avx2! {
 
     /// `start` plus, in each of 8 lanes, the product of 4 neighbouring codes and activations. In assembly, since the
     /// intrinsic would want every caller compiled for AVX-VNNI, and the rest of this file serves both rungs.
+    ///
+    /// # Safety
+    /// The machine has AVX-VNNI.
     #[inline]
-    fn dpbusd(start: __m256i, q: __m256i, x: __m256i) -> __m256i {
+    unsafe fn dpbusd(start: __m256i, q: __m256i, x: __m256i) -> __m256i {
         let mut sum = start;
-        // SAFETY: reached through the AVX-VNNI rung's kernels alone, which exist where the instruction does.
+        // SAFETY: the caller's promise.
         unsafe {
             std::arch::asm!(
                 "{{vex}} vpdpbusd {sum}, {q}, {x}",
@@ -193,10 +195,10 @@ avx2! {
         sum
     }
 
-    /// 4 x 4 dwords in each half of four vectors, turned: lane `i` of vector `j` is dword `j` of vector `i`. A dot of the
+    /// 4 x 4 dwords in each half of four vectors, transposed: lane `i` of vector `j` is dword `j` of vector `i`. A dot of the
     /// four then has the sums of vector `i`'s halves in lane `i` of its halves.
     #[inline]
-    fn turned(v: [__m256i; 4]) -> [__m256i; 4] {
+    fn transposed(v: [__m256i; 4]) -> [__m256i; 4] {
         let (a, b) = (_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
         let (c, d) = (_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
         [
@@ -207,16 +209,16 @@ avx2! {
         ]
     }
 
-    /// Both fours of a slab's vectors, [`turned`].
+    /// Both fours of a slab's vectors, [`transposed`].
     #[inline]
-    fn both_turned(q: &[__m256i; 8]) -> [__m256i; 8] {
-        let ([a, b, c, d], [e, f, g, h]) = (turned([q[0], q[1], q[2], q[3]]), turned([q[4], q[5], q[6], q[7]]));
+    fn both_transposed(q: &[__m256i; 8]) -> [__m256i; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (transposed([q[0], q[1], q[2], q[3]]), transposed([q[4], q[5], q[6], q[7]]));
         [a, b, c, d, e, f, g, h]
     }
 
-    /// What belongs to eight groups of 16, as their sums lie in the dots of `turned` vectors.
+    /// What belongs to eight groups of 16, as their sums lie in the dots of `transposed` vectors.
     #[inline]
-    fn as_turned(x: __m256) -> __m256 {
+    fn as_transposed(x: __m256) -> __m256 {
         _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7))
     }
 
@@ -234,14 +236,14 @@ avx2! {
                 for (q, x) in q.iter_mut().zip(x.q.as_chunks().0) {
                     *q = signed(x);
                 }
-                for (to, q) in to.q.iter_mut().zip(both_turned(&q)) {
+                for (to, q) in to.q.iter_mut().zip(both_transposed(&q)) {
                     // SAFETY: 32 writable bytes.
                     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), q) };
                 }
                 for g in 0..SLAB / G {
                     let sum = if G == 32 { x.sums[2 * g] as i32 + x.sums[2 * g + 1] as i32 } else { x.sums[g] as i32 };
                     let d = x.d[g * G / 32];
-                    // Where the dot of group `g` is, see `turned`; minimums need not lie as dots do.
+                    // Where the dot of group `g` is, see `transposed`; minimums need not lie as dots do.
                     let lane = if G == 32 { g } else { g / 8 * 8 + g % 2 * 4 + g % 8 / 2 };
                     to.d.as_flattened_mut()[lane] = d;
                     to.start.as_flattened_mut()[lane] = -offset * sum;
@@ -253,10 +255,10 @@ avx2! {
 
     /// A slab as columns meet it.
     #[inline]
-    fn prepared<const G: usize, const P: usize, const VNNI: bool>(slab: Slab) -> Turned {
-        let mut to = Turned { q: both_turned(&slab.q), sizes: slab.q, scale: slab.scale, min: slab.min };
+    fn prepared<const G: usize, const P: usize, const VNNI: bool>(slab: Slab) -> Transposed {
+        let mut to = Transposed { q: both_transposed(&slab.q), sizes: slab.q, scale: slab.scale, min: slab.min };
         if G == 16 {
-            to.scale = [as_turned(slab.scale[0]), as_turned(slab.scale[1])];
+            to.scale = [as_transposed(slab.scale[0]), as_transposed(slab.scale[1])];
         }
         if P == SIGNED && !VNNI {
             for j in 0..8 {
@@ -275,7 +277,7 @@ avx2! {
 
     /// The dots of a slab's groups: eight of 32, or twice eight of 16. `P` products of pairs fit 16 bits.
     #[inline]
-    fn dots<const G: usize, const P: usize, const VNNI: bool>(w: &Turned, x: &Column) -> [__m256i; 2] {
+    fn dots<const G: usize, const P: usize, const VNNI: bool>(w: &Transposed, x: &Column) -> [__m256i; 2] {
         let ones = _mm256_set1_epi16(1);
         let q = |j: usize| signed(&x.q[j]);
         let pairs = |j: usize| {
@@ -293,8 +295,9 @@ avx2! {
         };
         let half = |j: usize| {
             if VNNI {
-                let a = dpbusd(_mm256_setzero_si256(), w.q[j], q(j));
-                dpbusd(dpbusd(dpbusd(a, w.q[j + 1], q(j + 1)), w.q[j + 2], q(j + 2)), w.q[j + 3], q(j + 3))
+                // SAFETY: `VNNI` is the AVX-VNNI rung's.
+                let add = |a, j: usize| unsafe { dpbusd(a, w.q[j], q(j)) };
+                add(add(add(add(_mm256_setzero_si256(), j), j + 1), j + 2), j + 3)
             } else if P >= 4 {
                 wide(four(j))
             } else {
@@ -317,7 +320,7 @@ avx2! {
     /// One row's slab times one column's, added to `acc`.
     #[inline]
     fn accumulate<const G: usize, const MIN: bool, const P: usize, const VNNI: bool>(
-        w: &Turned, x: &Column, mut acc: [__m256; 2],
+        w: &Transposed, x: &Column, mut acc: [__m256; 2],
     ) -> [__m256; 2] {
         let dots = dots::<G, P, VNNI>(w, x);
         for h in 0..SLAB / G / 8 {
@@ -403,7 +406,7 @@ avx2! {
     /// The 8 rows of an 8 x 8 matrix of 32-bit values become its columns.
     #[inline]
     pub(crate) fn transpose(m: &mut [__m256i; 8]) {
-        let t = both_turned(m);
+        let t = both_transposed(m);
         for i in 0..4 {
             [m[i], m[4 + i]] = halves(t[i], t[4 + i]);
         }
@@ -429,7 +432,7 @@ avx2! {
                 unsafe { _mm256_storeu_si256(to[8 * half..][..8].as_mut_ptr().cast(), v) };
             }
         }
-        let mut turn = |of: fn(&Codes) -> &[f32; 16], to: &mut [[f32; TILE]; 16]| {
+        let mut floats_of_rows = |of: fn(&Codes) -> &[f32; 16], to: &mut [[f32; TILE]; 16]| {
             for (to, j) in to.as_chunks_mut::<8>().0.iter_mut().zip(0..).take(SLAB / G / 8) {
                 for (m, c) in m.iter_mut().zip(codes.iter()) {
                     *m = _mm256_castps_si256(floats(&of(c).as_chunks().0[j]));
@@ -440,13 +443,13 @@ avx2! {
                 }
             }
         };
-        turn(|c| &c.scale, &mut tile.scale);
+        floats_of_rows(|c| &c.scale, &mut tile.scale);
         if MIN {
-            turn(|c| &c.min, &mut tile.min);
+            floats_of_rows(|c| &c.min, &mut tile.min);
         }
     }
 
-    /// `x`, computed where this stands. The compiler, which sees eight unrolled steps as one expression, would take one column
+    /// An optimization barrier: `x` is computed where this stands. The compiler, which sees eight unrolled steps as one expression, would take one column
     /// of accumulators after the other, and put all activations on the stack in between: a fifth slower.
     #[inline]
     fn in_turn(x: &mut __m256i) {
@@ -477,7 +480,8 @@ avx2! {
                     for i in 0..NC {
                         // SAFETY: position 4 k and the three after it are inside the block.
                         let v = _mm256_set1_epi32(unsafe { x[i].q.as_ptr().add(4 * k).cast::<i32>().read_unaligned() });
-                        a[i] = [dpbusd(a[i][0], w0, v), dpbusd(a[i][1], w1, v)];
+                        // SAFETY: `VNNI` is the AVX-VNNI rung's.
+                        a[i] = unsafe { [dpbusd(a[i][0], w0, v), dpbusd(a[i][1], w1, v)] };
                     }
                     continue;
                 }
@@ -577,9 +581,9 @@ struct Column {
     start: [[i32; 8]; 2],
 }
 
-/// A slab whose vectors are [`turned`], its scales as their dots lie. Codes that `vpmaddubsw` cannot take have lost their offset
+/// A slab whose vectors are [`transposed`], its scales as their dots lie. Codes that `vpmaddubsw` cannot take have lost their offset
 /// and give their signs to the activations: `sizes` is without.
-struct Turned {
+struct Transposed {
     q: [__m256i; 8],
     sizes: [__m256i; 8],
     scale: [__m256; 2],

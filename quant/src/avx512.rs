@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! gemv   4 rows at once (four memory streams), for each slab:
-//!            slab = turned(unpack(row))        4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
+//!            slab = transposed(unpack(row))        4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
 //!            for each column (with groups of 32 each two, whose lanes are folded to one vector):
 //!                acc += float(4 vpdpbusd, one after the other) * (scale * d)       16 lanes, 16 weights each
 //!                acc -= min * (d * sum)                                            16 groups, or 8
@@ -80,8 +80,8 @@ fn gemm_of(format: Format, codes: &CodeSpec) -> (Run, Unpack) {
         (Format::Q3_K, ..) => (gemm::<SLAB, false, 6>, q3_k_merged),
         (_, 32, false) => (gemm::<32, false, 6>, as_it_is),
         (_, 32, true) => (gemm::<32, true, 6>, as_it_is),
-        (_, _, false) => (gemm::<16, false, 4>, as_it_is),
-        (_, _, true) => (gemm::<16, true, 4>, as_it_is),
+        (_, 16, false) => (gemm::<16, false, 4>, as_it_is),
+        _ => unreachable!("no other format is like that"),
     }
 }
 

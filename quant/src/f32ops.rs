@@ -123,7 +123,7 @@ impl Ops {
         unsafe { (self.read)(bytes) }
     }
 
-    /// Does the instruction set's byte products on registers, `rounds` times; returns how many multiplications with addition
+    /// Does the instruction set's fastest products (bytes; with AMX bf16) on registers, `rounds` times; returns how many multiplications with addition
     /// that were: for measuring what the machine could do at most.
     pub fn peak(&self, rounds: u64) -> u64 {
         // SAFETY: see the impl.
@@ -357,7 +357,7 @@ pub(crate) mod body {
         for b in blocks {
             m = V::load(b).max(m);
         }
-        rest.iter().fold(m.peak(), |m, &v| if v > m { v } else { m })
+        rest.iter().fold(m.largest_lane(), |m, &v| if v > m { v } else { m })
     }
 
     #[inline(always)]

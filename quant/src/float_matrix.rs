@@ -15,7 +15,7 @@ use crate::format::{Format, SLAB};
 use crate::lanes::{L, Lanes};
 use crate::panel::{Out, Panel, Rows, Scratch, align_stack, prefetch_part};
 
-/// Columns up to which weights are used as they lie: turned for so few, they would cost more than their products.
+/// Columns up to which weights are used as they lie: transposing them for so few would cost more than their products.
 pub(crate) const GEMV_COLS: usize = 16;
 /// Rows that the gemv reads side by side.
 const STREAMS: usize = 4;
@@ -43,7 +43,7 @@ pub(crate) fn gemm<V: Lanes, const R: usize, const C: usize>(
         let next = if s + 1 < w.slabs() { x.f32(s + 1) } else { &[] };
         let (x, len) = (x.f32(s), SLAB.min(w.cols - s * SLAB));
         for (t, acc) in acc.chunks_exact_mut(n).enumerate() {
-            turn::<V, R>(&w, t * R * L, s, len, tile);
+            transpose_tile::<V, R>(&w, t * R * L, s, len, tile);
             for (c, (x, acc)) in x.chunks(C).zip(acc.chunks_mut(C)).enumerate() {
                 prefetch_part(next, t * blocks + c, tiles * blocks);
                 products::<V, R, C>(tile, len, x, acc);
@@ -60,7 +60,7 @@ pub(crate) fn gemm<V: Lanes, const R: usize, const C: usize>(
 
 /// Slab `s` of the rows from `r0` on as `tile[position][row]`, with zeros where there are no weights.
 #[inline(always)]
-fn turn<V: Lanes, const R: usize>(w: &Panel<'_>, r0: usize, s: usize, len: usize, tile: &mut [Tile<R>]) {
+fn transpose_tile<V: Lanes, const R: usize>(w: &Panel<'_>, r0: usize, s: usize, len: usize, tile: &mut [Tile<R>]) {
     let mut rows = [[0.0f32; SLAB]; L];
     for j in 0..R {
         for (r, row) in rows.iter_mut().enumerate() {

@@ -10,7 +10,7 @@ use std::str::FromStr;
 /// many machines with AVX-512 lack.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Isa {
-    /// Plain Rust; the truth that the others are tested against.
+    /// Plain Rust, for every machine.
     Scalar,
     /// AVX2, FMA and F16C: x86 since 2013.
     Avx2,

@@ -16,7 +16,11 @@ pub(crate) const L: usize = 16;
 const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// Sixteen f32 values.
-pub(crate) trait Lanes: Copy {
+///
+/// # Safety
+/// An implementation may use instructions that its methods are not compiled for: whoever calls them is a function compiled for
+/// the rung's features, into which they are inlined.
+pub(crate) unsafe trait Lanes: Copy {
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; L]) -> Self;
     /// From IEEE half precision, little-endian.
@@ -87,7 +91,7 @@ pub(crate) trait Lanes: Copy {
 
     /// The largest lane; not for NaN.
     #[inline(always)]
-    fn peak(self) -> f32 {
+    fn largest_lane(self) -> f32 {
         let mut a = [0.0; L];
         self.store(&mut a);
         for half in [8, 4, 2, 1] {
@@ -127,7 +131,8 @@ impl Scalar {
     }
 }
 
-impl Lanes for Scalar {
+// SAFETY: no instruction that every machine lacks.
+unsafe impl Lanes for Scalar {
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Scalar([x; L])
@@ -228,9 +233,9 @@ mod x86 {
         }};
     }
 
-    // SAFETY (all blocks below): the loads and stores are of whole arrays, unaligned forms; the instructions exist because
+    // SAFETY: this, and all blocks below: the loads and stores are of whole arrays, unaligned forms; the instructions exist because
     // the methods are inlined only into functions compiled for the rung, which the dispatch calls only where it is detected.
-    impl Lanes for Avx512 {
+    unsafe impl Lanes for Avx512 {
         #[inline(always)]
         fn transpose(m: &mut [Self; L]) {
             // SAFETY: as above.
@@ -354,7 +359,7 @@ mod x86 {
             }
         }
         #[inline(always)]
-        fn peak(self) -> f32 {
+        fn largest_lane(self) -> f32 {
             // SAFETY: as above.
             unsafe {
                 let high = _mm512_extractf32x8_ps::<1>(self.0);
@@ -366,8 +371,8 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256, __m256);
 
-    // SAFETY (all blocks below): as for `Avx512`.
-    impl Lanes for Avx2 {
+    // SAFETY: this, and all blocks below: as for `Avx512`.
+    unsafe impl Lanes for Avx2 {
         #[inline(always)]
         fn transpose(m: &mut [Self; L]) {
             // SAFETY: as above.
@@ -516,7 +521,7 @@ mod x86 {
             unsafe { fold!(_mm256_add_ps(self.0, self.1), _mm_add_ps) }
         }
         #[inline(always)]
-        fn peak(self) -> f32 {
+        fn largest_lane(self) -> f32 {
             // SAFETY: as above.
             unsafe { fold!(_mm256_max_ps(self.0, self.1), _mm_max_ps) }
         }

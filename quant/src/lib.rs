@@ -27,7 +27,8 @@
 //! * [`isa`]: the ladder of instruction sets and what this machine climbs of it;
 //! * [`kernels`]: the dispatch: a table with a kernel for every format, built by letting each rung overwrite what it
 //!   improves. Holding a [`kernels::Kernels`] is the proof that the machine can run it;
-//! * `scalar`, `avx2`, `avx512`, `amx`: the kernels. `scalar` is the truth that the others are tested against;
+//! * `scalar`, `avx2`, `avx512`, `amx`: the kernels. `scalar` is the plain one, for every machine; the tests compare all
+//!   of them with f64 arithmetic on dequantized weights;
 //! * [`f32ops`], [`attention`]: what happens between the matrices;
 //! * [`panel`]: the pointers: panels of rows, strided outputs, buffers that a team shares;
 //! * [`team`]: the threads. A forward pass is one region in which every worker runs the same code.

@@ -192,10 +192,10 @@ pub(crate) fn padded<const BYTES: usize>(b: &[u8]) -> [u8; BYTES] {
     whole
 }
 
-/// The rows that a gemv reads side by side at step `i`: each stream goes through a stretch of the panel row after row, so
-/// that memory sees a few long streams, and each slab of the activations serves all of them. (Side by side in neighbouring
-/// rows, streams of one row's length gave two thirds of that on Zen 4.) Where the panel ends before a stream does, a row is
-/// there that another stream has too; [`Rows::each`] leaves it out.
+/// The `R` rows that a gemv processes together in step `i`. Stream `r` walks through its own contiguous part of the panel, so
+/// that memory sees a few long streams, and each slab of the activations serves all of them. (Neighbouring rows side by side,
+/// streams of one row's length, gave two thirds of that on Zen 4.) Where the panel ends before a stream does, the stream
+/// repeats a row of another one, which [`Rows::each`] leaves out.
 pub(crate) struct Rows<const R: usize, const BYTES: usize> {
     rows: [usize; R],
     starts: [usize; R], // in bytes
@@ -226,16 +226,16 @@ impl<const R: usize, const BYTES: usize> Rows<R, BYTES> {
         Rows { rows, starts: rows.map(|r| r * w.row_bytes), new, ends }
     }
 
-    /// Slab `s` of the row of stream `r`, `BYTES` long, and what lies some 4 KB on in the stream asked for: the time that
-    /// memory takes to answer. (The hardware's prefetchers begin anew with every page; asked for by hand, memory gave up to a
-    /// third more.)
+    /// Slab `s` of the row of stream `r`, `BYTES` long. Prefetches what lies some 4 KB further on in the stream, which is the
+    /// latency of memory. (The hardware's prefetchers start over at every page; this gave up to a third more.)
     ///
     /// At the end of a row that is no multiple of 256 these bytes go on into the next row: the activations there are zeros
-    /// with zero scales, which no finite weight can change.
+    /// with zero scales, which no finite weight can change. (One that is infinite or NaN makes its own row's output NaN, and
+    /// that of the row before.)
     #[inline(always)]
     pub fn slab<'a>(&'a self, w: &Panel<'a>, r: usize, s: usize) -> &'a [u8; BYTES] {
         let at = self.starts[r] + s * BYTES;
-        // Far ahead for the second cache, a little ahead for the first.
+        // Far ahead into L2, a little ahead into L1.
         prefetch::<false>(w.data.as_ptr().wrapping_add(at + AHEAD), BYTES);
         prefetch::<true>(w.data.as_ptr().wrapping_add(at + NEAR), BYTES);
         match w.data[at..].first_chunk() {
@@ -244,7 +244,7 @@ impl<const R: usize, const BYTES: usize> Rows<R, BYTES> {
         }
     }
 
-    /// A call, and seldom: a choice between two addresses for each load of a slab would take longer than the loads.
+    /// Kept out of line and cold: selecting an address for each load of a slab would take longer than the loads.
     #[cold]
     #[inline(never)]
     fn end(&self, r: usize) -> &[u8; BYTES] {
@@ -257,11 +257,11 @@ impl<const R: usize, const BYTES: usize> Rows<R, BYTES> {
     }
 }
 
-/// Bytes that a stream is asked for before their turn: of memory, and of the second cache.
+/// Prefetch distances in bytes: from memory to L2, from L2 to L1.
 const AHEAD: usize = 4096;
 const NEAR: usize = 512;
 
-/// Asks for `bytes` from `at` on, anywhere in or beyond the weights: a hint. For the first cache, or for the second.
+/// Prefetches `bytes` from `at` on into L1 (`FIRST`) or L2; the addresses need not be valid.
 #[inline(always)]
 pub(crate) fn prefetch<const FIRST: bool>(at: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -275,7 +275,7 @@ pub(crate) fn prefetch<const FIRST: bool>(at: *const u8, bytes: usize) {
     let _ = (at, bytes);
 }
 
-/// Asks for part `i` of `parts` equal parts of what comes next, for the second cache.
+/// Prefetches part `i` of `parts` equal parts of what comes next into L2.
 #[inline(always)]
 pub(crate) fn prefetch_part<T>(next: &[T], i: usize, parts: usize) {
     let bytes = size_of_val(next);
@@ -308,14 +308,15 @@ impl<'a> Out<'a> {
     }
 }
 
-/// What a worker's kernels need beside their operands. One for each worker, made once.
+/// What a worker's kernels need beside their operands: three buffers that grow on demand and keep their memory. One for each
+/// worker, made once.
 #[derive(Default)]
 pub struct Scratch {
-    /// f32 accumulators and tiles, sized on demand.
+    /// Accumulators in f32.
     pub(crate) floats: Aligned,
-    /// The weights of the rows at hand, as the gemm reads them.
+    /// Unpacked operands: weights of the rows at hand, or keys.
     pub(crate) tile: Aligned,
-    /// What is derived from the activations of a slab: sums or corrections.
+    /// What is prepared of the activations: whole columns in a gemv's order, sums in a gemm; a softmax's state in attention.
     pub(crate) sums: Aligned,
 }
 

@@ -1,5 +1,5 @@
-//! The truth: every format, every encoding, in plain Rust. The other kernels are tested against this file, and this file
-//! against f64 arithmetic on dequantized weights.
+//! Every format and every encoding in plain Rust: what the other kernels mean. Tests compare this file, as those, with f64
+//! arithmetic on dequantized weights.
 
 use crate::act::{Act, Acts, Q8Block};
 use crate::float_matrix;

@@ -57,7 +57,7 @@ static INTERLEAVED: Bytes = {
 #[repr(C, align(64))]
 struct Bytes([u8; 64]);
 
-/// What becomes of a group of rows, over the chunks of positions.
+/// The online softmax's state of a group of rows, over the chunks of positions.
 struct State<'a> {
     m: &'a mut [Vector; 2],     // what sums are relative to
     s: &'a mut [Vector; GROUP], // sums of a row, 16 positions apart
@@ -127,7 +127,10 @@ macro_rules! step {
 
 amx! {
     /// [`crate::attention::Attention::run`] on tiles.
-    pub(crate) fn run(
+    ///
+    /// # Safety
+    /// There are tiles.
+    pub(crate) unsafe fn run(
         q: &Queries<'_>, cache: &Cache<'_>, range: Range<usize>, out: &mut Partial<'_>, scratch: &mut Scratch,
     ) {
         let rows = q.limits.len();
@@ -159,7 +162,7 @@ amx! {
             }
         }
         let seen = q.limits.iter().copied().max().unwrap_or(0).min(range.end);
-        // SAFETY: this rung's, so there are tiles.
+        // SAFETY: the caller's promise.
         let tiles = unsafe { Tiles::take() };
         for p0 in (range.start..seen).step_by(CHUNK) {
             let p1 = seen.min(p0 + CHUNK);

@@ -1,6 +1,6 @@
 //! C's way through the tile registers.
 //!
-//! Loaded before its products and stored after them, C costs as much time as it takes: a store waits 52 cycles for the last
+//! Loaded before its products and stored after them, the traffic of C is not hidden at all: a store waits 52 cycles for the last
 //! product, few stores can wait at once, and nothing behind them begins. So the four tiles of a block of C move through five
 //! registers. The first tile of the next block is loaded into the fifth while this one is computed; when the next block has
 //! begun with it, a tile of the last block is stored and its register free for the next, three times over, and there are always
@@ -31,7 +31,7 @@ pub(super) struct C(pub [[f32; COLUMNS]; ROWS]);
 pub(super) type Block = [C; 4];
 
 /// The register of tile `i` of a block of C. A block's phase is its number modulo five; its tiles 1 to 3 take the registers
-/// that tiles 0 to 2 of the block before it leave, and its tile 0 the one that that block did without.
+/// that tiles 0 to 2 of the block before it leave, and its tile 0 the one that that block left free.
 pub(super) const fn register(phase: usize, i: usize) -> usize {
     (i + 5 - phase) % 5
 }
@@ -64,6 +64,8 @@ amx! {
             asm!(
                 "tileloadd tmm{o3}, [{next} + {row}]",
                 next = in(reg) next, row = in(reg) 64u64, o3 = const before(PHASE, 3),
+                // One of these.
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
                 options(nostack, preserves_flags),
             )
         }

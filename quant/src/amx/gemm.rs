@@ -6,10 +6,10 @@
 //!         A = their weights in bf16                                   32 KiB, in L1
 //!         for each 32 columns:
 //!             C += A B                                                64 x tdpbf16ps
-//! out = C, turned
+//! out = C, transposed
 //! ```
 //!
-//! B is what `ActBuf` encoded: tiles of 16 pairs of weights x 16 columns, so that weights need no turning. It comes from L2 past
+//! B is what `ActBuf` encoded: tiles of 16 pairs of weights x 16 columns, so that weights need no transposing. It comes from L2 past
 //! L1 (`tileloaddt1`), which A would be driven out of. C is 16 rows x 16 columns of f32 a tile and stays in L2 between slabs;
 //! [`super::block`] says how it comes into the registers and out again.
 
@@ -187,16 +187,25 @@ amx! {
     }
 
     /// `out = w x`, with the weights that `fill` makes.
-    pub(super) fn gemm(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch, fill: Fill) {
-        // SAFETY: this rung's, so there are tiles.
-        let _tiles = unsafe { Tiles::take() };
+    ///
+    /// # Safety
+    /// There are tiles, and `fill` can be called: both are this rung's.
+    pub(super) unsafe fn gemm(w: Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, scratch: &mut Scratch, fill: Fill) {
+        // SAFETY: the caller's promise.
+        let tiles = unsafe { Tiles::take() };
         for c0 in (0..x.n()).step_by(PASS) {
-            pass(&w, x.columns(c0, PASS.min(x.n() - c0)), out, c0, scratch, fill);
+            // SAFETY: the caller's promise.
+            unsafe { pass(&tiles, (&w, fill), x.columns(c0, PASS.min(x.n() - c0)), (out, c0), scratch) };
         }
     }
 
-    /// The columns of `out` from `c0` on, which are those of `x`. The tiles are taken.
-    fn pass(w: &Panel<'_>, x: Acts<'_>, out: &mut Out<'_>, c0: usize, scratch: &mut Scratch, fill: Fill) {
+    /// The columns of `out` from `c0` on, which are those of `x`.
+    ///
+    /// # Safety
+    /// `fill` can be called.
+    unsafe fn pass(
+        _: &Tiles, (w, fill): (&Panel<'_>, Fill), x: Acts<'_>, (out, c0): (&mut Out<'_>, usize), scratch: &mut Scratch,
+    ) {
         let blocks = x.n().div_ceil(COLUMNS);
         let heights = w.rows.div_ceil(2 * ROWS);
         let c = scratch.floats.take::<C>(heights * blocks * 2 + 4);
@@ -210,7 +219,7 @@ amx! {
             let b: [_; 2] = std::array::from_fn(|i| x.bf16(s + i.min(slabs - 1)));
             for (h, c) in c.chunks_mut(blocks * 2).enumerate() {
                 for (i, a) in a.iter_mut().enumerate().take(slabs) {
-                    // SAFETY: this rung's.
+                    // SAFETY: the caller's promise.
                     unsafe { fill(w, h * 2 * ROWS, s + i, slabs, a) };
                 }
                 let (twos, last) = c.as_chunks_mut::<4>();

@@ -74,7 +74,7 @@ avx512! {
                 unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) };
             }
         }
-        let turn = |of: fn(&Codes) -> &[f32; 16], to: [&mut [[f32; TILE]]; 2]| {
+        let floats_of_rows = |of: fn(&Codes) -> &[f32; 16], to: [&mut [[f32; TILE]]; 2]| {
             let mut m = [_mm512_setzero_si512(); 16];
             for (m, c) in m.iter_mut().zip(codes.iter()) {
                 *m = _mm512_castps_si512(floats(of(c)));
@@ -88,12 +88,12 @@ avx512! {
         let [scale, min] = [&mut tile.scale, &mut tile.min].map(|x| x.split_at_mut(8));
         match (G, MIN) {
             // Minimums are the upper eight of the scales.
-            (32, true) => turn(|c| &c.scale, [scale.0, min.0]),
-            (32, false) => turn(|c| &c.scale, [scale.0, &mut []]),
-            _ => turn(|c| &c.scale, [scale.0, scale.1]),
+            (32, true) => floats_of_rows(|c| &c.scale, [scale.0, min.0]),
+            (32, false) => floats_of_rows(|c| &c.scale, [scale.0, &mut []]),
+            _ => floats_of_rows(|c| &c.scale, [scale.0, scale.1]),
         }
         if MIN && G != 32 {
-            turn(|c| &c.min, [min.0, min.1]);
+            floats_of_rows(|c| &c.min, [min.0, min.1]);
         }
     }
 
@@ -198,6 +198,7 @@ avx512! {
                 }
             }
             _ => {
+                const { assert!(G == 32 || G == SLAB || !MIN, "no such format") };
                 // Two groups share an activation's scale.
                 for p in 0..groups / 2 {
                     let mut t = [[_mm512_setzero_ps(); 2]; NC];
@@ -210,9 +211,6 @@ avx512! {
                                 let a = _mm512_cvtepi32_ps(a[i][h]);
                                 t[i][h] = if odd == 0 { _mm512_mul_ps(a, s) } else { _mm512_fmadd_ps(a, s, t[i][h]) };
                             }
-                        }
-                        if MIN {
-                            less_minimums(tile, g, sums, &mut c);
                         }
                     }
                     for i in 0..NC {

@@ -33,7 +33,7 @@ struct Pair {
     sum: [f32; 16],
 }
 
-/// Which 16 weights a lane of `turned` vectors belongs to.
+/// Which 16 weights a lane of `transposed` vectors belongs to.
 const fn sixteenths(order: u8) -> [i32; 16] {
     match order {
         Order::PAIRED | Order::PAIRED_IQ4 | Order::PAIRED_MXFP4 => {
@@ -64,10 +64,10 @@ const fn first_column(order: u8) -> u16 {
 }
 
 avx512! {
-    /// The sixteen 16-byte parts of four vectors, turned: lane `4 a + v` of vector `j` is dword `j` of lane `a` of vector `v`.
+    /// Transposes 4 x 4 dwords in each 128-bit lane: dword `4 a + v` of vector `j` is dword `j` of lane `a` of vector `v`.
     /// A dot of four vectors then has the sum of one part in each lane, and needs one conversion and one scale in all.
     #[inline]
-    fn turned(v: [__m512i; 4]) -> [__m512i; 4] {
+    fn transposed(v: [__m512i; 4]) -> [__m512i; 4] {
         let (a, b) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
         let (c, d) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
         [
@@ -78,12 +78,12 @@ avx512! {
         ]
     }
 
-    /// The codes of a slab, [`turned`]. Where vectors share bytes, those are turned (each dword of the first two vectors' and
+    /// The codes of a slab, [`transposed`]. Where vectors share bytes, those are transposed (each dword of the first two vectors' and
     /// of the last two's, twice) before codes are taken out of them, with half of the shuffles.
     #[inline]
-    fn turned_codes<const ORDER: u8>(q: [__m512i; 4]) -> [__m512i; 4] {
+    fn transposed_codes<const ORDER: u8>(q: [__m512i; 4]) -> [__m512i; 4] {
         if !Order::shares_bytes(ORDER) {
-            return turned(slab::apart::<ORDER>(q));
+            return transposed(slab::apart::<ORDER>(q));
         }
         let (x, y) = (_mm512_castsi512_ps(q[0]), _mm512_castsi512_ps(q[2]));
         let bytes = [
@@ -149,7 +149,7 @@ avx512! {
         let shifts = _mm512_setr_epi32(a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d);
         let (q, d, sums) = column::<ORDER>(x);
         let scales = shifted_down(_mm512_permutexvar_ps(_mm512_srli_epi32::<1>(lanes), d), shifts);
-        (turned(q), scales, without_offset(_mm512_permutexvar_epi32(lanes, sums), offset, shifts), (d, sums))
+        (transposed(q), scales, without_offset(_mm512_permutexvar_epi32(lanes, sums), offset, shifts), (d, sums))
     }
 
     /// Stores codes and starts that were [`prepared`].
@@ -188,8 +188,8 @@ avx512! {
         }
     }
 
-    /// Prepares the columns of all slabs two by two, (slabs, pairs), for formats with groups of 32. The last of an odd number
-    /// stands beside itself.
+    /// Prepares the columns of all slabs two by two, (slabs, pairs), for formats with groups of 32. An odd last column is
+    /// paired with itself.
     fn pairs<const ORDER: u8>(x: Acts<'_>, offset: i32, to: &mut [Pair]) {
         let groups = _mm512_srli_epi32::<1>(ints(&const { sixteenths(ORDER) }));
         for (s, to) in to.chunks_exact_mut(x.n().div_ceil(2)).enumerate() {
@@ -236,7 +236,7 @@ avx512! {
         if MIN { _mm512_setzero_si512() } else { unsafe { _mm512_load_si512(start.as_ptr().cast()) } }
     }
 
-    /// Four rows' slabs, `turned`, times one column's.
+    /// Four rows' slabs, `transposed`, times one column's.
     #[inline]
     fn dots<const MIN: bool>(slabs: &[Slab; STREAMS], q: &[[i8; 64]; 4], from: &[i32; 16]) -> [__m512i; STREAMS] {
         let mut dots = [start::<MIN>(from); STREAMS];
@@ -268,7 +268,7 @@ avx512! {
         }
     }
 
-    /// Four rows' slabs times `N` columns' of a pair, added to `acc`. Slabs are `turned`; their scales and minimums are those of
+    /// Four rows' slabs times `N` columns' of a pair, added to `acc`. Slabs are `transposed`; their scales and minimums are those of
     /// the folded lanes. Lanes of a column that is left out take the other's dots.
     #[inline]
     fn accumulate_pair<const MIN: bool, const ORDER: u8, const N: usize>(
@@ -293,16 +293,16 @@ avx512! {
     ) {
         let groups = ints(&const { folded_groups(ORDER) });
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
-        let turn = |b: &[u8; BYTES]| {
+        let unpacked = |b: &[u8; BYTES]| {
             let slab = unpack(b);
             let scale = _mm512_permutexvar_ps(groups, slab.scale);
             let min = _mm512_permutexvar_ps(_mm512_or_si512(groups, _mm512_set1_epi32(8)), slab.scale);
-            Slab { q: turned_codes::<ORDER>(slab.q), scale, min }
+            Slab { q: transposed_codes::<ORDER>(slab.q), scale, min }
         };
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n.div_ceil(2)).take(w.slabs()).enumerate() {
             let block = |r: usize| rows.slab(w, r, s);
-            let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
+            let slabs = [unpacked(block(0)), unpacked(block(1)), unpacked(block(2)), unpacked(block(3))];
             let acc = acc.as_chunks_mut::<STREAMS>().0;
             for (x, acc) in x.iter().zip(&mut *acc).take(n / 2) {
                 accumulate_pair::<MIN, ORDER, 2>(&slabs, x, acc);
@@ -329,15 +329,15 @@ avx512! {
     ) {
         let lanes = ints(&const { sixteenths(ORDER) });
         let rows = Rows::<STREAMS, BYTES>::at(w, step);
-        let turn = |b: &[u8; BYTES]| {
+        let unpacked = |b: &[u8; BYTES]| {
             let slab = unpack(b);
-            let q = turned_codes::<ORDER>(slab.q);
+            let q = transposed_codes::<ORDER>(slab.q);
             Slab { q, scale: _mm512_permutexvar_ps(lanes, slab.scale), min: slab.min }
         };
         acc.fill([0.0; 16]);
         for (s, x) in cols.chunks_exact(n).take(w.slabs()).enumerate() {
             let block = |r: usize| rows.slab(w, r, s);
-            let slabs = [turn(block(0)), turn(block(1)), turn(block(2)), turn(block(3))];
+            let slabs = [unpacked(block(0)), unpacked(block(1)), unpacked(block(2)), unpacked(block(3))];
             for (x, acc) in x.iter().zip(acc.as_chunks_mut::<STREAMS>().0) {
                 let dots = dots::<MIN>(&slabs, &x.q, &x.start);
                 for r in 0..STREAMS {

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 /// A slab in registers. In formats with groups of 32, `scale` holds 8 scales and then the 8 minimums, if any (else zeros);
 /// `min` is for the 16 minimums of formats with groups of 16.
 ///
-/// How the codes lie is the format's [`Order`]: as near to the order of the weights as costs nothing. Where vectors share their
+/// How the codes lie is the format's [`Order`]: as close to the weights' order as is possible without extra instructions. Where vectors share their
 /// bytes, each is those bytes, and [`apart`] takes the codes out of them: of two rows at once, if that suits.
 pub(crate) struct Slab {
     pub q: [__m512i; 4],
@@ -239,7 +239,7 @@ avx512! {
         merged::<false, { Order::THIRDS }>(q3_k(b), scales_3k(b), f16_all(at(b, 108)))
     }
 
-    /// The f16 at `stride * g + at` for the eight blocks of a slab.
+    /// The f16 at `stride * g + from` for the eight blocks of a slab.
     #[inline]
     fn eight_f16(b: &[u8], stride: usize, from: usize) -> __m256 {
         let f = |g: usize| i16::from_le_bytes(*at(b, stride * g + from));

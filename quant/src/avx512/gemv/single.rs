@@ -1,18 +1,17 @@
-//! Products with one column: decode. Two rows share what can be shared of unpacking, since one column leaves nothing else to
-//! share it with.
+//! Products with one column: decode. Unpacking is amortized over two rows, where it cannot be over columns.
 //!
 //! ```text
-//! groups of 32:  two rows' vectors turned together; a lane has 16 weights of one row; halves of a group are added
-//! groups of 16:  two rows' vectors woven; a lane has 8 weights of one row; halves of a group are added
+//! groups of 32:  two rows' vectors transposed together; a lane has 16 weights of one row; halves of a group are added
+//! groups of 16:  two rows' vectors interleaved; a lane has 8 weights of one row; halves of a group are added
 //! ```
 //!
-//! Vectors that share their bytes ([`Order`]) are turned or woven once, as bytes, and codes taken out of them behind that. Sums
+//! Vectors that share their bytes ([`Order`]) are transposed or interleaved once, as bytes, and codes taken out of them behind that. Sums
 //! are those of several columns to the last bit: the same numbers meet in the same order, and at a row's end they are put into
 //! the same lanes.
 
 use super::{
     STREAMS, column, first_column, folded_groups, group_sums, ints, minus, put, scaled, shifted_down, sixteenths,
-    start, turned, without_offset,
+    start, transposed, without_offset,
 };
 use crate::act::Acts;
 use crate::avx512::slab::{self, Order, Slab, signed};
@@ -30,7 +29,7 @@ pub(super) struct Single {
     sum: [f32; 16],
 }
 
-/// The same for formats with groups of 16, as two rows' slabs lie that are `woven`: the two vectors for each vector of codes,
+/// The same for formats with groups of 16, as two rows' slabs lie that are `interleaved`: the two vectors for each vector of codes,
 /// and what belongs to each vector of sums.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C, align(64))]
@@ -41,7 +40,7 @@ pub(super) struct Single16 {
     sum: [[f32; 16]; 2],
 }
 
-/// The same slab of two rows of a format with groups of 32, `turned` together: of vectors 0 and 2 of both, and of vectors 1 and 3.
+/// The same slab of two rows of a format with groups of 32, `transposed` together: of vectors 0 and 2 of both, and of vectors 1 and 3.
 /// Those may be of the same bytes, and then this takes half of the shuffles.
 struct Two {
     q: [[__m512i; 4]; 2],
@@ -94,9 +93,9 @@ const fn folded_from(order: u8) -> [i32; 16] {
     lanes
 }
 
-/// Which 16 weights are in each lane of vector `half` of the sums of two rows `woven`, and in which lane several columns have
+/// Which 16 weights are in each lane of vector `half` of the sums of two rows `interleaved`, and in which lane several columns have
 /// their sum.
-const fn woven_lanes(order: u8, half: usize) -> ([i32; 16], [i32; 16]) {
+const fn interleaved_lanes(order: u8, half: usize) -> ([i32; 16], [i32; 16]) {
     let (mut which, mut lanes) = ([0; 16], [0; 16]);
     let mut lane = 0;
     while lane < 16 {
@@ -114,7 +113,7 @@ avx512! {
         let (groups, shifts) = (ints(&lanes.groups), ints(&lanes.shifts));
         for (s, to) in to.iter_mut().enumerate() {
             let (q, d, sums) = column::<ORDER>(&x.q8(s)[0]);
-            let q = [turned([q[0], q[2], q[0], q[2]]), turned([q[1], q[3], q[1], q[3]])];
+            let q = [transposed([q[0], q[2], q[0], q[2]]), transposed([q[1], q[3], q[1], q[3]])];
             let (d, sums) = (_mm512_permutexvar_ps(groups, d), _mm512_permutexvar_epi32(groups, group_sums(sums)));
             // SAFETY: every field is as long as the vectors stored to it.
             unsafe {
@@ -136,12 +135,12 @@ avx512! {
             // SAFETY: every field is as long as the vectors stored to it.
             unsafe {
                 for j in 0..4 {
-                    for (to, q) in to.q[j].iter_mut().zip(woven(q[j], q[j])) {
+                    for (to, q) in to.q[j].iter_mut().zip(interleaved(q[j], q[j])) {
                         _mm512_store_si512(to.as_mut_ptr().cast(), q);
                     }
                 }
                 for half in 0..2 {
-                    let (which, lanes) = &const { [woven_lanes(ORDER, 0), woven_lanes(ORDER, 1)] }[half];
+                    let (which, lanes) = &const { [interleaved_lanes(ORDER, 0), interleaved_lanes(ORDER, 1)] }[half];
                     let (which, lanes) = (ints(which), ints(lanes));
                     let shifts = _mm512_mask_mov_epi32(vectors[2 * half], 0xCCCC, vectors[2 * half + 1]);
                     let scale = |i| _mm512_permutexvar_ps(_mm512_srli_epi32::<1>(i), d);
@@ -162,7 +161,7 @@ avx512! {
         // depends on its vector.)
         let late = ORDER != Order::QUARTERS;
         let (x, y) = if late { (a.q, b.q) } else { (slab::apart::<ORDER>(a.q), slab::apart::<ORDER>(b.q)) };
-        let mut q = [turned([x[0], x[2], y[0], y[2]]), turned([x[1], x[3], y[1], y[3]])];
+        let mut q = [transposed([x[0], x[2], y[0], y[2]]), transposed([x[1], x[3], y[1], y[3]])];
         if late {
             for set in 0..2 {
                 for j in 0..4 {
@@ -224,19 +223,19 @@ avx512! {
         put([row(0), row(1), row(2), row(3)], &rows, 0, out);
     }
 
-    /// The dwords of two rows' vectors, turn and turn about: lane `4 a + v` is of row `v % 2`, and of part `a`.
+    /// Interleaves the dwords of two rows' vectors: lane `4 a + v` is of row `v % 2`, and of part `a`.
     #[inline]
-    fn woven(a: __m512i, b: __m512i) -> [__m512i; 2] {
+    fn interleaved(a: __m512i, b: __m512i) -> [__m512i; 2] {
         [_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)]
     }
 
     /// Two rows' slabs times a single column's, added to `acc`, in formats with groups of 16: the sums of [`gemv_columns`] to the
     /// last bit, in lane `4 a + v` of vector `h` those of row `v % 2` in its lane `4 a + 2 h + v / 2`. Bytes that vectors share
-    /// are woven once, before codes are taken out of them.
+    /// are interleaved once, before codes are taken out of them.
     #[inline]
-    fn accumulate_woven<const MIN: bool, const ORDER: u8>([a, b]: [Slab; 2], x: &Single16, acc: [__m512; 2]) -> [__m512; 2] {
+    fn accumulate_interleaved<const MIN: bool, const ORDER: u8>([a, b]: [Slab; 2], x: &Single16, acc: [__m512; 2]) -> [__m512; 2] {
         let mut dots = [_mm512_setzero_si512(); 4];
-        let [p, q, r, s] = [0, 1, 2, 3].map(|j| (a.q[j], b.q[j])).map(|(a, b)| woven(a, b));
+        let [p, q, r, s] = [0, 1, 2, 3].map(|j| (a.q[j], b.q[j])).map(|(a, b)| interleaved(a, b));
         for i in 0..2 {
             let codes = slab::apart::<ORDER>([p[i], q[i], r[i], s[i]]);
             for j in 0..4 {
@@ -248,7 +247,7 @@ avx512! {
             let (even, odd) = (dots[2 * half], dots[2 * half + 1]);
             let dots = _mm512_add_epi32(_mm512_unpacklo_epi64(even, odd), _mm512_unpackhi_epi64(even, odd));
             let dots = _mm512_add_epi32(dots, start::<MIN>(&x.start[half]));
-            let (which, lanes) = &const { [woven_lanes(ORDER, 0), woven_lanes(ORDER, 1)] }[half];
+            let (which, lanes) = &const { [interleaved_lanes(ORDER, 0), interleaved_lanes(ORDER, 1)] }[half];
             let (which, lanes) = (ints(which), ints(lanes));
             let scale = _mm512_permutex2var_ps(a.scale, _mm512_or_si512(which, second), b.scale);
             let min = _mm512_permutex2var_ps(a.min, _mm512_or_si512(lanes, second), b.min);
@@ -266,9 +265,9 @@ avx512! {
         let mut acc = [[_mm512_setzero_ps(); 2]; 2];
         for (s, x) in cols.iter().enumerate() {
             let slab = |r: usize| unpack(rows.slab(w, r, s));
-            // Not a loop: it would not be unrolled, and keep its sums in memory.
-            acc[0] = accumulate_woven::<MIN, ORDER>([slab(0), slab(1)], x, acc[0]);
-            acc[1] = accumulate_woven::<MIN, ORDER>([slab(2), slab(3)], x, acc[1]);
+            // Written out: LLVM would not unroll the loop, and would keep the accumulators in memory.
+            acc[0] = accumulate_interleaved::<MIN, ORDER>([slab(0), slab(1)], x, acc[0]);
+            acc[1] = accumulate_interleaved::<MIN, ORDER>([slab(2), slab(3)], x, acc[1]);
         }
         let row = |r: usize| {
             let lanes = _mm512_setr_epi32(0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30);
