@@ -24,8 +24,6 @@ use std::sync::OnceLock;
 
 pub(crate) mod attention;
 mod block;
-#[cfg(any(test, feature = "emulate-amx"))]
-mod emulate;
 mod gemm;
 
 /// Rows of a tile.
@@ -121,15 +119,7 @@ crate::slabs::slabs!(gemms);
 /// Whether this machine has tiles for bf16 and the system lets this process use them, which is asked for here.
 pub(crate) fn tiles() -> bool {
     static TILES: OnceLock<bool> = OnceLock::new();
-    *TILES.get_or_init(|| in_hardware() && permitted() || emulated())
-}
-
-/// Whether tiles can be had in software: in tests.
-fn emulated() -> bool {
-    #[cfg(any(test, feature = "emulate-amx"))]
-    return emulate::install();
-    #[cfg(not(any(test, feature = "emulate-amx")))]
-    false
+    *TILES.get_or_init(|| in_hardware() && permitted() || crate::isa::emulated())
 }
 
 fn in_hardware() -> bool {

@@ -45,6 +45,15 @@ rung!($ avx512 avx512_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "
 #[cfg(target_arch = "x86_64")]
 rung!($ amx below_tiles_detected "avx2" "fma" "f16c" "bmi2" "avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni" "avx512vbmi" "avx512bf16");
 
+/// Whether instructions that the machine lacks are had in software: in tests.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn emulated() -> bool {
+    #[cfg(any(test, feature = "emulate-amx"))]
+    return crate::emulate::install();
+    #[cfg(not(any(test, feature = "emulate-amx")))]
+    false
+}
+
 impl Isa {
     /// Every rung, lowest first.
     pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx];
@@ -56,7 +65,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2_detected(),
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => avxvnni_detected(),
+            Isa::AvxVnni => avxvnni_detected() || avx2_detected() && emulated(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512_detected(),
             #[cfg(target_arch = "x86_64")]

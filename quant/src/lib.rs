@@ -47,6 +47,9 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)] // intrinsics
 mod avx512;
+#[cfg(all(target_arch = "x86_64", any(test, feature = "emulate-amx")))]
+#[allow(unsafe_code)] // a signal handler that executes instructions
+mod emulate;
 pub mod f32ops;
 mod float_matrix;
 pub mod format;

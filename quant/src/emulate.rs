@@ -1,11 +1,13 @@
-//! Tiles in software, for tests where the processor has none: their instructions are illegal there, and the handler of that
-//! signal does what they should have done. What is tested is the machine code itself.
+//! Tiles and AVX-VNNI's product in software, for tests where the processor lacks them: their instructions are illegal there,
+//! and the handler of that signal does what they should have done. What is tested is the machine code itself.
 //!
 //! Decoding and arithmetic follow Intel's SDM, volume 2: the VEX prefix gives map, prefix and the third operand, ModRM and
 //! SIB the others. A trap costs some microseconds: enough for a test, and for the perplexity of a small model.
 
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
 
 /// A tile: 16 rows of 16 numbers.
 type Tile = [[u32; 16]; 16];
@@ -15,16 +17,19 @@ thread_local! {
     static TILES: UnsafeCell<[Tile; 8]> = const { UnsafeCell::new([[[0; 16]; 16]; 8]) };
 }
 
-/// Emulates from now on, on Linux. Asked for where the machine has AVX-512 BF16.
-pub(super) fn install() -> bool {
+/// Emulates from now on, on Linux. Asked for where the machine has the other instructions of the rung.
+pub(crate) fn install() -> bool {
     #[cfg(target_os = "linux")]
-    // SAFETY: `sigaction` is plain data, for which zeros are valid; the handler has the type that SA_SIGINFO asks for and
-    // touches nothing but the interrupted thread's registers, its tiles and the operands of its instruction.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_illegal as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()) == 0
+    {
+        static INSTALLED: OnceLock<bool> = OnceLock::new();
+        // SAFETY: `sigaction` is plain data, for which zeros are valid; the handler has the type that SA_SIGINFO asks for and
+        // touches nothing but the interrupted thread's registers, its tiles and the operands of its instruction.
+        *INSTALLED.get_or_init(|| unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_illegal as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()) == 0
+        })
     }
     #[cfg(not(target_os = "linux"))]
     false
@@ -35,16 +40,58 @@ extern "C" fn on_illegal(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void
     // SAFETY: the kernel passes the interrupted thread's registers, which are ours until we return; the address of the
     // instruction is readable, since it was about to be executed.
     unsafe {
-        let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        let code = registers[libc::REG_RIP as usize] as *const u8;
-        match execute(code, registers) {
-            Some(length) => registers[libc::REG_RIP as usize] += length,
+        let context = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
+        let code = context.gregs[libc::REG_RIP as usize] as *const u8;
+        let executed = product(code, context.fpregs.cast()).or_else(|| execute(code, &context.gregs));
+        match executed {
+            Some(length) => context.gregs[libc::REG_RIP as usize] += length,
             None => {
-                // Not a tile's: the next trap ends the program, as it would have.
+                // None of ours: the next trap ends the program, as it would have.
                 libc::signal(libc::SIGILL, libc::SIG_DFL);
             }
         }
     }
+}
+
+/// Executes the `vpdpbusd ymm, ymm, ymm` at `code` and returns its length, `None` if it is another instruction.
+///
+/// # Safety
+/// `code` is an instruction of a thread whose vectors are in `state`, as XSAVE writes them.
+#[cfg(target_os = "linux")]
+unsafe fn product(code: *const u8, state: *mut u8) -> Option<i64> {
+    /// The lower halves of the vectors, which states there are, and the upper halves (SDM, volume 1, 13.4).
+    const LOWER: usize = 160;
+    const STATES: usize = 512;
+    const UPPER: usize = 576;
+    const AVX: u64 = 4;
+    // SAFETY: an instruction has as many bytes as its encoding says.
+    let byte = |i: usize| unsafe { code.add(i).read() };
+    // C4 RXBmmmmm WvvvvLpp: map 2 (0F38), W 0, 256 bits, prefix 66; registers alone.
+    if byte(0) != 0xC4 || byte(1) & 0x1F != 2 || byte(2) & 0x87 != 5 || byte(3) != 0x50 || byte(4) < 0xC0 {
+        return None;
+    }
+    let (r, b, modrm) = (!byte(1) >> 7 & 1, !byte(1) >> 5 & 1, byte(4));
+    let [sum, codes, values] = [modrm >> 3 & 7 | r << 3, !byte(2) >> 3 & 15, modrm & 7 | b << 3].map(usize::from);
+    let half = |register: usize, at: usize| state.wrapping_add(at + 16 * register).cast::<[u8; 16]>();
+    let states = state.wrapping_add(STATES).cast::<u64>();
+    // SAFETY: the frame of a signal has all of this where the processor has AVX.
+    unsafe {
+        // Upper halves that are all zero need not be there.
+        if states.read() & AVX == 0 {
+            (0..16).for_each(|i| half(i, UPPER).write([0; 16]));
+            states.write(states.read() | AVX);
+        }
+        for at in [LOWER, UPPER] {
+            let (codes, values) = (half(codes, at).read(), half(values, at).read());
+            let mut sums = half(sum, at).read();
+            for (i, sum) in sums.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let dot: i32 = (4 * i..4 * i + 4).map(|k| i32::from(codes[k]) * i32::from(values[k] as i8)).sum();
+                *sum = i32::from_le_bytes(*sum).wrapping_add(dot).to_le_bytes();
+            }
+            half(sum, at).write(sums);
+        }
+    }
+    Some(5)
 }
 
 /// Executes the instruction at `code` and returns its length, `None` if it is not one of a tile.
