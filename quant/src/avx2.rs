@@ -20,6 +20,7 @@
 //!            16-bit sums of 2 x 4 accumulators, widened as rarely as they allow
 //! ```
 
+pub(crate) mod scales;
 mod slab;
 
 use crate::act::{Act, Acts, Q8Block, column_sums};

@@ -1,5 +1,6 @@
 //! A slab of each format, from its blocks to registers.
 
+use super::scales::{self, at, eight_halves, half, load128, plus_half, word};
 use crate::format::iq::grid;
 use crate::format::{SLAB, iq4, mxfp4};
 use crate::isa::avx2;
@@ -20,35 +21,6 @@ avx2! {
     pub(super) fn load(b: &[u8; 32]) -> __m256i {
         // SAFETY: 32 readable bytes.
         unsafe { _mm256_loadu_si256(b.as_ptr().cast()) }
-    }
-
-    #[inline]
-    fn load128(b: &[u8; 16]) -> __m128i {
-        // SAFETY: 16 readable bytes.
-        unsafe { _mm_loadu_si128(b.as_ptr().cast()) }
-    }
-
-    #[inline]
-    fn at<const N: usize>(b: &[u8], i: usize) -> &[u8; N] {
-        b[i..i + N].try_into().expect("of that length")
-    }
-
-    #[inline]
-    fn word(b: &[u8], i: usize) -> u32 {
-        u32::from_le_bytes(*at(b, i))
-    }
-
-    /// An f16 in every lane.
-    #[inline]
-    fn half(b: &[u8], i: usize) -> __m256 {
-        _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(*at(b, i)) as i32)))
-    }
-
-    /// The f16 at `stride * g + from` for the eight blocks of a slab.
-    #[inline]
-    fn halves(b: &[u8], stride: usize, from: usize) -> __m256 {
-        let f = |g: usize| i16::from_le_bytes(*at(b, stride * g + from));
-        _mm256_cvtph_ps(_mm_setr_epi16(f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)))
     }
 
     #[inline]
@@ -151,13 +123,13 @@ avx2! {
 
     #[inline]
     pub(super) fn q4_0(b: &[u8; 144]) -> Slab {
-        plain(block_nibbles(b, 18, 2), halves(b, 18, 0))
+        plain(block_nibbles(b, 18, 2), eight_halves(b, 18, 0))
     }
 
     #[inline]
     pub(super) fn q4_1(b: &[u8; 160]) -> Slab {
         let zero = _mm256_setzero_ps();
-        let (scale, min) = (halves(b, 20, 0), negated(halves(b, 20, 2)));
+        let (scale, min) = (eight_halves(b, 20, 0), negated(eight_halves(b, 20, 2)));
         Slab { q: block_nibbles(b, 20, 4), scale: [scale, zero], min: [min, zero] }
     }
 
@@ -174,13 +146,13 @@ avx2! {
 
     #[inline]
     pub(super) fn q5_0(b: &[u8; 176]) -> Slab {
-        plain(five_bits(b, 22, 2), halves(b, 22, 0))
+        plain(five_bits(b, 22, 2), eight_halves(b, 22, 0))
     }
 
     #[inline]
     pub(super) fn q5_1(b: &[u8; 192]) -> Slab {
         let zero = _mm256_setzero_ps();
-        let (scale, min) = (halves(b, 24, 0), negated(halves(b, 24, 2)));
+        let (scale, min) = (eight_halves(b, 24, 0), negated(eight_halves(b, 24, 2)));
         Slab { q: five_bits(b, 24, 4), scale: [scale, zero], min: [min, zero] }
     }
 
@@ -190,7 +162,7 @@ avx2! {
         for g in 0..8 {
             q[g] = _mm256_xor_si256(load(at(b, 34 * g + 2)), _mm256_set1_epi8(-128));
         }
-        plain(q, halves(b, 34, 0))
+        plain(q, eight_halves(b, 34, 0))
     }
 
     // ---- k-quants ----------------------------------------------------------------------------------------------------
@@ -302,19 +274,12 @@ avx2! {
 
     #[inline]
     pub(super) fn iq4_nl(b: &[u8; 144]) -> Slab {
-        plain(looked_up(&iq4::CODES, block_nibbles(b, 18, 2)), halves(b, 18, 0))
+        plain(looked_up(&iq4::CODES, block_nibbles(b, 18, 2)), eight_halves(b, 18, 0))
     }
 
     #[inline]
     pub(super) fn iq4_xs(b: &[u8; 136]) -> Slab {
-        let low = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 4) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 2)) as i32);
-        let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
-        let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
-        let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
-        let s = _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
-        let scale = _mm256_mul_ps(_mm256_cvtepi32_ps(s), half(b, 0));
-        plain(looked_up(&iq4::CODES, block_nibbles(b, 16, 8)), scale)
+        plain(looked_up(&iq4::CODES, block_nibbles(b, 16, 8)), scales::iq4_xs(b))
     }
 
     #[inline]
@@ -408,12 +373,6 @@ avx2! {
         even(a & 0x7F | (a << 1) & 0x7F00 | (a << 2) & 0x7F_0000 | (a << 3) & 0x7F00_0000)
     }
 
-    /// `d * (s + 1/2)` for eight `s`.
-    #[inline]
-    fn scales_half(s: __m256i, d: __m256) -> __m256 {
-        _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(s), _mm256_set1_ps(0.5)), d)
-    }
-
     #[inline]
     pub(super) fn iq2_xxs(b: &[u8; 66]) -> Slab {
         let mut q = none();
@@ -426,7 +385,7 @@ avx2! {
         let (v, w) = (load(at(b, 2)), load(at(b, 34)));
         let high = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(_mm256_castsi256_ps(v), _mm256_castsi256_ps(w)));
         let high = _mm256_srli_epi32::<28>(_mm256_permute4x64_epi64::<0b11_01_10_00>(high));
-        plain(q, scales_half(high, _mm256_mul_ps(half(b, 0), _mm256_set1_ps(0.25))))
+        plain(q, plus_half(high, _mm256_mul_ps(half(b, 0), _mm256_set1_ps(0.25))))
     }
 
     /// `d * (s + 1/2) / 4` for sixteen 4-bit scales.
@@ -435,7 +394,7 @@ avx2! {
         let s = _mm_cvtsi64_si128(i64::from_le_bytes(*b));
         let s = _mm_and_si128(_mm_unpacklo_epi8(s, _mm_srli_epi16::<4>(s)), _mm_set1_epi8(15));
         let d = _mm256_mul_ps(d, _mm256_set1_ps(0.25));
-        [scales_half(_mm256_cvtepu8_epi32(s), d), scales_half(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(s)), d)]
+        [plus_half(_mm256_cvtepu8_epi32(s), d), plus_half(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(s)), d)]
     }
 
     #[inline]
@@ -484,7 +443,7 @@ avx2! {
             q[g] = with_signs(small_points(&grid::IQ3_XXS, index), signs_28(word(b, 66 + 4 * g)));
         }
         let s = _mm256_srli_epi32::<28>(load(at(b, 66)));
-        plain(q, scales_half(s, _mm256_mul_ps(half(b, 0), _mm256_set1_ps(0.5))))
+        plain(q, plus_half(s, _mm256_mul_ps(half(b, 0), _mm256_set1_ps(0.5))))
     }
 
     #[inline]
@@ -494,10 +453,7 @@ avx2! {
             let index = nine_bits(at(b, 2 + 8 * g), b[66 + g]);
             q[g] = with_signs(small_points(&grid::IQ3_S, index), word(b, 74 + 4 * g));
         }
-        let s = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 106) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        let s = _mm256_and_si256(s, _mm256_set1_epi32(15));
-        let s = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(s, s), _mm256_set1_epi32(1)));
-        plain(q, _mm256_mul_ps(s, half(b, 0)))
+        plain(q, scales::iq3_s(b))
     }
 
     /// What shifts a point of IQ1: all its bytes one down or one up.
@@ -519,10 +475,7 @@ avx2! {
             ];
             q[g] = _mm256_add_epi8(points(&grid::IQ1, index), _mm256_set1_epi64x(shift(high & 0x8000 != 0)));
         }
-        let s = _mm256_cvtepu16_epi32(load128(at(b, 34)));
-        let s = _mm256_and_si256(_mm256_srli_epi32::<11>(s), _mm256_set1_epi32(14)); // twice the three bits from 12 on
-        let s = _mm256_cvtepi32_ps(_mm256_add_epi32(s, _mm256_set1_epi32(1)));
-        plain(q, _mm256_mul_ps(s, _mm256_mul_ps(half(b, 0), _mm256_set1_ps(0.125))))
+        plain(q, scales::iq1_s(b))
     }
 
     #[inline]

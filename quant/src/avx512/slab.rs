@@ -1,5 +1,6 @@
 //! A slab of each format, from its blocks to registers.
 
+use crate::avx2::scales::{self, at, eight_halves, load128, word};
 use crate::format::iq::grid;
 use crate::format::{iq4, mxfp4};
 use crate::isa::avx512;
@@ -84,25 +85,9 @@ avx512! {
     }
 
     #[inline]
-    fn load128(b: &[u8; 16]) -> __m128i {
-        // SAFETY: 16 readable bytes.
-        unsafe { _mm_loadu_si128(b.as_ptr().cast()) }
-    }
-
-    #[inline]
     pub(crate) fn floats(x: &[f32; 16]) -> __m512 {
         // SAFETY: 64 readable bytes.
         unsafe { _mm512_loadu_ps(x.as_ptr()) }
-    }
-
-    #[inline]
-    fn at<const N: usize>(b: &[u8], i: usize) -> &[u8; N] {
-        b[i..i + N].try_into().expect("of that length")
-    }
-
-    #[inline]
-    fn word(b: &[u8], i: usize) -> u32 {
-        u32::from_le_bytes(*at(b, i))
     }
 
     /// An f16 in every lane.
@@ -237,13 +222,6 @@ avx512! {
     #[inline]
     pub(crate) fn q3_k_merged(b: &[u8; 110]) -> Slab {
         merged::<false, { Order::THIRDS }>(q3_k(b), scales_3k(b), f16_all(at(b, 108)))
-    }
-
-    /// The f16 at `stride * g + from` for the eight blocks of a slab.
-    #[inline]
-    fn eight_f16(b: &[u8], stride: usize, from: usize) -> __m256 {
-        let f = |g: usize| i16::from_le_bytes(*at(b, stride * g + from));
-        _mm256_cvtph_ps(_mm_setr_epi16(f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)))
     }
 
     /// Words of the two 64-byte stretches of a slab that begin at its start and at byte `second`. `i` counts in words of
@@ -417,7 +395,7 @@ avx512! {
 
     /// Eight scales.
     #[inline]
-    fn scales(d: __m256) -> __m512 {
+    fn eight(d: __m256) -> __m512 {
         _mm512_insertf32x8::<0>(_mm512_setzero_ps(), d)
     }
 
@@ -453,13 +431,13 @@ avx512! {
     #[inline]
     pub(crate) fn q5_0(b: &[u8; 176]) -> Slab {
         let q = |j: usize| five_bits(&b[44 * j..], 22, 2);
-        Slab { q: [q(0), q(1), q(2), q(3)], scale: scales(eight_f16(b, 22, 0)), min: _mm512_setzero_ps() }
+        Slab { q: [q(0), q(1), q(2), q(3)], scale: eight(eight_halves(b, 22, 0)), min: _mm512_setzero_ps() }
     }
 
     #[inline]
     pub(crate) fn q5_1(b: &[u8; 192]) -> Slab {
         let q = |j: usize| five_bits(&b[48 * j..], 24, 4);
-        let scale = min_scales(eight_f16(b, 24, 0), eight_f16(b, 24, 2));
+        let scale = min_scales(eight_halves(b, 24, 0), eight_halves(b, 24, 2));
         Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
     }
 
@@ -470,15 +448,7 @@ avx512! {
 
     #[inline]
     pub(crate) fn iq4_xs(b: &[u8; 136]) -> Slab {
-        let low = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 4) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 2)) as i32);
-        let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
-        let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
-        let high = _mm256_slli_epi32::<4>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
-        let s = _mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32));
-        let d = _mm512_castps512_ps256(f16_all(at(b, 0)));
-        let scale = scales(_mm256_mul_ps(_mm256_cvtepi32_ps(s), d));
-        Slab { q: eight_blocks(b, 16, 8), scale, min: _mm512_setzero_ps() }
+        Slab { q: eight_blocks(b, 16, 8), scale: eight(scales::iq4_xs(b)), min: _mm512_setzero_ps() }
     }
 
     #[inline]
@@ -487,7 +457,7 @@ avx512! {
             let (x, y) = (load256(at(b, 68 * j + 2)), load256(at(b, 68 * j + 36)));
             _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(x), y), _mm512_set1_epi8(-128))
         };
-        let scale = scales(eight_f16(b, 34, 0));
+        let scale = eight(eight_halves(b, 34, 0));
         Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
     }
 
@@ -507,7 +477,7 @@ avx512! {
         // 2^-128 and 2^-127 are subnormal.
         let small = _mm256_cmplt_epu32_mask(e, _mm256_set1_epi32(2));
         let e = _mm256_mask_sllv_epi32(normal, small, _mm256_set1_epi32(0x0020_0000), e);
-        let scale = scales(_mm256_castsi256_ps(e));
+        let scale = eight(_mm256_castsi256_ps(e));
         Slab { q: eight_blocks(b, 17, 1), scale, min: _mm512_setzero_ps() }
     }
 
@@ -572,7 +542,7 @@ avx512! {
 
     /// Eight bytes as indices.
     #[inline]
-    fn eight(b: &[u8; 8]) -> __m256i {
+    fn indices(b: &[u8; 8]) -> __m256i {
         _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*b)))
     }
 
@@ -604,7 +574,7 @@ avx512! {
     #[inline]
     fn scales_top(d: __m512, words: __m256i) -> __m512 {
         let s = _mm256_cvtepi32_ps(_mm256_srli_epi32::<28>(words));
-        scales(_mm256_mul_ps(_mm512_castps512_ps256(d), _mm256_add_ps(s, _mm256_set1_ps(0.5))))
+        eight(_mm256_mul_ps(_mm512_castps512_ps256(d), _mm256_add_ps(s, _mm256_set1_ps(0.5))))
     }
 
     #[inline]
@@ -618,7 +588,7 @@ avx512! {
         let q = |j: usize| {
             let (i, k) = (2 + 16 * j, 10 + 16 * j);
             let index = word(b, i) as u64 | (word(b, k) as u64) << 32;
-            with_signs(points(&grid::IQ2_XXS, eight(&index.to_le_bytes())), signs_28(word(b, i + 4), word(b, k + 4)))
+            with_signs(points(&grid::IQ2_XXS, indices(&index.to_le_bytes())), signs_28(word(b, i + 4), word(b, k + 4)))
         };
         Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
     }
@@ -649,7 +619,7 @@ avx512! {
             let high = _mm256_set1_epi32(u16::from_le_bytes(*at(b, 66 + 2 * j)) as i32);
             let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
             let high = _mm256_slli_epi32::<8>(_mm256_and_si256(high, _mm256_set1_epi32(3)));
-            let index = _mm256_or_si256(eight(at(b, 2 + 8 * j)), high);
+            let index = _mm256_or_si256(indices(at(b, 2 + 8 * j)), high);
             with_signs(points(&grid::IQ2_S, index), u64::from_le_bytes(*at(b, 34 + 8 * j)))
         };
         let scale = scales_2(f16_all(at(b, 0)), at(b, 74));
@@ -668,17 +638,13 @@ avx512! {
 
     #[inline]
     pub(crate) fn iq3_s(b: &[u8; 110]) -> Slab {
-        let s = _mm256_srlv_epi32(_mm256_set1_epi32(word(b, 106) as i32), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        let s = _mm256_and_si256(s, _mm256_set1_epi32(15));
-        let s = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(s, s), _mm256_set1_epi32(1)));
-        let scale = scales(_mm256_mul_ps(s, _mm512_castps512_ps256(f16_all(at(b, 0)))));
         let q = |j: usize| {
             let index = _mm512_cvtepu8_epi32(load128(at(b, 2 + 16 * j)));
             let high = u16::from_le_bytes(*at(b, 66 + 2 * j));
             let index = _mm512_mask_add_epi32(index, high, index, _mm512_set1_epi32(256));
             with_signs(small_points(&grid::IQ3_S, index), u64::from_le_bytes(*at(b, 74 + 8 * j)))
         };
-        Slab { q: [q(0), q(1), q(2), q(3)], scale, min: _mm512_setzero_ps() }
+        Slab { q: [q(0), q(1), q(2), q(3)], scale: eight(scales::iq3_s(b)), min: _mm512_setzero_ps() }
     }
 
     /// Eight points of IQ1: `high` has three more bits of each lane's index at the bottom, `down` the lanes whose points are
@@ -686,16 +652,12 @@ avx512! {
     #[inline]
     fn shifted(index: &[u8; 8], high: __m256i, down: __mmask8) -> __m512i {
         let high = _mm256_slli_epi32::<8>(_mm256_and_si256(high, _mm256_set1_epi32(7)));
-        let q = points(&grid::IQ1, _mm256_or_si256(eight(index), high));
+        let q = points(&grid::IQ1, _mm256_or_si256(indices(index), high));
         _mm512_add_epi8(q, _mm512_mask_blend_epi64(down, _mm512_set1_epi8(1), _mm512_set1_epi8(-1)))
     }
 
     #[inline]
     pub(crate) fn iq1_s(b: &[u8; 50]) -> Slab {
-        let s = _mm256_cvtepu16_epi32(load128(at(b, 34)));
-        let s = _mm256_and_si256(_mm256_srli_epi32::<11>(s), _mm256_set1_epi32(14)); // twice the three bits from 12 on
-        let s = _mm256_cvtepi32_ps(_mm256_add_epi32(s, _mm256_set1_epi32(1)));
-        let d = _mm256_mul_ps(_mm512_castps512_ps256(f16_all(at(b, 0))), _mm256_set1_ps(0.125));
         let q = |j: usize| {
             let high = _mm256_set1_epi32(word(b, 34 + 4 * j) as i32);
             let top = i32::MIN;
@@ -703,7 +665,7 @@ avx512! {
             let high = _mm256_srlv_epi32(high, _mm256_setr_epi32(0, 3, 6, 9, 16, 19, 22, 25));
             shifted(at(b, 2 + 8 * j), high, down)
         };
-        Slab { q: [q(0), q(1), q(2), q(3)], scale: scales(_mm256_mul_ps(d, s)), min: _mm512_setzero_ps() }
+        Slab { q: [q(0), q(1), q(2), q(3)], scale: eight(scales::iq1_s(b)), min: _mm512_setzero_ps() }
     }
 
     #[inline]
