@@ -216,6 +216,30 @@ fn few_columns_do_not_change_one() {
     }
 }
 
+/// Nothing to compute: nothing is written.
+#[test]
+fn no_columns_and_no_rows_are_no_work() {
+    const COLS: usize = 512;
+    for k in all() {
+        for spec in FORMATS {
+            let data = blocks(spec.format, 3, COLS, &mut Noise(2));
+            for (rows, n) in [(3, 0), (0, 1), (0, 5), (0, 40), (0, 0)] {
+                let m = Matrix::new(spec.format, 3, COLS, &data).unwrap().rows_of(0..rows);
+                let buf = ActBuf::new(COLS, n).unwrap();
+                for c in 0..n {
+                    // SAFETY: one thread.
+                    unsafe { buf.encode(k, Wants::of([k.kernel(spec.format).act(n)]), n, c, &[1.0; COLS]) };
+                }
+                // SAFETY: one thread.
+                let acts = unsafe { buf.view(COLS, n, n) };
+                let mut out = [7.0; 3 * 40];
+                k.matmul(m.panel(0..rows), acts, &mut Out::new(&mut out, 3, rows, n), &mut Scratch::default());
+                assert_eq!(out, [7.0; 3 * 40], "{} {} {rows} rows, {n} columns", k.label(), spec.name);
+            }
+        }
+    }
+}
+
 /// A rung without its kernels would pass every other test.
 #[test]
 fn every_rung_has_kernels_of_its_own() {
