@@ -240,6 +240,42 @@ fn no_columns_and_no_rows_are_no_work() {
     }
 }
 
+/// What is no number reaches every output of its own column, and none of another.
+#[test]
+fn nan_stays_in_its_column() {
+    let (mut failures, mut noise) = (Vec::new(), Noise(3));
+    for k in all() {
+        for spec in FORMATS {
+            for (rows, cols) in [(35, 512), (5, 288)] {
+                if spec.format.row_bytes(cols).is_none() {
+                    continue;
+                }
+                let data = blocks(spec.format, rows, cols, &mut noise);
+                let m = Matrix::new(spec.format, rows, cols, &data).unwrap();
+                // Both bodies of every kernel, alone and beside others, in pairs and not.
+                for n in [1, 2, 5, 20, 35] {
+                    let x: Vec<Vec<f32>> = (0..n).map(|_| (0..cols).map(|_| noise.unit()).collect()).collect();
+                    let clean = product(k, &m, &x);
+                    for (column, i) in [(n / 2, 3), (n - 1, cols - 1)] {
+                        let mut x = x.clone();
+                        x[column][i] = f32::NAN;
+                        let got = product(k, &m, &x);
+                        let lost = got[column].iter().filter(|y| !y.is_nan()).count();
+                        let reached = (0..n).filter(|&c| c != column && got[c] != clean[c]).count();
+                        if lost + reached > 0 {
+                            failures.push(format!(
+                                "{} {} rows {rows} cols {cols} n {n}: NaN at {i} of column {column} missed {lost} rows, reached {reached} other columns",
+                                k.label(), name(k, spec.format, n)
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures, the first: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+}
+
 /// A rung without its kernels would pass every other test.
 #[test]
 fn every_rung_has_kernels_of_its_own() {
