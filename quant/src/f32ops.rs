@@ -467,6 +467,83 @@ mod tests {
     }
 
     #[test]
+    fn bf16_is_rounded_to_nearest_even() {
+        // Ties to either side, and beside one.
+        let ties: [u32; 6] = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0xBF808000, 0xBF818000];
+        let small = [0x00000000, 0x80000000, 0x00000001, 0x00008000, 0x00018000, 0x007FFFFF];
+        let infinite = [0x7F800000, 0xFF800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F7F7FFF];
+        let nan = [0x7F800001, 0xFF800001, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF];
+        let special = ties.into_iter().chain(small).chain(infinite).chain(nan).map(f32::from_bits);
+        let x: Vec<f32> = special.chain(noise(SLAB, 3.0)).take(SLAB).collect();
+        for (isa, ops) in each() {
+            for n in (0..=70).chain([255, 256]) {
+                // Each special value in each half of a pair.
+                for x in [&x[..n], &x[SLAB - n..], &x[n.min(1)..n]] {
+                    let mut pairs = [0xDEAD_BEEF; SLAB / 2];
+                    ops.encode_bf16(x, &mut pairs);
+                    for (i, pair) in pairs.iter().enumerate() {
+                        for (i, got) in [(2 * i, *pair as u16), (2 * i + 1, (*pair >> 16) as u16)] {
+                            let want = x.get(i).map_or(0, |&v| half::bf16::from_f32(v).to_bits());
+                            assert_eq!(got, want, "{isa} {} numbers, at {i}: {:?}", x.len(), x.get(i));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of whole vectors and what is left of one. Numbers of which every order of sums is exact leave no room for rounding.
+    #[test]
+    fn every_isa_adds_and_multiplies() {
+        let whole = |n: usize, most: usize| (0..n).map(move |i| ((i + most) * 2531 % (2 * most)) as f32 - most as f32);
+        for (isa, ops) in each() {
+            for n in 0..=70 {
+                let (x, y): (Vec<_>, Vec<_>) = (whole(n, 32).collect(), whole(n, 2048).collect());
+                let want: f32 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
+                assert_eq!(ops.dot(&x, &y), want, "{isa} dot {n}");
+                let mut got = x.clone();
+                ops.axpy(&mut got, -3.0, &y);
+                assert!(x.iter().zip(&y).map(|(x, y)| x - 3.0 * y).eq(got), "{isa} axpy {n}");
+                let (x, y) = (noise(2 * n, 3.0)[n..].to_vec(), noise(n, 2.0));
+                let mut got = x.clone();
+                ops.add(&mut got, &y);
+                assert!(x.iter().zip(&y).map(|(x, y)| x + y).eq(got), "{isa} add {n}");
+                let mut got = x.clone();
+                ops.axpy(&mut got, 0.7, &y);
+                for i in 0..n {
+                    let (x, product) = (x[i] as f64, 0.7f32 as f64 * y[i] as f64);
+                    // Two roundings at most.
+                    let error = (got[i] as f64 - (x + product)).abs();
+                    assert!(error <= f32::EPSILON as f64 * (x.abs() + product.abs()), "{isa} axpy {n} at {i}");
+                }
+            }
+            for n in [17, 70, 100, 1000, 8192] {
+                let (x, y) = (noise(2 * n, 3.0)[n..].to_vec(), noise(n, 2.0));
+                let products = || x.iter().zip(&y).map(|(&x, &y)| x as f64 * y as f64);
+                let (want, size): (f64, f64) = (products().sum(), products().map(f64::abs).sum());
+                let error = (ops.dot(&x, &y) as f64 - want).abs();
+                assert!(error <= 1e-6 * size, "{isa} dot {n}: {:e}", error / size);
+            }
+        }
+    }
+
+    #[test]
+    fn reading_reads_every_byte() {
+        for (isa, ops) in each() {
+            for n in (0..=70).chain([255, 256, 257, 511, 600]) {
+                let mut bytes: Vec<u8> = (0..n).map(|i| (i * 151 + 7) as u8).collect();
+                let all = ops.read(&bytes);
+                assert_eq!(all, SCALAR.read(&bytes), "{isa} {n} bytes");
+                for i in 0..n {
+                    bytes[i] ^= 0x10;
+                    assert_ne!(ops.read(&bytes), all, "{isa} {n} bytes: not that at {i}");
+                    bytes[i] ^= 0x10;
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_isa_agrees_with_f64() {
         for (isa, ops) in each() {
             for n in [1, 15, 16, 17, 64, 100, 576, 8192] {
