@@ -466,6 +466,49 @@ mod tests {
         }
     }
 
+    /// Down to where f32 ends, and up: nothing overflows on the way, and what one group holds is not felt by its neighbours.
+    #[test]
+    fn encoding_is_within_half_a_step_at_all_magnitudes() {
+        // Where a scale is subnormal, what it was rounded by comes 127 times.
+        const LAST: f64 = 1.401_298_464_324_817e-45;
+        let mut failures = Vec::new();
+        // 1 / d overflows for magnitudes below 3.73e-37.
+        let magnitudes =
+            [0.0, -0.0, 1e-45, 1e-43, 1e-41, 1e-39, 1.2e-38, 1e-37, 3.7e-37, 3.8e-37, 1e-20, 1.0, 1e20, 3e38];
+        for amax in magnitudes.into_iter().chain([f32::MAX]) {
+            let mut x = noise(SLAB, 1.0);
+            for (g, x) in x.chunks_mut(32).enumerate().step_by(2) {
+                x.iter_mut().for_each(|v| *v *= amax);
+                (x[g], x[g + 1], x[g + 2]) = (amax, -amax / 3.0, -0.0);
+            }
+            let encoded = |ops: &Ops| {
+                let mut b = bytemuck::Zeroable::zeroed();
+                ops.encode_q8(&x, &mut b);
+                b
+            };
+            let want = encoded(&SCALAR);
+            for (isa, ops) in each() {
+                let b = encoded(ops);
+                assert!(bytemuck::bytes_of(&b) == bytemuck::bytes_of(&want), "{isa} {amax:e}: not as scalar");
+            }
+            for (i, &v) in x.iter().enumerate() {
+                let most = x[i / 32 * 32..][..32].iter().fold(0.0f32, |m, v| m.max(v.abs())) as f64;
+                let (d, q) = (want.d[i / 32] as f64, want.q[i] as f64);
+                let (error, step) = ((v as f64 - d * q).abs(), most / 127.0);
+                // NaN is an error, too.
+                if !(error <= 0.5001 * step + 64.0 * LAST && d <= 1.0001 * step + LAST) {
+                    failures.push(format!("{v:e} at {i} of {most:e}: {q} times {d:e}, {:.1} steps off", error / step));
+                }
+            }
+        }
+        assert!(
+            failures.is_empty(),
+            "{} failures, the first: {:#?}",
+            failures.len(),
+            &failures[..failures.len().min(5)]
+        );
+    }
+
     #[test]
     fn bf16_is_rounded_to_nearest_even() {
         // Ties to either side, and beside one.
