@@ -655,6 +655,7 @@ mod tests {
         for kind in KvType::ALL {
             let mut x = noise(64, 4);
             (x[3], x[40]) = (f32::NAN, -1e30);
+            (x[41], x[42], x[43]) = (f32::MAX, f32::INFINITY, f32::NEG_INFINITY);
             let (mut row, mut block) = (vec![0; kind.row_bytes(64)], vec![0; BLOCK * kind.row_bytes(64)]);
             kind.store_v(&x, &mut row);
             kind.store_k(&x, 5, &mut block);
@@ -669,9 +670,54 @@ mod tests {
                 .collect();
             for x in [&key[..], &value] {
                 assert!(x[3].is_nan() && x[40] < -1e4 && x[40].is_finite(), "{kind:?}: {} {}", x[3], x[40]);
-                assert!(x[63].is_finite(), "{kind:?}");
+                assert!(x[41] > 1e4 && x[42] > 1e4 && x[43] < -1e4, "{kind:?}: {:?}", &x[41..44]);
+                assert!(x[32..].iter().all(|x| x.is_finite()), "{kind:?}: {:?}", &x[40..44]);
             }
         }
+    }
+
+    /// Of rows, m, s and o.
+    type Sums = (Vec<f32>, Vec<f32>, Vec<f32>);
+
+    /// What rows give for the positions up to `n`.
+    fn sums(isa: Isa, q: &Queries<'_>, cache: &Cache<'_>, n: usize) -> Sums {
+        let rows = q.limits.len();
+        let mut p = (vec![f32::NAN; rows], vec![f32::NAN; rows], vec![f32::NAN; q.q.len()]);
+        let mut out = Partial { m: &mut p.0, s: &mut p.1, o: &mut p.2 };
+        Attention::for_isa(isa).run(q, cache, 0..n, &mut out, &mut Scratch::default());
+        p
+    }
+
+    /// A row that ends before a position gives the same bits whatever is there, infinities included.
+    #[test]
+    fn what_a_row_does_not_see_does_not_reach_it() {
+        let (hd, n, at) = (64, 200, 140);
+        let (keys, values) = (noise(n * hd, 6), noise(n * hd, 7));
+        let mut failures = Vec::new();
+        for (isa, rows) in Isa::ALL.into_iter().filter(|i| i.is_supported()).flat_map(|i| [(i, 4), (i, 9), (i, 40)]) {
+            // The first sees all; the others end where the position is, or before.
+            let limits: Vec<usize> = (0..rows).map(|r| if r == 0 { n } else { at + 3 - 3 * r }).collect();
+            let q = Queries { q: &noise(rows * hd, 5), limits: &limits, tokens: rows, scale: 0.3 };
+            for kind in KvType::ALL {
+                let of = |keys: &[f32], values: &[f32]| {
+                    let (k, v) = stored((kind, kind), hd, n, (keys, values));
+                    let (m, s, o) = sums(isa, &q, &Cache { k_type: kind, v_type: kind, k: &k, v: &v }, n);
+                    (m[1..].to_vec(), s[1..].to_vec(), o[hd..].to_vec())
+                };
+                let want = of(&keys, &values);
+                for large in [f32::MAX, f32::INFINITY, f32::NEG_INFINITY] {
+                    let (mut k, mut v) = (keys.clone(), values.clone());
+                    k[at * hd + 1..][..40].fill(large);
+                    v[at * hd + 1..][..40].fill(large);
+                    for (what, got) in [("key", of(&k, &values)), ("value", of(&keys, &v))] {
+                        if got != want {
+                            failures.push(format!("{isa} {kind:?} rows {rows}: {what} {large:e}"));
+                        }
+                    }
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
     }
 
     /// Every ISA, cache type, head size and number of rows.
