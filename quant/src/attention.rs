@@ -720,6 +720,63 @@ mod tests {
         assert!(failures.is_empty(), "{failures:#?}");
     }
 
+    /// On the same cache of several chunks, around the numbers of rows and tokens at which bodies change.
+    #[test]
+    fn every_rung_agrees_with_scalar() {
+        let n = 300;
+        let mut failures = Vec::new();
+        for (hd, kind) in [(32, KvType::F16), (32, KvType::Bf16), (32, KvType::Q8_0), (48, KvType::F16)] {
+            let (k, v) = stored((kind, kind), hd, n, (&noise(n * hd, 7), &noise(n * hd, 8)));
+            let cache = Cache { k_type: kind, v_type: kind, k: &k, v: &v };
+            for (rows, tokens) in [15, 16, 31, 32, 33].into_iter().flat_map(|r| [(r, FEW), (r, FEW + 1)]) {
+                let limits: Vec<usize> = (0..rows).map(|r| n - r * 37 % n).collect();
+                let q = Queries { q: &noise(rows * hd, 9), limits: &limits, tokens, scale: 0.3 };
+                // What m is relative to, and with it the other sums, is a rung's own choice.
+                let results = |isa: Isa| {
+                    let (m, s, o) = sums(isa, &q, &cache, n);
+                    let o = o.chunks_exact(hd).zip(&s).flat_map(|(o, s)| o.iter().map(move |o| o / s));
+                    m.iter().zip(&s).map(|(m, s)| m + s.ln()).chain(o).collect::<Vec<_>>()
+                };
+                let want = results(Isa::Scalar);
+                for isa in Isa::ALL.into_iter().filter(|i| i.is_supported()) {
+                    let off = results(isa)
+                        .iter()
+                        .zip(&want)
+                        .map(|(a, b)| (a - b).abs())
+                        .fold(0.0, |m, x| if x.is_nan() { f32::INFINITY } else { x.max(m) });
+                    // Tiles round to bf16.
+                    if off > if isa == Isa::Amx { 4e-3 } else { 2e-6 } {
+                        failures.push(format!("{isa} {kind:?} hd {hd} rows {rows} tokens {tokens}: {off:e} off"));
+                    }
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    /// Without its kernel the rung would pass every other test. Where tiles do not pay it gives the bits of the rung below.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn tiles_take_many_rows_of_many_tokens() {
+        if !Isa::Amx.is_supported() {
+            return println!("not on this machine: {}", Isa::Amx);
+        }
+        let n = 300;
+        for (hd, rows, tokens, tiles) in [
+            (32, 16, FEW + 1, true),
+            (64, 33, 33, true),
+            (32, 15, FEW + 1, false),
+            (32, 16, FEW, false),
+            (48, 16, FEW + 1, false),
+        ] {
+            let (k, v) = stored((KvType::F16, KvType::F16), hd, n, (&noise(n * hd, 7), &noise(n * hd, 8)));
+            let cache = Cache { k_type: KvType::F16, v_type: KvType::F16, k: &k, v: &v };
+            let q = Queries { q: &noise(rows * hd, 9), limits: &vec![n; rows], tokens, scale: 0.3 };
+            let differs = sums(Isa::Amx, &q, &cache, n) != sums(Isa::Avx512, &q, &cache, n);
+            assert_eq!(differs, tiles, "hd {hd} rows {rows} tokens {tokens}");
+        }
+    }
+
     /// Every ISA, cache type, head size and number of rows.
     #[test]
     fn attention_equals_its_definition() {
