@@ -1,9 +1,12 @@
-//! Every kernel x format x instruction set: GB/s of weights for one column, GFLOPS for 512.
+//! Every kernel x format x instruction set, on one thread: GB/s of weights for one column, nanoseconds a weight for 4, GFLOPS for
+//! 16 and for 512 (scalar: 64); of each the best of several runs.
 //!
-//! `cargo bench --bench kernels -- [--rows=N] [--k=N] [FORMAT ...]`. One thread; the best of several runs. The
-//! last rung's line is the dispatcher's pick; a `!` marks a pick that a lower rung beats by more than 5 %. `rows` (8192) of
-//! the matrix with one column, and `k` (8192) columns of all: few rows stay in the caches and show what unpacking costs.
-//! `--n=N`: instead of all that, the vector rungs' time for so many columns.
+//! `cargo bench --bench kernels -- [--rows=N] [--k=N] [--n=N,N,...] [FORMAT ...]`. `rows` (8192) of the matrix with one column,
+//! 1024 with 4 and 16, with more as many as a gemm takes at once; `k` (8192) columns of all. Few rows stay in the caches and show
+//! what unpacking costs. A format's last line is the dispatcher's pick. A `!` marks, for 1 and 512 columns, a rung that a lower
+//! one beats by more than 5 %.
+//!
+//! `--n=1,2,8`: instead of all that, what the vector rungs do with so many columns of `rows` rows, a line for each number.
 
 mod timing;
 
@@ -54,21 +57,25 @@ fn main() {
     let flops = |rows: usize, n: usize| 2.0 * (rows * k * n) as f64;
     let formats =
         || FORMATS.iter().filter(|f| wanted.is_empty() || wanted.iter().any(|w| w.eq_ignore_ascii_case(f.name)));
-    if let Some(n) = flag("--n=") {
-        println!("{:8} {:8} {:>12} {:>12}", "format", "isa", "GB/s", "GFLOPS");
+    if let Some(ns) = flag::<String>("--n=") {
+        let ns = ns.split(',').map(|n| n.parse().unwrap_or_else(|e| panic!("--n={ns}: {e}")));
+        let ns: Vec<usize> = ns.collect();
+        println!("{:8} {:8} {:>5} {:>12} {:>12}", "format", "isa", "n", "GB/s", "GFLOPS");
         for spec in formats() {
             for isa in Isa::ALL.into_iter().filter(|&i| i != Isa::Scalar) {
                 let Some(kernels) = Kernels::for_isa(isa) else { continue };
-                let s = time(kernels, spec.format, many, k, n);
-                let (gb, gflops) = (bytes(spec.format, many) / s / 1e9, flops(many, n) / s / 1e9);
-                println!("{:8} {:8} {gb:>12.2} {gflops:>12.1}", spec.name, isa.name());
+                for &n in &ns {
+                    let s = time(kernels, spec.format, many, k, n);
+                    let (gb, gflops) = (bytes(spec.format, many) / s / 1e9, flops(many, n) / s / 1e9);
+                    println!("{:8} {:8} {n:>5} {gb:>12.2} {gflops:>12.1}", spec.name, isa.name());
+                }
             }
         }
         return;
     }
     println!(
-        "{:8} {:8} {:>12} {:>12} {:>12} {:>12}",
-        "format", "isa", "n=1 GB/s", "n=4 ms/row-M", "n=16 GFLOPS", "n=512 GFLOPS"
+        "{:8} {:8} {:>12} {:>13} {:>12} {:>12}",
+        "format", "isa", "n=1 GB/s", "n=4 ns/weight", "n=16 GFLOPS", "n=512 GFLOPS"
     );
     for spec in formats() {
         let mut best = [0.0f64; 2];
@@ -83,7 +90,7 @@ fn main() {
             let gemm = flops(rows, cols) / time(rows, cols) / 1e9;
             let mark = |now: f64, best: f64| if now < 0.95 * best { '!' } else { ' ' };
             println!(
-                "{:8} {:8} {gemv:>11.2}{} {four:>12.3} {sixteen:>12.1} {gemm:>11.1}{}",
+                "{:8} {:8} {gemv:>11.2}{} {four:>13.3} {sixteen:>12.1} {gemm:>11.1}{}",
                 spec.name,
                 isa.name(),
                 mark(gemv, best[0]),

@@ -1,5 +1,7 @@
 //! What both benchmarks measure with.
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::time::Instant;
 
 /// The best of nine: what other programs on the machine take away is not the kernel's.
@@ -13,8 +15,8 @@ pub fn seconds(mut f: impl FnMut()) -> f64 {
     (0..9).map(once).fold(f64::INFINITY, f64::min)
 }
 
-/// The number behind a flag such as `--rows=`, if it is given.
-pub fn flag(name: &str) -> Option<usize> {
+/// What is behind a flag such as `--rows=`, if it is given.
+pub fn flag<T: FromStr<Err: Display>>(name: &str) -> Option<T> {
     let value = std::env::args().find_map(|a| Some(a.strip_prefix(name)?.to_string()))?;
     Some(value.parse().unwrap_or_else(|e| panic!("{name}{value}: {e}")))
 }

@@ -655,6 +655,7 @@ mod tests {
         for kind in KvType::ALL {
             let mut x = noise(64, 4);
             (x[3], x[40]) = (f32::NAN, -1e30);
+            (x[41], x[42], x[43]) = (f32::MAX, f32::INFINITY, f32::NEG_INFINITY);
             let (mut row, mut block) = (vec![0; kind.row_bytes(64)], vec![0; BLOCK * kind.row_bytes(64)]);
             kind.store_v(&x, &mut row);
             kind.store_k(&x, 5, &mut block);
@@ -669,8 +670,110 @@ mod tests {
                 .collect();
             for x in [&key[..], &value] {
                 assert!(x[3].is_nan() && x[40] < -1e4 && x[40].is_finite(), "{kind:?}: {} {}", x[3], x[40]);
-                assert!(x[63].is_finite(), "{kind:?}");
+                assert!(x[41] > 1e4 && x[42] > 1e4 && x[43] < -1e4, "{kind:?}: {:?}", &x[41..44]);
+                assert!(x[32..].iter().all(|x| x.is_finite()), "{kind:?}: {:?}", &x[40..44]);
             }
+        }
+    }
+
+    /// Of rows, m, s and o.
+    type Sums = (Vec<f32>, Vec<f32>, Vec<f32>);
+
+    /// What rows give for the positions up to `n`.
+    fn sums(isa: Isa, q: &Queries<'_>, cache: &Cache<'_>, n: usize) -> Sums {
+        let rows = q.limits.len();
+        let mut p = (vec![f32::NAN; rows], vec![f32::NAN; rows], vec![f32::NAN; q.q.len()]);
+        let mut out = Partial { m: &mut p.0, s: &mut p.1, o: &mut p.2 };
+        Attention::for_isa(isa).run(q, cache, 0..n, &mut out, &mut Scratch::default());
+        p
+    }
+
+    /// A row that ends before a position gives the same bits whatever is there, infinities included.
+    #[test]
+    fn what_a_row_does_not_see_does_not_reach_it() {
+        let (hd, n, at) = (64, 200, 140);
+        let (keys, values) = (noise(n * hd, 6), noise(n * hd, 7));
+        let mut failures = Vec::new();
+        for (isa, rows) in Isa::ALL.into_iter().filter(|i| i.is_supported()).flat_map(|i| [(i, 4), (i, 9), (i, 40)]) {
+            // The first sees all; the others end where the position is, or before.
+            let limits: Vec<usize> = (0..rows).map(|r| if r == 0 { n } else { at + 3 - 3 * r }).collect();
+            let q = Queries { q: &noise(rows * hd, 5), limits: &limits, tokens: rows, scale: 0.3 };
+            for kind in KvType::ALL {
+                let of = |keys: &[f32], values: &[f32]| {
+                    let (k, v) = stored((kind, kind), hd, n, (keys, values));
+                    let (m, s, o) = sums(isa, &q, &Cache { k_type: kind, v_type: kind, k: &k, v: &v }, n);
+                    (m[1..].to_vec(), s[1..].to_vec(), o[hd..].to_vec())
+                };
+                let want = of(&keys, &values);
+                for large in [f32::MAX, f32::INFINITY, f32::NEG_INFINITY] {
+                    let (mut k, mut v) = (keys.clone(), values.clone());
+                    k[at * hd + 1..][..40].fill(large);
+                    v[at * hd + 1..][..40].fill(large);
+                    for (what, got) in [("key", of(&k, &values)), ("value", of(&keys, &v))] {
+                        if got != want {
+                            failures.push(format!("{isa} {kind:?} rows {rows}: {what} {large:e}"));
+                        }
+                    }
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    /// On the same cache of several chunks, around the numbers of rows and tokens at which bodies change.
+    #[test]
+    fn every_rung_agrees_with_scalar() {
+        let n = 300;
+        let mut failures = Vec::new();
+        for (hd, kind) in [(32, KvType::F16), (32, KvType::Bf16), (32, KvType::Q8_0), (48, KvType::F16)] {
+            let (k, v) = stored((kind, kind), hd, n, (&noise(n * hd, 7), &noise(n * hd, 8)));
+            let cache = Cache { k_type: kind, v_type: kind, k: &k, v: &v };
+            for (rows, tokens) in [15, 16, 31, 32, 33].into_iter().flat_map(|r| [(r, FEW), (r, FEW + 1)]) {
+                let limits: Vec<usize> = (0..rows).map(|r| n - r * 37 % n).collect();
+                let q = Queries { q: &noise(rows * hd, 9), limits: &limits, tokens, scale: 0.3 };
+                // What m is relative to, and with it the other sums, is a rung's own choice.
+                let results = |isa: Isa| {
+                    let (m, s, o) = sums(isa, &q, &cache, n);
+                    let o = o.chunks_exact(hd).zip(&s).flat_map(|(o, s)| o.iter().map(move |o| o / s));
+                    m.iter().zip(&s).map(|(m, s)| m + s.ln()).chain(o).collect::<Vec<_>>()
+                };
+                let want = results(Isa::Scalar);
+                for isa in Isa::ALL.into_iter().filter(|i| i.is_supported()) {
+                    let off = results(isa)
+                        .iter()
+                        .zip(&want)
+                        .map(|(a, b)| (a - b).abs())
+                        .fold(0.0, |m, x| if x.is_nan() { f32::INFINITY } else { x.max(m) });
+                    // Tiles round to bf16.
+                    if off > if isa == Isa::Amx { 4e-3 } else { 2e-6 } {
+                        failures.push(format!("{isa} {kind:?} hd {hd} rows {rows} tokens {tokens}: {off:e} off"));
+                    }
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    /// Without its kernel the rung would pass every other test. Where tiles do not pay it gives the bits of the rung below.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn tiles_take_many_rows_of_many_tokens() {
+        if !Isa::Amx.is_supported() {
+            return println!("not on this machine: {}", Isa::Amx);
+        }
+        let n = 300;
+        for (hd, rows, tokens, tiles) in [
+            (32, 16, FEW + 1, true),
+            (64, 33, 33, true),
+            (32, 15, FEW + 1, false),
+            (32, 16, FEW, false),
+            (48, 16, FEW + 1, false),
+        ] {
+            let (k, v) = stored((KvType::F16, KvType::F16), hd, n, (&noise(n * hd, 7), &noise(n * hd, 8)));
+            let cache = Cache { k_type: KvType::F16, v_type: KvType::F16, k: &k, v: &v };
+            let q = Queries { q: &noise(rows * hd, 9), limits: &vec![n; rows], tokens, scale: 0.3 };
+            let differs = sums(Isa::Amx, &q, &cache, n) != sums(Isa::Avx512, &q, &cache, n);
+            assert_eq!(differs, tiles, "hd {hd} rows {rows} tokens {tokens}");
         }
     }
 

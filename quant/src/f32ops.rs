@@ -466,6 +466,126 @@ mod tests {
         }
     }
 
+    /// Down to where f32 ends, and up: nothing overflows on the way, and what one group holds is not felt by its neighbours.
+    #[test]
+    fn encoding_is_within_half_a_step_at_all_magnitudes() {
+        // Where a scale is subnormal, what it was rounded by comes 127 times.
+        const LAST: f64 = 1.401_298_464_324_817e-45;
+        let mut failures = Vec::new();
+        // 1 / d overflows for magnitudes below 3.73e-37.
+        let magnitudes =
+            [0.0, -0.0, 1e-45, 1e-43, 1e-41, 1e-39, 1.2e-38, 1e-37, 3.7e-37, 3.8e-37, 1e-20, 1.0, 1e20, 3e38];
+        for amax in magnitudes.into_iter().chain([f32::MAX]) {
+            let mut x = noise(SLAB, 1.0);
+            for (g, x) in x.chunks_mut(32).enumerate().step_by(2) {
+                x.iter_mut().for_each(|v| *v *= amax);
+                (x[g], x[g + 1], x[g + 2]) = (amax, -amax / 3.0, -0.0);
+            }
+            let encoded = |ops: &Ops| {
+                let mut b = bytemuck::Zeroable::zeroed();
+                ops.encode_q8(&x, &mut b);
+                b
+            };
+            let want = encoded(&SCALAR);
+            for (isa, ops) in each() {
+                let b = encoded(ops);
+                assert!(bytemuck::bytes_of(&b) == bytemuck::bytes_of(&want), "{isa} {amax:e}: not as scalar");
+            }
+            for (i, &v) in x.iter().enumerate() {
+                let most = x[i / 32 * 32..][..32].iter().fold(0.0f32, |m, v| m.max(v.abs())) as f64;
+                let (d, q) = (want.d[i / 32] as f64, want.q[i] as f64);
+                let (error, step) = ((v as f64 - d * q).abs(), most / 127.0);
+                // NaN is an error, too.
+                if !(error <= 0.5001 * step + 64.0 * LAST && d <= 1.0001 * step + LAST) {
+                    failures.push(format!("{v:e} at {i} of {most:e}: {q} times {d:e}, {:.1} steps off", error / step));
+                }
+            }
+        }
+        assert!(
+            failures.is_empty(),
+            "{} failures, the first: {:#?}",
+            failures.len(),
+            &failures[..failures.len().min(5)]
+        );
+    }
+
+    #[test]
+    fn bf16_is_rounded_to_nearest_even() {
+        // Ties to either side, and beside one.
+        let ties: [u32; 6] = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0xBF808000, 0xBF818000];
+        let small = [0x00000000, 0x80000000, 0x00000001, 0x00008000, 0x00018000, 0x007FFFFF];
+        let infinite = [0x7F800000, 0xFF800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F7F7FFF];
+        let nan = [0x7F800001, 0xFF800001, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF];
+        let special = ties.into_iter().chain(small).chain(infinite).chain(nan).map(f32::from_bits);
+        let x: Vec<f32> = special.chain(noise(SLAB, 3.0)).take(SLAB).collect();
+        for (isa, ops) in each() {
+            for n in (0..=70).chain([255, 256]) {
+                // Each special value in each half of a pair.
+                for x in [&x[..n], &x[SLAB - n..], &x[n.min(1)..n]] {
+                    let mut pairs = [0xDEAD_BEEF; SLAB / 2];
+                    ops.encode_bf16(x, &mut pairs);
+                    for (i, pair) in pairs.iter().enumerate() {
+                        for (i, got) in [(2 * i, *pair as u16), (2 * i + 1, (*pair >> 16) as u16)] {
+                            let want = x.get(i).map_or(0, |&v| half::bf16::from_f32(v).to_bits());
+                            assert_eq!(got, want, "{isa} {} numbers, at {i}: {:?}", x.len(), x.get(i));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of whole vectors and what is left of one. Numbers of which every order of sums is exact leave no room for rounding.
+    #[test]
+    fn every_isa_adds_and_multiplies() {
+        let whole = |n: usize, most: usize| (0..n).map(move |i| ((i + most) * 2531 % (2 * most)) as f32 - most as f32);
+        for (isa, ops) in each() {
+            for n in 0..=70 {
+                let (x, y): (Vec<_>, Vec<_>) = (whole(n, 32).collect(), whole(n, 2048).collect());
+                let want: f32 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
+                assert_eq!(ops.dot(&x, &y), want, "{isa} dot {n}");
+                let mut got = x.clone();
+                ops.axpy(&mut got, -3.0, &y);
+                assert!(x.iter().zip(&y).map(|(x, y)| x - 3.0 * y).eq(got), "{isa} axpy {n}");
+                let (x, y) = (noise(2 * n, 3.0)[n..].to_vec(), noise(n, 2.0));
+                let mut got = x.clone();
+                ops.add(&mut got, &y);
+                assert!(x.iter().zip(&y).map(|(x, y)| x + y).eq(got), "{isa} add {n}");
+                let mut got = x.clone();
+                ops.axpy(&mut got, 0.7, &y);
+                for i in 0..n {
+                    let (x, product) = (x[i] as f64, 0.7f32 as f64 * y[i] as f64);
+                    // Two roundings at most.
+                    let error = (got[i] as f64 - (x + product)).abs();
+                    assert!(error <= f32::EPSILON as f64 * (x.abs() + product.abs()), "{isa} axpy {n} at {i}");
+                }
+            }
+            for n in [17, 70, 100, 1000, 8192] {
+                let (x, y) = (noise(2 * n, 3.0)[n..].to_vec(), noise(n, 2.0));
+                let products = || x.iter().zip(&y).map(|(&x, &y)| x as f64 * y as f64);
+                let (want, size): (f64, f64) = (products().sum(), products().map(f64::abs).sum());
+                let error = (ops.dot(&x, &y) as f64 - want).abs();
+                assert!(error <= 1e-6 * size, "{isa} dot {n}: {:e}", error / size);
+            }
+        }
+    }
+
+    #[test]
+    fn reading_reads_every_byte() {
+        for (isa, ops) in each() {
+            for n in (0..=70).chain([255, 256, 257, 511, 600]) {
+                let mut bytes: Vec<u8> = (0..n).map(|i| (i * 151 + 7) as u8).collect();
+                let all = ops.read(&bytes);
+                assert_eq!(all, SCALAR.read(&bytes), "{isa} {n} bytes");
+                for i in 0..n {
+                    bytes[i] ^= 0x10;
+                    assert_ne!(ops.read(&bytes), all, "{isa} {n} bytes: not that at {i}");
+                    bytes[i] ^= 0x10;
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_isa_agrees_with_f64() {
         for (isa, ops) in each() {

@@ -391,16 +391,37 @@ mod tests {
         assert_eq!(patience(1000, Some(2 * LOST)), FEWEST_SPINS);
     }
 
+    /// What this thread has had of a processor.
+    #[cfg(unix)]
+    #[allow(unsafe_code)]
+    fn processor_time() -> Duration {
+        let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the address is of a `timespec`.
+        assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) }, 0);
+        Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    }
+
+    #[cfg(unix)]
     #[test]
     fn a_slow_worker_is_waited_for_asleep() {
+        const SLOW: Duration = Duration::from_millis(30);
         let team = Team::new(2).unwrap();
+        let spent = Mutex::new(Duration::ZERO);
         team.run(|w| {
             for _ in 0..3 {
-                if w.index() == 0 {
-                    std::thread::sleep(std::time::Duration::from_millis(30));
-                }
+                // Both are here: the wait is as long as the sleep.
                 w.sync();
+                if w.index() == 0 {
+                    std::thread::sleep(SLOW);
+                }
+                let before = processor_time();
+                w.sync();
+                if w.index() == 1 {
+                    *spent.lock().unwrap() += processor_time() - before;
+                }
             }
         });
+        let spent = spent.into_inner().unwrap();
+        assert!(spent < SLOW * 3 / 10, "{spent:?} of a processor to wait {:?}", SLOW * 3);
     }
 }
