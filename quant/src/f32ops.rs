@@ -242,7 +242,9 @@ pub(crate) mod body {
         for g in 0..8 {
             // The magnitude bits of f32 are ordered as integers: this maximum vectorises, and NaN wins it.
             let amax = f32::from_bits(groups[g].iter().map(|v| v.to_bits() & 0x7FFF_FFFF).fold(0, u32::max));
-            let d = amax / 127.0;
+            // Of a smaller scale the inverse would be infinite.
+            const LEAST: f32 = 3e-39;
+            let d = if amax > 0.0 { (amax / 127.0).max(LEAST) } else { amax };
             let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
             block.d[g] = d;
             let mut s = [0i32; 2];
@@ -469,10 +471,11 @@ mod tests {
     /// Down to where f32 ends, and up: nothing overflows on the way, and what one group holds is not felt by its neighbours.
     #[test]
     fn encoding_is_within_half_a_step_at_all_magnitudes() {
-        // Where a scale is subnormal, what it was rounded by comes 127 times.
+        // The smallest step: 1 / d must be finite. Where a scale is subnormal, what it was rounded by comes 127 times.
+        const LEAST: f64 = 3.001e-39;
         const LAST: f64 = 1.401_298_464_324_817e-45;
         let mut failures = Vec::new();
-        // 1 / d overflows for magnitudes below 3.73e-37.
+        // 127 / amax overflows for magnitudes below 3.73e-37.
         let magnitudes =
             [0.0, -0.0, 1e-45, 1e-43, 1e-41, 1e-39, 1.2e-38, 1e-37, 3.7e-37, 3.8e-37, 1e-20, 1.0, 1e20, 3e38];
         for amax in magnitudes.into_iter().chain([f32::MAX]) {
@@ -494,7 +497,7 @@ mod tests {
             for (i, &v) in x.iter().enumerate() {
                 let most = x[i / 32 * 32..][..32].iter().fold(0.0f32, |m, v| m.max(v.abs())) as f64;
                 let (d, q) = (want.d[i / 32] as f64, want.q[i] as f64);
-                let (error, step) = ((v as f64 - d * q).abs(), most / 127.0);
+                let (error, step) = ((v as f64 - d * q).abs(), (most / 127.0).max(LEAST));
                 // NaN is an error, too.
                 if !(error <= 0.5001 * step + 64.0 * LAST && d <= 1.0001 * step + LAST) {
                     failures.push(format!("{v:e} at {i} of {most:e}: {q} times {d:e}, {:.1} steps off", error / step));

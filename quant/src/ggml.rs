@@ -47,9 +47,11 @@ impl Rounding {
                 // Too small to divide by: ggml's integers mean nothing then, but their scale is zero.
                 match inverse.is_infinite() {
                     true => x.iter_mut().for_each(|v| *v *= 0.0),
-                    false => {
-                        x.iter_mut().for_each(|v| *v = (inverse * *v).round_ties_even().min(127.0) * (1.0 / inverse))
-                    }
+                    false => x.iter_mut().for_each(|v| {
+                        let rounded = (inverse * *v).round_ties_even();
+                        // Not `min`, which would make NaN a number.
+                        *v = if rounded > 127.0 { 127.0 } else { rounded } * (1.0 / inverse);
+                    }),
                 }
             }),
             // quantize_row_q8_0 of x86.
