@@ -253,7 +253,7 @@ crate::isa::avx512! {
 }
 
 /// Dimensions of a key, or of a value, that share a scale where there are scales.
-const GROUP: usize = 32;
+const SCALE_DIMS: usize = 32;
 
 /// What the dimensions of group `g` of a K block are multiplied by, if anything.
 #[inline(always)]
@@ -385,10 +385,10 @@ impl<V: Lanes, const WIDE: bool> Products for Vectors<'_, V, WIDE> {
                     let n = KEYS.min(blocks - b);
                     for (i, keys) in self.keys.chunks_exact_mut(self.hd).take(n).enumerate() {
                         let block = cache.k_block(first + b + i, self.hd);
-                        for (g, keys) in keys.chunks_mut(GROUP).enumerate() {
+                        for (g, keys) in keys.chunks_mut(SCALE_DIMS).enumerate() {
                             let scale = scale_k::<V>(cache.k_type, block, self.hd, g);
                             for (d, k) in keys.iter_mut().enumerate() {
-                                load_k(cache.k_type, block, g * GROUP + d, scale).store(k);
+                                load_k(cache.k_type, block, g * SCALE_DIMS + d, scale).store(k);
                             }
                         }
                     }
@@ -445,12 +445,12 @@ impl<V: Lanes, const WIDE: bool> Vectors<'_, V, WIDE> {
                 block[j] = cache.k_block(first + (b + j).min(blocks - 1), self.hd);
             }
             let mut acc = [[V::splat(0.0); B]; N];
-            for g in 0..self.hd.div_ceil(GROUP) {
+            for g in 0..self.hd.div_ceil(SCALE_DIMS) {
                 let mut scale = [V::splat(0.0); B];
                 for j in 0..B {
                     scale[j] = scale_k(cache.k_type, block[j], self.hd, g);
                 }
-                for d in g * GROUP..self.hd.min((g + 1) * GROUP) {
+                for d in g * SCALE_DIMS..self.hd.min((g + 1) * SCALE_DIMS) {
                     let mut k = [V::splat(0.0); B];
                     for j in 0..B {
                         k[j] = load_k(cache.k_type, block[j], d, scale[j]);

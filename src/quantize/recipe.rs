@@ -322,29 +322,12 @@ fn role_format(
         _ if mix.is_smallest() => return Ok(smallest(s, mix, role, counts)),
         _ => (),
     }
-    let (n, eight_experts, few_kv) = (s.n_layer, s.n_expert == 8, s.gqa >= 4);
+    let (n, eight_experts) = (s.n_layer, s.n_expert == 8);
     Ok(match role {
         Role::AttnV => {
             let i = counts.attn_v;
             counts.attn_v += 1;
-            let f = match mix.name {
-                "Q2_K" | "Q2_K_S" | "IQ3_XXS" | "IQ3_XS" | "IQ3_S" if few_kv => Q4_K,
-                "Q2_K" => Q3_K,
-                "IQ3_XXS" if !s.importance => IQ3_S,
-                "IQ3_M" => Q4_K,
-                "Q3_K_M" if i < 2 => Q5_K,
-                "Q3_K_M" => Q4_K,
-                "Q3_K_L" => Q5_K,
-                "IQ4_NL" | "IQ4_XS" if few_kv => Q5_K,
-                "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, s.n_attn_v) => Q6_K,
-                "Q4_K_S" if i < 4 => Q5_K,
-                _ => f,
-            };
-            match f {
-                _ if eight_experts => Q8_0,
-                Q3_K | Q4_K if s.is_70b => Q5_K,
-                f => f,
-            }
+            attn_v(s, mix, i)
         }
         Role::AttnK if eight_experts => Q8_0,
         Role::AttnK | Role::AttnQ => match mix.name {
@@ -352,25 +335,7 @@ fn role_format(
             "IQ3_XXS" => IQ2_S,
             _ => f,
         },
-        Role::FfnDown => {
-            let i = next(&mut counts.ffn_down, s, t)?;
-            match mix.name {
-                "Q2_K" => Q3_K,
-                "Q2_K_S" if i < n / 8 => Q4_K,
-                "IQ3_XXS" if i < n / 8 && !s.importance => Q4_K,
-                "IQ3_XXS" if !s.importance => Q3_K,
-                "IQ3_M" if i < n / 8 || eight_experts && Shape::more_bits(i, n) => Q4_K,
-                "Q3_K_M" if i < n / 16 => Q5_K,
-                "Q3_K_M" => Q4_K,
-                "Q3_K_L" => Q5_K,
-                "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, n) => Q6_K,
-                "IQ4_NL" | "IQ4_XS" if i < n / 8 && !s.importance => Q5_K,
-                "Q4_K_S" if i < n / 8 => Q5_K,
-                "Q4_0" if i < n / 8 && s.importance => Q4_1,
-                "Q5_0" if i < n / 8 && s.importance => Q5_1,
-                _ => f,
-            }
-        }
+        Role::FfnDown => ffn_down(s, mix, next(&mut counts.ffn_down, s, t)?),
         Role::AttnOutput if eight_experts => match mix.name {
             "Q2_K" | "IQ3_XXS" | "IQ3_XS" | "IQ3_S" | "IQ3_M" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "IQ4_XS"
             | "Q4_K_S" | "Q4_K_M" => Q5_K,
@@ -390,6 +355,52 @@ fn role_format(
         }
         _ => f,
     })
+}
+
+/// Of the `i`th `attn_v`.
+fn attn_v(s: &Shape, mix: &Mix, i: u64) -> Format {
+    use Format::*;
+    let few_kv = s.gqa >= 4;
+    let f = match mix.name {
+        "Q2_K" | "Q2_K_S" | "IQ3_XXS" | "IQ3_XS" | "IQ3_S" if few_kv => Q4_K,
+        "Q2_K" => Q3_K,
+        "IQ3_XXS" if !s.importance => IQ3_S,
+        "IQ3_M" => Q4_K,
+        "Q3_K_M" if i < 2 => Q5_K,
+        "Q3_K_M" => Q4_K,
+        "Q3_K_L" => Q5_K,
+        "IQ4_NL" | "IQ4_XS" if few_kv => Q5_K,
+        "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, s.n_attn_v) => Q6_K,
+        "Q4_K_S" if i < 4 => Q5_K,
+        _ => mix.format,
+    };
+    match f {
+        _ if s.n_expert == 8 => Q8_0,
+        Q3_K | Q4_K if s.is_70b => Q5_K,
+        f => f,
+    }
+}
+
+/// Of `ffn_down` of layer `i`.
+fn ffn_down(s: &Shape, mix: &Mix, i: u64) -> Format {
+    use Format::*;
+    let n = s.n_layer;
+    match mix.name {
+        "Q2_K" => Q3_K,
+        "Q2_K_S" if i < n / 8 => Q4_K,
+        "IQ3_XXS" if i < n / 8 && !s.importance => Q4_K,
+        "IQ3_XXS" if !s.importance => Q3_K,
+        "IQ3_M" if i < n / 8 || s.n_expert == 8 && Shape::more_bits(i, n) => Q4_K,
+        "Q3_K_M" if i < n / 16 => Q5_K,
+        "Q3_K_M" => Q4_K,
+        "Q3_K_L" => Q5_K,
+        "Q4_K_M" | "Q5_K_M" if Shape::more_bits(i, n) => Q6_K,
+        "IQ4_NL" | "IQ4_XS" if i < n / 8 && !s.importance => Q5_K,
+        "Q4_K_S" if i < n / 8 => Q5_K,
+        "Q4_0" if i < n / 8 && s.importance => Q4_1,
+        "Q5_0" if i < n / 8 && s.importance => Q5_1,
+        _ => mix.format,
+    }
 }
 
 /// The recipes of the mixtures of one and two bits.

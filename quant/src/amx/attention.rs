@@ -33,7 +33,7 @@ use std::ops::Range;
 /// Rows from which tiles are worth it.
 const LEAST: usize = 16;
 /// Rows that go through the products together.
-const GROUP: usize = 2 * ROWS;
+const ROW_GROUP: usize = 2 * ROWS;
 /// Bits by which a score may be above what its row's sums are relative to.
 const SLACK: f32 = 8.0;
 
@@ -59,9 +59,9 @@ struct Bytes([u8; 64]);
 
 /// The online softmax's state of a group of rows, over the chunks of positions.
 struct State<'a> {
-    m: &'a mut [Vector; 2],     // what sums are relative to
-    s: &'a mut [Vector; GROUP], // sums of a row, 16 positions apart
-    o: &'a mut [Block],         // (head_dim / 32)
+    m: &'a mut [Vector; 2],         // what sums are relative to
+    s: &'a mut [Vector; ROW_GROUP], // sums of a row, 16 positions apart
+    o: &'a mut [Block],             // (head_dim / 32)
 }
 
 /// A product of two tiles of rows and two of columns: `steps` tiles each, side by side. Where its sums are, those of the
@@ -139,7 +139,7 @@ amx! {
             return crate::attention::avx512(q, cache, range, out, scratch);
         }
         align_stack!();
-        let (steps, groups) = (hd / 32, rows.div_ceil(GROUP));
+        let (steps, groups) = (hd / 32, rows.div_ceil(ROW_GROUP));
         // Queries (groups, 2, steps); keys (CHUNK / 16, steps); values (head_dim / 16, CHUNK / 32); weights (2, CHUNK / 32).
         let sizes = [groups * 2 * steps, CHUNK / 16 * steps, 2 * steps * (CHUNK / 32)];
         let tiles = scratch.tile.take::<Tile>(sizes.iter().sum::<usize>() + 2 * (CHUNK / 32));
@@ -149,10 +149,10 @@ amx! {
         // Scores (CHUNK / 32), a place for what nobody reads, and outputs (groups, steps).
         let (scores, outputs) = scratch.floats.take::<Block>(CHUNK / 32 + 1 + groups * steps).split_at_mut(CHUNK / 32);
         let (none, outputs) = outputs.split_first_mut().expect("made for it");
-        let (m, s) = scratch.sums.take::<Vector>(groups * (2 + GROUP)).split_at_mut(2 * groups);
+        let (m, s) = scratch.sums.take::<Vector>(groups * (2 + ROW_GROUP)).split_at_mut(2 * groups);
         m.fill(Vector([f32::NEG_INFINITY; 16]));
         s.fill(Vector([0.0; 16]));
-        for r in 0..groups * GROUP {
+        for r in 0..groups * ROW_GROUP {
             for step in 0..steps {
                 let to = &mut queries[r / ROWS * steps + step].0[r % ROWS];
                 match q.q.get(r * hd + 32 * step..).and_then(|q| q.first_chunk()) {
@@ -175,7 +175,7 @@ amx! {
             for (g, queries) in queries.chunks_exact(2 * steps).enumerate() {
                 let mut state = State {
                     m: m[2 * g..].first_chunk_mut().expect("two vectors a group"),
-                    s: s[GROUP * g..].first_chunk_mut().expect("a vector a row"),
+                    s: s[ROW_GROUP * g..].first_chunk_mut().expect("a vector a row"),
                     o: &mut outputs[steps * g..][..steps],
                 };
                 let mut product = |a: &[Tile], b: &[Tile], steps, c: &mut [Block], begun| {
@@ -184,7 +184,7 @@ amx! {
                 };
                 // Of the last two K blocks the second may not be there: nobody looks at what comes out for it.
                 product(queries, keys, steps, &mut scores[..parts], false);
-                softmax(&q.limits[GROUP * g..], p0..p1, &scores[..parts], weights, &mut state, !first);
+                softmax(&q.limits[ROW_GROUP * g..], p0..p1, &scores[..parts], weights, &mut state, !first);
                 product(weights, values, parts, state.o, !first);
             }
         }
@@ -194,7 +194,7 @@ amx! {
             // SAFETY: 16 aligned floats.
             *s_out = _mm512_reduce_add_ps(unsafe { _mm512_load_ps(s[r].0.as_ptr()) });
             for (step, o) in o.chunks_exact_mut(32).enumerate() {
-                let block = &outputs[r / GROUP * steps + step];
+                let block = &outputs[r / ROW_GROUP * steps + step];
                 for (half, o) in o.chunks_exact_mut(16).enumerate() {
                     match seen > range.start {
                         true => o.copy_from_slice(&block[2 * half + r / ROWS % 2].0[r % ROWS]),

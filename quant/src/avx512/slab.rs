@@ -104,7 +104,7 @@ avx512! {
 
     // ---- a slab of each format to registers --------------------------------------------------------------------------
 
-    /// The lower halves of two vectors.
+    /// The lower half of `a`, and that of `b` above it.
     #[inline]
     fn halves(a: __m512, b: __m512) -> __m512 {
         _mm512_insertf32x8::<1>(a, _mm512_castps512_ps256(b))

@@ -140,17 +140,10 @@ fn moments<V: Lanes, const N: usize>(x: &Groups<V, N>, w: &Groups<V, N>, q: &Gro
     (vx, v2)
 }
 
-/// Searches sixteen groups, or fewer where `x` ends.
+/// What errors of values count, and the roots of that: up to `MOST` each.
 #[inline(always)]
-fn find<V: Lanes, const N: usize, const D: usize>(
-    grid: &Grid<D>,
-    s: Search,
-    x: &[f32],
-    importance: Option<&[f32]>,
-) -> Found {
-    let (zero, one) = (V::splat(0.0), V::splat(1.0));
-    let (mut values, mut weights, mut roots) = ([0.0; MOST], [0.0; MOST], [0.0; MOST]);
-    values[..x.len()].copy_from_slice(x);
+fn weigh<V: Lanes>(s: &Search, x: &[f32], importance: Option<&[f32]>) -> ([f32; MOST], [f32; MOST]) {
+    let (mut weights, mut roots) = ([0.0; MOST], [0.0; MOST]);
     for (b, x) in x.as_chunks::<256>().0.iter().enumerate() {
         let sigma2 = V::splat(s.sigma * sum_of_squares(x) / 256.0);
         for (i, x) in x.as_chunks::<L>().0.iter().enumerate() {
@@ -164,6 +157,21 @@ fn find<V: Lanes, const N: usize, const D: usize>(
             w.sqrt().store(roots[at..].first_chunk_mut().expect("room for x"));
         }
     }
+    (weights, roots)
+}
+
+/// Searches sixteen groups, or fewer where `x` ends.
+#[inline(always)]
+fn find<V: Lanes, const N: usize, const D: usize>(
+    grid: &Grid<D>,
+    s: Search,
+    x: &[f32],
+    importance: Option<&[f32]>,
+) -> Found {
+    let (zero, one) = (V::splat(0.0), V::splat(1.0));
+    let mut values = [0.0; MOST];
+    values[..x.len()].copy_from_slice(x);
+    let (weights, roots) = weigh::<V>(&s, x, importance);
     let mut signs = take_signs(&mut values, &weights, s.even);
     let (xs, ws) = (side_by_side::<V, N>(&values[..L * N]), side_by_side::<V, N>(&weights[..L * N]));
     let mut max = xs[0];

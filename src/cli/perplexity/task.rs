@@ -2,7 +2,8 @@
 
 use super::Args;
 use crate::cli::engine::tell_facts;
-use crate::perplexity::task::{Place, Question, Tally, choices, hellaswag, score, winogrande};
+use crate::perplexity::task::{Place, Question, Tally, TaskError, choices, hellaswag, score, winogrande};
+use crate::tokenizer::Tokenizer;
 use anyhow::{Context, bail};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -18,11 +19,7 @@ enum Task {
 }
 
 pub fn run(a: &Args) -> anyhow::Result<()> {
-    let task = match (a.hellaswag, a.winogrande) {
-        (true, _) => Task::HellaSwag,
-        (_, true) => Task::Winogrande,
-        _ => Task::MultipleChoice,
-    };
+    let task = Task::of(a);
     if a.kl_divergence_base.is_some() {
         bail!("--kl-divergence-base: a base file is of a text, expected no questions");
     }
@@ -30,15 +27,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
     let name = a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let e = a.engine.open()?;
-    let t = &e.tokenizer;
-    let read = || -> Result<Vec<Question>, crate::perplexity::task::TaskError> {
-        match task {
-            Task::HellaSwag => hellaswag(bytes, a.hellaswag_tasks)?.iter().map(|c| c.question(t)).collect(),
-            Task::Winogrande => winogrande(bytes, a.winogrande_tasks)?.iter().map(|b| b.question(t)).collect(),
-            Task::MultipleChoice => choices(bytes, a.multiple_choice_tasks)?.iter().map(|c| c.question(t)).collect(),
-        }
-    };
-    let questions = read().with_context(|| name.clone())?;
+    let questions = task.questions(a, bytes, &e.tokenizer).with_context(|| name.clone())?;
     let n = questions.len();
     let most = 4 * a.context();
     if let Some(q) = questions.iter().find(|q| q.positions() > most) {
@@ -68,45 +57,74 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
             let q = &questions[i];
             let chosen = Question::chosen(scores);
             tally.push(q, scores);
-            let (percent, (from, to)) = (100.0 * tally.accuracy(), tally.interval());
             if a.json {
                 let (Place::Line(at) | Place::Task(at)) = q.place();
                 each.push(json!({"at": at, "scores": scores, "chosen": chosen, "right": q.is_right(chosen)}));
             } else {
-                let i = i + 1;
-                progress.line(&match task {
-                    Task::HellaSwag => format!("{i}\t{percent:.8}%\t[{:.4}%, {:.4}%]", 100.0 * from, 100.0 * to),
-                    Task::Winogrande => {
-                        let (a, b) = (scores[0], scores[1]);
-                        format!("{i}\t{percent:.4}\t{a:10.6}  {b:10.6}  {}  {}", chosen + 1, q.right() + 1)
-                    }
-                    Task::MultipleChoice => format!("{i}\t{percent:.8}"),
-                })?;
+                progress.line(&task.line(i + 1, q, scores, &tally))?;
             }
             // Half of Wilson's interval, which is not 0 where all answers are right, against half of 95 %.
+            let (from, to) = tally.interval();
             let narrow = a.until_error.is_some_and(|x| 100.0 * (to - from) / 2.0 / 1.96 <= x);
             Ok(if narrow { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         },
     )?;
     run.done()?;
-    let (p, chance) = (tally.accuracy(), tally.chance());
-    let (error, (from, to)) = (tally.error(p), tally.interval());
     if a.json {
+        let (p, (from, to)) = (tally.accuracy(), tally.interval());
         let result = json!({"model": e.gguf.path(), "file": a.file, "questions": tally.count, "correct": tally.correct,
-            "accuracy": p, "error": error, "interval_95": [from, to], "chance": chance,
+            "accuracy": p, "error": tally.error(p), "interval_95": [from, to], "chance": tally.chance(),
             "seconds": run.progress.seconds(), "each_question": each});
         say!("{result}")?;
         return Ok(());
     }
-    let n = tally.count;
     say!()?;
-    match task {
-        Task::HellaSwag => say!("Final HellaSwag score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?,
-        Task::Winogrande => say!("Final Winogrande score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?,
-        Task::MultipleChoice => {
-            say!("Final result: {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?;
-            say!("Random chance: {:.4} +/- {:.4}", 100.0 * chance, 100.0 * tally.error(chance))?;
+    task.final_lines(&tally)
+}
+
+impl Task {
+    fn of(a: &Args) -> Task {
+        match (a.hellaswag, a.winogrande) {
+            (true, _) => Task::HellaSwag,
+            (_, true) => Task::Winogrande,
+            _ => Task::MultipleChoice,
         }
     }
-    Ok(())
+
+    /// The questions of a file.
+    fn questions(self, a: &Args, bytes: &[u8], t: &Tokenizer) -> Result<Vec<Question>, TaskError> {
+        match self {
+            Task::HellaSwag => hellaswag(bytes, a.hellaswag_tasks)?.iter().map(|c| c.question(t)).collect(),
+            Task::Winogrande => winogrande(bytes, a.winogrande_tasks)?.iter().map(|b| b.question(t)).collect(),
+            Task::MultipleChoice => choices(bytes, a.multiple_choice_tasks)?.iter().map(|c| c.question(t)).collect(),
+        }
+    }
+
+    /// llama-perplexity's line for the `i`th question and all so far.
+    fn line(self, i: usize, q: &Question, scores: &[f64], tally: &Tally) -> String {
+        let (percent, (from, to)) = (100.0 * tally.accuracy(), tally.interval());
+        match self {
+            Task::HellaSwag => format!("{i}\t{percent:.8}%\t[{:.4}%, {:.4}%]", 100.0 * from, 100.0 * to),
+            Task::Winogrande => {
+                let (a, b, chosen) = (scores[0], scores[1], Question::chosen(scores));
+                format!("{i}\t{percent:.4}\t{a:10.6}  {b:10.6}  {}  {}", chosen + 1, q.right() + 1)
+            }
+            Task::MultipleChoice => format!("{i}\t{percent:.8}"),
+        }
+    }
+
+    /// Its last lines.
+    fn final_lines(self, tally: &Tally) -> anyhow::Result<()> {
+        let (n, p, chance) = (tally.count, tally.accuracy(), tally.chance());
+        let error = tally.error(p);
+        match self {
+            Task::HellaSwag => say!("Final HellaSwag score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?,
+            Task::Winogrande => say!("Final Winogrande score({n} tasks): {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?,
+            Task::MultipleChoice => {
+                say!("Final result: {:.4} +/- {:.4}", 100.0 * p, 100.0 * error)?;
+                say!("Random chance: {:.4} +/- {:.4}", 100.0 * chance, 100.0 * tally.error(chance))?;
+            }
+        }
+        Ok(())
+    }
 }

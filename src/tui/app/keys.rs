@@ -3,7 +3,7 @@
 use super::{App, Completion, Effect, Scroll};
 use crate::tui::command::Action;
 use crate::tui::editor::{Editor, Motion};
-use crate::tui::panel::{Confirmed, Find, Items, List, Panel};
+use crate::tui::panel::{Confirmed, Find, Items, List, Panel, Settings};
 use crate::tui::store::Op;
 use crate::tui::view::help_scroll;
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseEventKind};
@@ -225,102 +225,113 @@ impl App {
     }
 
     fn panel_key(&mut self, panel: Panel, k: KeyEvent) {
-        let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
         match panel {
-            Panel::Help(mut at) => {
-                match k.code {
-                    KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | '?') | KeyCode::F(1) => return,
-                    KeyCode::Up => at = at.saturating_sub(1),
-                    KeyCode::Down => at = at.saturating_add(1),
-                    KeyCode::PageUp => at = at.saturating_sub(10),
-                    KeyCode::PageDown | KeyCode::Char(' ') => at += 10,
-                    KeyCode::Home => at = 0,
-                    KeyCode::End => at = usize::MAX,
-                    _ => {}
-                }
-                self.panel = Some(Panel::Help(at.min(help_scroll(self.size, &self.theme))));
-            }
-            Panel::Settings(mut s) => {
-                match (&mut s.editor, k.code) {
-                    (Some(e), KeyCode::Enter) if k.modifiers.is_empty() => {
-                        let value = e.expanded();
-                        let name = s.rows[s.at].0;
-                        let set = match name {
-                            "system" => {
-                                self.set_system(&value);
-                                Ok(())
-                            }
-                            name => crate::tui::panel::set(&mut self.params, name, &value),
-                        };
-                        s.problem = set.err();
-                        if s.problem.is_none() {
-                            s.rows[s.at].1 = value.trim().to_string();
-                            s.editor = None;
-                        }
-                    }
-                    (Some(e), KeyCode::Enter) => e.insert('\n'),
-                    (Some(_), KeyCode::Esc) => (s.editor, s.problem) = (None, None),
-                    (Some(e), _) => _ = edit(e, k),
-                    (None, KeyCode::Esc | KeyCode::Char('q')) => return,
-                    (None, KeyCode::Char('p')) if ctrl => return,
-                    (None, KeyCode::Up) => s.at = s.at.saturating_sub(1),
-                    (None, KeyCode::Down) => s.at = (s.at + 1).min(s.rows.len() - 1),
-                    (None, KeyCode::Enter) => {
-                        let mut e = Editor::default();
-                        e.set(&s.rows[s.at].1);
-                        s.editor = Some(e);
-                    }
-                    (None, KeyCode::Char(c)) if !ctrl && !c.is_ascii_alphabetic() && s.at > 0 => {
-                        let mut e = Editor::default();
-                        e.insert(c);
-                        s.editor = Some(e);
-                    }
-                    _ => {}
-                }
-                if let Some(e) = &mut s.editor {
-                    e.layout(settings_cells(self.size.0));
-                }
-                self.panel = Some(Panel::Settings(s));
-            }
+            Panel::Help(at) => self.help_key(at, k),
+            Panel::Settings(s) => self.settings_key(s, k),
             Panel::List(l) => self.list_key(l, k),
-            Panel::Find(mut f) => {
-                match k.code {
-                    KeyCode::Esc => return,
-                    KeyCode::Char('f') if ctrl => return,
-                    KeyCode::Enter | KeyCode::Up => {
-                        let back = k.code == KeyCode::Up || !k.modifiers.contains(KeyModifiers::SHIFT);
-                        self.panel = Some(Panel::Find(f));
-                        return self.found(if back { -1 } else { 1 });
+            Panel::Find(f) => self.find_key(f, k),
+            Panel::Confirm(text, then) => self.confirm_key(text, then, k),
+        }
+    }
+
+    fn help_key(&mut self, mut at: usize, k: KeyEvent) {
+        match k.code {
+            KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | '?') | KeyCode::F(1) => return,
+            KeyCode::Up => at = at.saturating_sub(1),
+            KeyCode::Down => at = at.saturating_add(1),
+            KeyCode::PageUp => at = at.saturating_sub(10),
+            KeyCode::PageDown | KeyCode::Char(' ') => at += 10,
+            KeyCode::Home => at = 0,
+            KeyCode::End => at = usize::MAX,
+            _ => {}
+        }
+        self.panel = Some(Panel::Help(at.min(help_scroll(self.size, &self.theme))));
+    }
+
+    fn settings_key(&mut self, mut s: Settings, k: KeyEvent) {
+        let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
+        match (&mut s.editor, k.code) {
+            (Some(e), KeyCode::Enter) if k.modifiers.is_empty() => {
+                let value = e.expanded();
+                let name = s.rows[s.at].0;
+                let set = match name {
+                    "system" => {
+                        self.set_system(&value);
+                        Ok(())
                     }
-                    KeyCode::Down => {
-                        self.panel = Some(Panel::Find(f));
-                        return self.found(1);
-                    }
-                    KeyCode::Backspace => _ = f.query.pop(),
-                    KeyCode::Char('u') if ctrl => f.query.clear(),
-                    KeyCode::Char(c) if !ctrl => f.query.push(c),
-                    _ => {}
+                    name => crate::tui::panel::set(&mut self.params, name, &value),
+                };
+                s.problem = set.err();
+                if s.problem.is_none() {
+                    s.rows[s.at].1 = value.trim().to_string();
+                    s.editor = None;
                 }
-                self.find(f.query);
             }
-            // Whoever was writing has not read it yet.
-            Panel::Confirm(text, then)
-                if self.interrupted.is_some_and(|at| self.now < at + UNREAD) && !ctrl && k.code != KeyCode::Esc =>
-            {
-                if k.code != KeyCode::Enter {
-                    edit(&mut self.editor, k);
-                }
-                self.panel = Some(Panel::Confirm(text, then));
+            (Some(e), KeyCode::Enter) => e.insert('\n'),
+            (Some(_), KeyCode::Esc) => (s.editor, s.problem) = (None, None),
+            (Some(e), _) => _ = edit(e, k),
+            (None, KeyCode::Esc | KeyCode::Char('q')) => return,
+            (None, KeyCode::Char('p')) if ctrl => return,
+            (None, KeyCode::Up) => s.at = s.at.saturating_sub(1),
+            (None, KeyCode::Down) => s.at = (s.at + 1).min(s.rows.len() - 1),
+            (None, KeyCode::Enter) => {
+                let mut e = Editor::default();
+                e.set(&s.rows[s.at].1);
+                s.editor = Some(e);
             }
-            Panel::Confirm(text, then) => match k.code {
-                KeyCode::Enter | KeyCode::Char('y') => self.confirmed(then),
-                KeyCode::Esc | KeyCode::Char('n' | 'q') => {
-                    if let Confirmed::Delete(_) = then {
-                        self.list();
-                    }
+            (None, KeyCode::Char(c)) if !ctrl && !c.is_ascii_alphabetic() && s.at > 0 => {
+                let mut e = Editor::default();
+                e.insert(c);
+                s.editor = Some(e);
+            }
+            _ => {}
+        }
+        if let Some(e) = &mut s.editor {
+            e.layout(settings_cells(self.size.0));
+        }
+        self.panel = Some(Panel::Settings(s));
+    }
+
+    fn find_key(&mut self, mut f: Find, k: KeyEvent) {
+        let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
+        match k.code {
+            KeyCode::Esc => return,
+            KeyCode::Char('f') if ctrl => return,
+            KeyCode::Enter | KeyCode::Up => {
+                let back = k.code == KeyCode::Up || !k.modifiers.contains(KeyModifiers::SHIFT);
+                self.panel = Some(Panel::Find(f));
+                return self.found(if back { -1 } else { 1 });
+            }
+            KeyCode::Down => {
+                self.panel = Some(Panel::Find(f));
+                return self.found(1);
+            }
+            KeyCode::Backspace => _ = f.query.pop(),
+            KeyCode::Char('u') if ctrl => f.query.clear(),
+            KeyCode::Char(c) if !ctrl => f.query.push(c),
+            _ => {}
+        }
+        self.find(f.query);
+    }
+
+    fn confirm_key(&mut self, text: String, then: Confirmed, k: KeyEvent) {
+        // Whoever was writing has not read it yet.
+        let unread = self.interrupted.is_some_and(|at| self.now < at + UNREAD);
+        if unread && !k.modifiers.contains(KeyModifiers::CONTROL) && k.code != KeyCode::Esc {
+            if k.code != KeyCode::Enter {
+                edit(&mut self.editor, k);
+            }
+            self.panel = Some(Panel::Confirm(text, then));
+            return;
+        }
+        match k.code {
+            KeyCode::Enter | KeyCode::Char('y') => self.confirmed(then),
+            KeyCode::Esc | KeyCode::Char('n' | 'q') => {
+                if let Confirmed::Delete(_) = then {
+                    self.list();
                 }
-                _ => self.panel = Some(Panel::Confirm(text, then)),
-            },
+            }
+            _ => self.panel = Some(Panel::Confirm(text, then)),
         }
     }
 
