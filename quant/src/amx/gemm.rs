@@ -224,16 +224,18 @@ amx! {
                 }
                 let (twos, last) = c.as_chunks_mut::<4>();
                 let (n, twos) = (twos.len(), twos.as_mut_ptr());
-                // SAFETY: the tiles are taken. Each pointer is to one of the `n` pairs of blocks, of C or of B, or to `none`.
-                unsafe {
-                    let at = |i: usize| if i < n { twos.add(i) } else { none };
-                    begin(at(0));
-                    for i in 0..n {
-                        let old = if i > 0 { at(i - 1) } else { none };
-                        let b = b.map(|b| b[2 * i..].as_ptr());
-                        TWO_BLOCKS[slabs - 1][i % 5](&Work { a: a.as_ptr(), b, c: at(i), old, next: at(i + 1) });
+                if n > 0 {
+                    // SAFETY: the tiles are taken. Each pointer is to one of the `n` pairs of blocks, of C or of B, or to `none`.
+                    unsafe {
+                        let at = |i: usize| if i < n { twos.add(i) } else { none };
+                        begin(at(0));
+                        for i in 0..n {
+                            let old = if i > 0 { at(i - 1) } else { none };
+                            let b = b.map(|b| b[2 * i..].as_ptr());
+                            TWO_BLOCKS[slabs - 1][i % 5](&Work { a: a.as_ptr(), b, c: at(i), old, next: at(i + 1) });
+                        }
+                        END[n % 5](at(n - 1));
                     }
-                    END[n % 5](if n > 0 { at(n - 1) } else { none });
                 }
                 if let Ok(c) = <&mut [C; 2]>::try_from(last) {
                     for (a, b) in a.iter().zip(b).take(slabs) {
