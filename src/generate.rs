@@ -123,10 +123,10 @@ pub fn generate_with(
     fits(s, prompt)?;
     let engine = s.engine().clone();
     let reused = s.reuse(0, prompt);
-    let fed = prompt.len() - reused;
+    let of = prompt.len() - reused;
     let mut report = Report {
         reused,
-        fed,
+        fed: 0,
         prompt_time: Duration::ZERO,
         generated: Vec::new(),
         drafted: 0,
@@ -148,7 +148,8 @@ pub fn generate_with(
             }
             logits => logits?,
         };
-        if listen(s, Event::Prompt { done: s.len(0) - reused, of: fed }).is_break() {
+        report.fed = s.len(0) - reused;
+        if listen(s, Event::Prompt { done: report.fed, of }).is_break() {
             report.prompt_time = start.elapsed();
             return Ok(report);
         }
