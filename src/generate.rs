@@ -53,10 +53,12 @@ pub enum Event<'a> {
         /// Tokens to feed.
         of: usize,
     },
-    /// More of the text.
+    /// A token more, and at the end what is left of a character.
     Text {
-        /// Whole characters, never none.
+        /// Whole characters; none of a control token, or where a token begins a character.
         text: &'a str,
+        /// Tokens so far.
+        tokens: usize,
         /// Passes that were made since the prompt's: as often were the weights read.
         passes: usize,
     },
@@ -192,7 +194,9 @@ pub fn generate_with(
                 break 'text End::Eog;
             }
             let piece = text.push(id);
-            if !piece.is_empty() && listen(s, Event::Text { text: &piece, passes: report.passes }).is_break() {
+            // Without text, too: a model that says none must be stopped as well.
+            let (tokens, passes) = (report.generated.len(), report.passes);
+            if listen(s, Event::Text { text: &piece, tokens, passes }).is_break() {
                 s.truncate(0, certain + i);
                 break 'text End::Stopped;
             }
@@ -220,7 +224,8 @@ pub fn generate_with(
     let rest = text.finish();
     if !rest.is_empty() {
         // The generation is over; a listener has nothing left to break off.
-        let _ = listen(s, Event::Text { text: &rest, passes: report.passes });
+        let (tokens, passes) = (report.generated.len(), report.passes);
+        let _ = listen(s, Event::Text { text: &rest, tokens, passes });
     }
     Ok(report)
 }

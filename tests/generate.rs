@@ -2,7 +2,7 @@
 
 use oxcart::draft::Drafter;
 use oxcart::engine::{Engine, EngineOptions, Session, SessionOptions};
-use oxcart::generate::{Event, generate};
+use oxcart::generate::{End, Event, Report, generate};
 use oxcart::sample::{SampleParams, Sampler};
 use std::ops::ControlFlow::{Break, Continue};
 use std::sync::Arc;
@@ -33,4 +33,28 @@ fn a_stopped_prompt_is_reported_as_far_as_it_was_fed() {
     }
     let n = prompt.len();
     assert_eq!(heard, [(16, n), (16, n - 16), (32, n - 16), (48, n - 16)]);
+}
+
+/// Generates nothing but the token `id`, stopped after the third; the texts that were heard.
+fn forced(s: &mut Session, id: u32) -> (Report, Vec<String>) {
+    let params = SampleParams { temp: 0.0, logit_bias: vec![(id, 1e6)], ..SampleParams::default() };
+    let prompt = s.engine().tokenizer.encode(b"one ox", true, false).unwrap();
+    let mut texts = Vec::new();
+    let r = generate(s, &mut Sampler::new(params), &mut Drafter::new(0), &prompt, Some(9), |event| {
+        if let Event::Text { text, tokens, .. } = event {
+            texts.push(text.to_string());
+            assert_eq!(tokens, texts.len(), "tokens so far");
+        }
+        if texts.len() == 3 { Break(()) } else { Continue(()) }
+    });
+    (r.unwrap(), texts)
+}
+
+#[test]
+fn a_model_that_says_only_control_tokens_can_be_stopped() {
+    let mut s = session();
+    let t = &s.engine().clone().tokenizer;
+    let id = (0..t.n_vocab() as u32).find(|&id| t.is_control(id) && !t.is_eog(id)).expect("a control token");
+    let (r, texts) = forced(&mut s, id);
+    assert_eq!((r.end, r.generated, texts), (End::Stopped, vec![id; 3], vec![String::new(); 3]));
 }

@@ -154,7 +154,9 @@ impl Answers {
         let mut failed: Option<anyhow::Error> = None;
         let work = interruptible()?;
         let listen = |session: &Session, event: Event<'_>| {
-            if let Event::Text { text, .. } = event {
+            if let Event::Text { text, .. } = event
+                && !text.is_empty()
+            {
                 answer.push_str(text);
                 // On disk before it is seen.
                 let kept = talk.hear(text);
