@@ -221,7 +221,8 @@ pub fn generate_with(
         report.passes += 1;
     };
     report.time = start.elapsed();
-    let rest = text.finish();
+    // What was broken off may be gone on with.
+    let rest = if report.end == End::Stopped { String::new() } else { text.finish() };
     if !rest.is_empty() {
         // The generation is over; a listener has nothing left to break off.
         let (tokens, passes) = (report.generated.len(), report.passes);

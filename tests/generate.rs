@@ -35,17 +35,17 @@ fn a_stopped_prompt_is_reported_as_far_as_it_was_fed() {
     assert_eq!(heard, [(16, n), (16, n - 16), (32, n - 16), (48, n - 16)]);
 }
 
-/// Generates nothing but the token `id`, stopped after the third; the texts that were heard.
-fn forced(s: &mut Session, id: u32) -> (Report, Vec<String>) {
+/// Generates nothing but the token `id`, nine times or stopped after so many; the texts that were heard.
+fn forced(s: &mut Session, id: u32, stop: usize) -> (Report, Vec<String>) {
     let params = SampleParams { temp: 0.0, logit_bias: vec![(id, 1e6)], ..SampleParams::default() };
     let prompt = s.engine().tokenizer.encode(b"one ox", true, false).unwrap();
     let mut texts = Vec::new();
     let r = generate(s, &mut Sampler::new(params), &mut Drafter::new(0), &prompt, Some(9), |event| {
         if let Event::Text { text, tokens, .. } = event {
             texts.push(text.to_string());
-            assert_eq!(tokens, texts.len(), "tokens so far");
+            assert_eq!(tokens, texts.len().min(9), "tokens so far");
         }
-        if texts.len() == 3 { Break(()) } else { Continue(()) }
+        if texts.len() == stop { Break(()) } else { Continue(()) }
     });
     (r.unwrap(), texts)
 }
@@ -55,6 +55,19 @@ fn a_model_that_says_only_control_tokens_can_be_stopped() {
     let mut s = session();
     let t = &s.engine().clone().tokenizer;
     let id = (0..t.n_vocab() as u32).find(|&id| t.is_control(id) && !t.is_eog(id)).expect("a control token");
-    let (r, texts) = forced(&mut s, id);
+    let (r, texts) = forced(&mut s, id, 3);
     assert_eq!((r.end, r.generated, texts), (End::Stopped, vec![id; 3], vec![String::new(); 3]));
+}
+
+/// Bytes that begin a character which never comes to its end.
+#[test]
+fn half_a_character_is_told_where_a_text_ends_and_not_where_it_is_stopped() {
+    let mut s = session();
+    let t = &s.engine().clone().tokenizer;
+    let half = |id: &u32| t.piece(*id) == [0xe4] && !t.is_control(*id);
+    let id = (0..t.n_vocab() as u32).find(half).expect("a token of a byte");
+    let (r, texts) = forced(&mut s, id, 1);
+    assert_eq!((r.end, texts.concat().as_str()), (End::Stopped, ""));
+    let (r, texts) = forced(&mut s, id, usize::MAX);
+    assert_eq!((r.end, texts.concat()), (End::Length, "\u{fffd}".repeat(9)));
 }
