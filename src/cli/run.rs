@@ -2,7 +2,7 @@
 
 use super::drafting::DraftArgs;
 use super::engine::{EngineArgs, SessionArgs, session, tell_facts};
-use super::interrupt::interruptible;
+use super::interrupt::{interruptible, stopped_by};
 use super::progress::reading;
 use super::sampling::SamplingArgs;
 use super::text::{EscapeArgs, note_bytes, without_line_break};
@@ -83,9 +83,10 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         let least = e.tokenizer.add_bos() as usize;
         s.shift_when_full(usize::try_from(a.keep).unwrap_or(usize::MAX).max(least).min(prompt.len()));
     }
+    // Before it is said that it begins: from here on, what stops it is heard.
+    let work = interruptible()?;
     let mut sampler = a.sampler(&e);
     let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
-    let work = interruptible()?;
     let mut out = Output::new(&a);
     let mut begun: &[u8] = if a.json || a.chat || a.no_display_prompt { b"" } else { &text };
     let bar = reading(&mut s, prompt.len());
@@ -118,6 +119,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         tell!("(cut off: the context of {context} tokens is full; -c sets it, --context-shift goes on)");
     }
     tell!("{}", report.lines());
+    if report.end == End::Stopped && !out.stopped && work.asked() {
+        std::process::exit(stopped_by());
+    }
     Ok(())
 }
 
@@ -215,7 +219,7 @@ impl Output {
         }
         let end = if self.stopped { "reverse-prompt".to_string() } else { format!("{:?}", report.end).to_lowercase() };
         let result = serde_json::json!({
-            "prompt_tokens": prompt, "tokens": report.generated, "text": self.whole, "seed": seed,
+            "prompt_tokens": prompt, "fed": report.fed, "tokens": report.generated, "text": self.whole, "seed": seed,
             "drafted": report.drafted, "accepted": report.accepted,
             "prompt_seconds": report.prompt_time.as_secs_f64(), "seconds": report.time.as_secs_f64(), "end": end,
         });
