@@ -215,6 +215,20 @@ fn errors_name_the_file_once() {
     assert!(said.contains("more than 2^64 bytes") && named(&said) == 1, "{said}");
 }
 
+#[test]
+fn a_model_s_name_does_not_command_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut m = Model::new(dir.path(), "LlamaForCausalLM");
+    m.set("general.name", Value::from(MetadataValue::String("evil\u{1b}]0;x\u{7}\nname".into())));
+    m.write(&path);
+    for (words, behind) in [(&["plan"][..], &["--no-probe"][..]), (&["run", "-n", "1", "-p", "x", "-m"], &[])] {
+        let out = oxcart(words, &[&path], behind).assert().success().get_output().clone();
+        let said = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
+        assert!(said.contains(r"evil\u{1b}]0;x\u{7}\nname") && !said.contains('\u{1b}'), "{words:?}: {said:?}");
+    }
+}
+
 /// Of a program that fails, the last line of what it says.
 fn last_line(mut c: Command) -> String {
     let out = c.assert().failure().get_output().clone();

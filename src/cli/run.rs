@@ -11,6 +11,7 @@ use crate::disk;
 use crate::engine::Engine;
 use crate::generate::{End, Event, Report, fits, generate};
 use crate::sample::Sampler;
+use crate::tui;
 use anyhow::{Context, bail};
 use std::io::{IsTerminal, StdoutLock, Write};
 use std::ops::ControlFlow;
@@ -176,6 +177,7 @@ impl Args {
 /// What comes to stdout.
 struct Output {
     out: StdoutLock<'static>,
+    terminal: bool,
     json: bool,
     stops: Vec<Vec<u8>>,
     whole: String, // of what was generated
@@ -186,11 +188,16 @@ impl Output {
     fn new(a: &Args) -> Output {
         let stops = a.reverse_prompt.iter().map(|t| a.escapes.bytes(t)).filter(|t| !t.is_empty()).collect();
         let out = std::io::stdout().lock();
-        Output { out, json: a.json, stops, whole: String::new(), stopped: false }
+        let terminal = out.is_terminal();
+        Output { out, terminal, json: a.json, stops, whole: String::new(), stopped: false }
     }
 
+    /// What a text says must not command the terminal; in a pipe it is itself.
     fn put(&mut self, text: &[u8]) -> std::io::Result<()> {
-        self.out.write_all(text)?;
+        match self.terminal {
+            true => self.out.write_all(tui::clean(&String::from_utf8_lossy(text)).as_bytes())?,
+            false => self.out.write_all(text)?,
+        }
         self.out.flush()
     }
 
@@ -208,8 +215,8 @@ impl Output {
         if self.json {
             return Ok(());
         }
-        self.out.write_all(&self.whole.as_bytes()[before..])?;
-        self.out.flush()
+        let text = self.whole[before..].to_string();
+        self.put(text.as_bytes())
     }
 
     /// The text is over.
