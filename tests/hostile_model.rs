@@ -6,6 +6,7 @@ mod checkpoint;
 
 use assert_cmd::Command;
 use oxcart::chat::Template;
+use oxcart::chat::history::{Conversation, list};
 use oxcart::engine::{Engine, EngineOptions};
 use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, Parts, Strings, TensorKind, Value};
 use oxcart::tokenizer::Tokenizer;
@@ -190,6 +191,32 @@ fn figures_of_what_is_no_number_are_errors() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "files were left");
+}
+
+/// A question is on disk as soon as it is asked, whatever becomes of its answer.
+#[test]
+fn a_question_that_has_no_answer_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (nan, config, kept) = (dir.path().join("nan.gguf"), dir.path().join("config.toml"), dir.path().join("kept"));
+    let mut m = Model::new(dir.path(), "LlamaForCausalLM");
+    m.put("blk.2.attn_v.weight", 0, f32::NAN);
+    m.write(&nan);
+    let name = toml::Value::from(kept.to_str().unwrap());
+    fs::write(&config, format!("[conversations]\ndir = {name}\n")).unwrap();
+    let chat = |flag: &str, input: &str| {
+        let mut c = oxcart(&["chat", "--line", flag, "-c", "256", "-m"], &[&nan], &[]);
+        c.env("OXCART_CONFIG", &config).write_stdin(input);
+        let out = c.assert().code(1).get_output().clone();
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    let said = chat("--save", "What is an ox?\n");
+    assert!(said.contains("nan.gguf: logits that are NaN or infinite"), "{said}");
+    let said = chat("--continue", "/regen\n");
+    assert!(said.contains("the last question has no answer yet: /regen gives one"), "{said}");
+    let found = list(&kept);
+    let turns = |c: &Conversation| c.turns().iter().map(|t| t.content.clone()).collect::<Vec<_>>();
+    assert_eq!(found.len(), 1);
+    assert_eq!(turns(&Conversation::read(&found[0].path).unwrap()), ["What is an ox?"]);
 }
 
 #[test]

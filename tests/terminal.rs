@@ -1,5 +1,6 @@
 //! Verbs that print line by line on a pseudo-terminal, on the default model.
 
+use oxcart::chat::history::{Conversation, list};
 use oxcart::engine::{Engine, EngineOptions};
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use std::fs;
@@ -36,4 +37,29 @@ fn a_text_does_not_command_the_terminal() {
     assert!(!shown.contains(byte) && !shown.contains('\u{1b}'), "{shown:?}");
     let piped = assert_cmd::Command::cargo_bin("oxcart").unwrap().env("OXCART_CONFIG", "/dev/null").args(args).unwrap();
     assert_eq!(String::from_utf8_lossy(&piped.stdout), format!("The\u{1b}[31m ox{byte}{byte}{byte}\n"));
+}
+
+#[test]
+fn a_chat_goes_on_where_a_question_cannot_be_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, template, kept) =
+        (dir.path().join("config.toml"), dir.path().join("strict.jinja"), dir.path().join("kept"));
+    let name = toml::Value::from(kept.to_str().unwrap());
+    fs::write(&config, format!("[conversations]\ndir = {name}\n")).unwrap();
+    let strict = "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('not that') }}{% endif %}\
+        {{ m.content }}{% endfor %}";
+    fs::write(&template, strict).unwrap();
+    let args = ["chat", "--line", "-n", "2", "-c", "128", "--chat-template-file", template.to_str().unwrap()];
+    let long = "again and ".repeat(140);
+    let keys = format!("a bad one\n/regen\na good one\n{long}\n/exit\n");
+    let (shown, status) = typed(&config, &args, &keys);
+    assert_eq!(status, 0, "{shown}");
+    let counts = ["not that", "the question stands: /regen tries again", "oxcart: the prompt has "];
+    assert_eq!(counts.map(|what| shown.matches(what).count()), [2, 2, 1], "{shown}");
+    // What could not be answered is on disk all the same; what has no room is left to its branch.
+    let kept = list(&kept);
+    let c = Conversation::read(&kept[0].path).unwrap();
+    let said: Vec<&str> = c.turns().iter().filter(|t| t.role == "user").map(|t| t.content.as_str()).collect();
+    assert_eq!((kept.len(), &said[..2]), (1, &["a bad one", "a good one"][..]));
+    assert_eq!(c.head().map(|h| c.path_to(h).len()), Some(2), "the good one and its answer");
 }

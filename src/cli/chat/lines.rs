@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::disk;
 use crate::draft::Drafter;
 use crate::engine::{Engine, Session};
-use crate::generate::{End, Event, generate_with};
+use crate::generate::{End, Event, GenerateError, Report, generate_with};
 use crate::sample::Sampler;
 use crate::tui;
 use anyhow::Context;
@@ -140,17 +140,39 @@ struct Answers {
 }
 
 impl Answers {
-    /// Answers the last question, on stdout.
+    /// Answers the last question, on stdout. On a terminal the conversation goes on where there is no answer.
     fn answer(&mut self, talk: &mut Dialogue) -> anyhow::Result<()> {
+        let mut answer = String::new();
+        let Err(error) = self.generate(talk, &mut answer)? else { return Ok(()) };
+        let too_much = matches!(error.downcast_ref(), Some(GenerateError::TooLong { .. } | GenerateError::Empty));
+        match too_much {
+            true => talk.take_back()?,
+            false if answer.is_empty() => {}
+            false => talk.answered(answer, TurnState::Partial)?,
+        }
+        if !self.terminal {
+            return Err(error);
+        }
+        tell!("oxcart: {error:#}");
+        if !too_much {
+            tell!("the question stands: /regen tries again");
+        }
+        Ok(())
+    }
+
+    /// The inner error is one of the question and this answer; the outer one, of the disk or of stdout, is the end.
+    fn generate(&mut self, talk: &mut Dialogue, answer: &mut String) -> anyhow::Result<anyhow::Result<()>> {
         let (context, terminal) = (self.context, self.terminal);
         let encode = |kept: &[Message]| chat::encode(&self.engine.tokenizer, &self.template, kept, true);
-        let (prompt, left_out) = chat::within(&talk.turns, context, self.left_out, encode, Vec::len)?;
+        let (prompt, left_out) = match chat::within(&talk.turns, context, self.left_out, encode, Vec::len) {
+            Ok(fits) => fits,
+            Err(error) => return Ok(Err(error.into())),
+        };
         if left_out != self.left_out {
             tell!("(the context of {context} tokens is full: the {left_out} oldest messages are not read any more)");
         }
         self.left_out = left_out;
         talk.restore(&mut self.session, &prompt);
-        let mut answer = String::new();
         let mut failed: Option<anyhow::Error> = None;
         let work = interruptible()?;
         let listen = |session: &Session, event: Event<'_>| {
@@ -175,18 +197,14 @@ impl Answers {
             return Err(e);
         }
         say!()?;
-        let report = match report {
-            Ok(report) => report,
-            // The question that did not fit is taken back; the conversation goes on.
-            Err(error) => {
-                talk.take_back()?;
-                if !terminal {
-                    return Err(error.into());
-                }
-                tell!("oxcart: {error}");
-                return Ok(());
-            }
-        };
+        match report {
+            Ok(report) => self.ended(talk, std::mem::take(answer), &report).map(Ok),
+            Err(error) => Ok(Err(error.into())),
+        }
+    }
+
+    /// Keeps an answer that came to its end, and says what end that was.
+    fn ended(&mut self, talk: &mut Dialogue, answer: String, report: &Report) -> anyhow::Result<()> {
         let state = match report.end {
             End::Eog => TurnState::Whole,
             End::Stopped => TurnState::Stopped,
@@ -194,7 +212,7 @@ impl Answers {
         };
         match report.end {
             End::Stopped => tell!("(stopped)"),
-            End::Context => tell!("(cut off: the context of {context} tokens is full, -c sets it)"),
+            End::Context => tell!("(cut off: the context of {} tokens is full, -c sets it)", self.context),
             End::Eog | End::Length => {}
         }
         if self.timings {
