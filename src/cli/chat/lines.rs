@@ -3,6 +3,7 @@
 use super::super::engine::{session, tell_facts};
 use super::super::interrupt::{ended, interruptible};
 use super::super::kept::{Dialogue, lasting_name};
+use super::super::text::Lines;
 use super::Args;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
@@ -14,7 +15,7 @@ use crate::generate::{End, Event, GenerateError, Report, generate_with};
 use crate::sample::Sampler;
 use crate::tui;
 use anyhow::Context;
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ pub(super) fn run(a: Args, config: &Config, file: Option<PathBuf>, terminal: boo
     let mut answers =
         Answers { engine, session, drafter, template, sampler, context, limit, terminal, timings, left_out: 0 };
     let mut first = a.prompt.clone();
-    let mut lines = std::io::stdin().lock().lines();
+    let mut lines = Lines::new("stdin", std::io::stdin().lock());
     loop {
         let line = match first.take() {
             Some(p) => p,
@@ -94,8 +95,8 @@ pub(super) fn run(a: Args, config: &Config, file: Option<PathBuf>, terminal: boo
                     say_part!("\n> ")?;
                     std::io::stdout().flush()?;
                 }
-                match lines.next() {
-                    Some(line) => line.context("stdin")?,
+                match lines.next().context("stdin")? {
+                    Some(line) => line,
                     None => return Ok(()),
                 }
             }
