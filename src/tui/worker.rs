@@ -37,8 +37,8 @@ pub struct Opening {
     pub draft_max: usize,
     /// A smaller model that guesses, too, by name or path; it must be on this machine.
     pub model_draft: Option<String>,
-    /// The source of a chat template, instead of the model's own.
-    pub template: Option<String>,
+    /// The source of a chat template and where it comes from, instead of the model's own.
+    pub template: Option<(String, String)>,
     /// One line about a model at a context.
     pub describe: fn(&Engine, usize) -> String,
     /// Bytes that the KV caches of all conversations may take on disk together; 0 keeps none.
@@ -296,7 +296,7 @@ impl Desk {
         let per_token = engine.model.weights.bytes_per_token(c);
         let ubatch = self.opening.session.ubatch.min(stoppable(per_token));
         let template = match &self.opening.template {
-            Some(source) => Template::from_source(source, &engine.tokenizer),
+            Some((source, origin)) => Template::from_source(source, origin.clone(), &engine.tokenizer),
             None => Template::from_gguf(&engine.gguf, &engine.tokenizer),
         };
         let template = template.map_err(|e| text(&e))?;

@@ -8,7 +8,6 @@ use super::Args;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
 use crate::config::Config;
-use crate::disk;
 use crate::draft::Drafter;
 use crate::engine::{Engine, Session};
 use crate::generate::{End, Event, GenerateError, Report, generate_with};
@@ -65,12 +64,8 @@ pub(super) fn run(a: Args, config: &Config, file: Option<PathBuf>, terminal: boo
     let options = a.session.options(context, 1);
     let session = session(&engine, &options)?;
     let drafter = a.draft.drafter(&engine, &a.engine, &options)?;
-    let template = match &a.chat_template_file {
-        Some(f) => {
-            let named = || f.display().to_string();
-            let source = disk::read_text(f, disk::MOST_SETTINGS).with_context(named)?;
-            Template::from_source(&source, &engine.tokenizer).with_context(named)?.of(named())
-        }
+    let template = match a.template()? {
+        Some((source, origin)) => Template::from_source(&source, origin, &engine.tokenizer)?,
         None => Template::from_gguf(&engine.gguf, &engine.tokenizer)?,
     };
     let sampler = Sampler::new(a.sampling.params(config.sampling.over(engine.recommended.clone())));
