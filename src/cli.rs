@@ -1,6 +1,7 @@
 //! The command line. A verb is a line in [`Verb`] and a file in `cli/`: its flags (`Args`) and what it does (`run`).
 //!
-//! Results go to stdout, talk to stderr. Exit status: 0 done, 1 failed, 2 wrong usage.
+//! Results go to stdout, talk to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 128 + n stopped by signal n (130 by
+//! Ctrl-C).
 
 mod bench;
 mod chat;

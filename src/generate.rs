@@ -4,6 +4,7 @@ use crate::draft::Drafter;
 use crate::engine::{EngineError, Session};
 use crate::model::Batch;
 use crate::sample::Sampler;
+use crate::tokenizer::TextDecoder;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -53,10 +54,12 @@ pub enum Event<'a> {
         /// Tokens to feed.
         of: usize,
     },
-    /// More of the text.
+    /// A token more, and at the end what is left of a character.
     Text {
-        /// Whole characters, never none.
+        /// Whole characters; none of a control token, or where a token begins a character.
         text: &'a str,
+        /// Tokens so far.
+        tokens: usize,
         /// Passes that were made since the prompt's: as often were the weights read.
         passes: usize,
     },
@@ -121,12 +124,9 @@ pub fn generate_with(
     mut listen: impl FnMut(&Session, Event<'_>) -> ControlFlow<()>,
 ) -> Result<Report, GenerateError> {
     fits(s, prompt)?;
-    let engine = s.engine().clone();
-    let reused = s.reuse(0, prompt);
-    let fed = prompt.len() - reused;
     let mut report = Report {
-        reused,
-        fed,
+        reused: s.reuse(0, prompt),
+        fed: 0,
         prompt_time: Duration::ZERO,
         generated: Vec::new(),
         drafted: 0,
@@ -136,95 +136,160 @@ pub fn generate_with(
         end: End::Stopped,
     };
     sampler.reset_recent(prompt);
+    let Some(logits) = read(s, prompt, &mut report, &mut listen)? else { return Ok(report) };
+    drafter.begin(prompt);
+    let mut a = Answer { s, sampler, drafter, guesses: Vec::new(), rows: vec![logits], report };
+    a.go_on(limit, &mut listen)?;
+    Ok(a.report)
+}
 
+/// Feeds the prompt. Returns the logits behind it, or none if that was stopped.
+fn read(
+    s: &mut Session,
+    prompt: &[u32],
+    report: &mut Report,
+    listen: &mut impl FnMut(&Session, Event<'_>) -> ControlFlow<()>,
+) -> Result<Option<Vec<f32>>, GenerateError> {
     let start = Instant::now();
-    let mut logits = Vec::new();
-    for part in prompt[reused..].chunks(s.walk()) {
+    let of = prompt.len() - report.reused;
+    let mut logits = None;
+    for part in prompt[report.reused..].chunks(s.walk()) {
         let at = s.len(0);
         logits = match s.forward(&Batch::of(part, at, 0)) {
-            Err(EngineError::Stopped) => {
-                report.prompt_time = start.elapsed();
-                return Ok(report);
-            }
-            logits => logits?,
+            Err(EngineError::Stopped) => None,
+            logits => Some(logits?),
         };
-        if listen(s, Event::Prompt { done: s.len(0) - reused, of: fed }).is_break() {
-            report.prompt_time = start.elapsed();
-            return Ok(report);
+        report.fed = s.len(0) - report.reused;
+        if logits.is_none() || listen(s, Event::Prompt { done: report.fed, of }).is_break() {
+            logits = None;
+            break;
         }
     }
     report.prompt_time = start.elapsed();
+    Ok(logits)
+}
 
-    let start = Instant::now();
-    let mut text = engine.tokenizer.decoder();
-    let together = engine.alike();
-    drafter.begin(prompt);
+/// What is generated behind a prompt.
+struct Answer<'a> {
+    s: &'a mut Session,
+    sampler: &'a mut Sampler,
+    drafter: &'a mut Drafter,
     // What was fed last: a token that is certain (the prompt's last at first), guesses behind it, and the logits after each.
-    let (mut guesses, mut rows) = (Vec::new(), vec![logits]);
-    report.end = 'text: loop {
-        let left = limit.map_or(usize::MAX, |l| l.saturating_sub(report.generated.len()));
-        if left == 0 {
-            break End::Length;
+    guesses: Vec<u32>,
+    rows: Vec<Vec<f32>>,
+    report: Report,
+}
+
+impl Answer<'_> {
+    /// Generates to the end, and says in the report why that is one.
+    fn go_on(
+        &mut self,
+        limit: Option<usize>,
+        listen: &mut impl FnMut(&Session, Event<'_>) -> ControlFlow<()>,
+    ) -> Result<(), GenerateError> {
+        let start = Instant::now();
+        let engine = self.s.engine().clone();
+        let mut text = engine.tokenizer.decoder();
+        self.report.end = loop {
+            let left = limit.map_or(usize::MAX, |l| l.saturating_sub(self.report.generated.len()));
+            if left == 0 {
+                break End::Length;
+            }
+            let ids = self.draw(left)?;
+            if let Some(end) = self.say(&ids, &mut text, listen) {
+                break end;
+            }
+            let left = left - ids.len();
+            if left == 0 {
+                break End::Length;
+            }
+            if !self.s.make_room(0) {
+                break End::Context;
+            }
+            if !self.feed(ids[ids.len() - 1], left)? {
+                break End::Stopped;
+            }
+        };
+        self.report.time = start.elapsed();
+        // What was broken off may be gone on with.
+        let rest = if self.report.end == End::Stopped { String::new() } else { text.finish() };
+        if !rest.is_empty() {
+            // The generation is over; a listener has nothing left to break off.
+            let _ = listen(self.s, self.report.text(&rest));
         }
-        // As far as the guesses are what the model says, their logits hold.
-        let (certain, mut ids) = (s.len(0) - guesses.len(), Vec::new());
-        for (i, row) in rows.iter().enumerate().take(left) {
+        Ok(())
+    }
+
+    /// Draws at most `left` tokens from the logits, of which those hold whose guesses are what the model says. The session
+    /// is left with all of them but the last, which is not fed yet, as far as anybody can tell.
+    fn draw(&mut self, left: usize) -> Result<Vec<u32>, GenerateError> {
+        let engine = self.s.engine().clone();
+        let (certain, mut ids) = (self.s.len(0) - self.guesses.len(), Vec::new());
+        for (i, row) in self.rows.iter().enumerate().take(left) {
             if !row.iter().all(|l| l.is_finite()) {
                 let (file, behind) = (engine.gguf.path().to_path_buf(), certain + i);
                 return Err(GenerateError::NotFinite { file, behind });
             }
-            let id = sampler.sample(row);
-            sampler.accept(id);
-            drafter.told(id);
+            let id = self.sampler.sample(row);
+            self.sampler.accept(id);
+            self.drafter.told(id);
             ids.push(id);
-            let right = guesses.get(i) == Some(&id);
-            report.accepted += usize::from(right);
+            let right = self.guesses.get(i) == Some(&id);
+            self.report.accepted += usize::from(right);
             if !right || engine.tokenizer.is_eog(id) {
                 break;
             }
         }
-        // The last one is not fed yet, as far as anybody can tell.
-        s.truncate(0, certain + ids.len() - 1);
+        self.s.truncate(0, certain + ids.len() - 1);
+        Ok(ids)
+    }
+
+    /// Tells of what was drawn; why it ends there, if it does.
+    fn say(
+        &mut self,
+        ids: &[u32],
+        text: &mut TextDecoder<'_>,
+        listen: &mut impl FnMut(&Session, Event<'_>) -> ControlFlow<()>,
+    ) -> Option<End> {
+        let before = self.s.len(0) + 1 - ids.len();
         for (i, &id) in ids.iter().enumerate() {
-            report.generated.push(id);
-            if engine.tokenizer.is_eog(id) {
-                break 'text End::Eog;
+            self.report.generated.push(id);
+            if self.s.engine().tokenizer.is_eog(id) {
+                return Some(End::Eog);
             }
-            let piece = text.push(id);
-            if !piece.is_empty() && listen(s, Event::Text { text: &piece, passes: report.passes }).is_break() {
-                s.truncate(0, certain + i);
-                break 'text End::Stopped;
+            // Without text, too: a model that says none must be stopped as well.
+            if listen(self.s, self.report.text(&text.push(id))).is_break() {
+                self.s.truncate(0, before + i);
+                return Some(End::Stopped);
             }
         }
-        let left = left - ids.len();
-        if left == 0 {
-            break End::Length;
-        }
-        if !s.make_room(0) {
-            break End::Context;
-        }
-        guesses = drafter.guess((left - 1).min(s.context() - s.len(0) - 1).min(together - 1))?;
-        let mut batch = Batch::of(&[&ids[ids.len() - 1..], &guesses].concat(), s.len(0), 0);
+        None
+    }
+
+    /// Feeds the last token that was drawn, and guesses at the `left` ones behind it. Whether it came to its end.
+    fn feed(&mut self, last: u32, left: usize) -> Result<bool, GenerateError> {
+        let (room, together) = (self.s.context() - self.s.len(0) - 1, self.s.engine().alike());
+        self.guesses = self.drafter.guess((left - 1).min(room).min(together - 1))?;
+        let mut batch = Batch::of(&[&[last], &self.guesses[..]].concat(), self.s.len(0), 0);
         batch.logits.fill(true);
         let begun = Instant::now();
-        rows = match s.forward_all(&batch) {
-            Err(EngineError::Stopped) => break End::Stopped,
+        self.rows = match self.s.forward_all(&batch) {
+            Err(EngineError::Stopped) => return Ok(false),
             rows => rows?,
         };
-        drafter.took(batch.len(), begun.elapsed());
-        report.drafted += guesses.len();
-        report.passes += 1;
-    };
-    report.time = start.elapsed();
-    let rest = text.finish();
-    if !rest.is_empty() {
-        // The generation is over; a listener has nothing left to break off.
-        let _ = listen(s, Event::Text { text: &rest, passes: report.passes });
+        self.drafter.took(batch.len(), begun.elapsed());
+        self.report.drafted += self.guesses.len();
+        self.report.passes += 1;
+        Ok(true)
     }
-    Ok(report)
 }
 
 impl Report {
+    /// A text that comes with the last token.
+    fn text<'a>(&self, text: &'a str) -> Event<'a> {
+        Event::Text { text, tokens: self.generated.len(), passes: self.passes }
+    }
+
     /// The figures, in llama.cpp's lines.
     pub fn lines(&self) -> String {
         let line = |what: &str, time: Duration, n: usize, unit: &str| {

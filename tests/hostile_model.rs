@@ -6,6 +6,7 @@ mod checkpoint;
 
 use assert_cmd::Command;
 use oxcart::chat::Template;
+use oxcart::chat::history::{Conversation, list};
 use oxcart::engine::{Engine, EngineOptions};
 use oxcart::gguf::{Gguf, GgufWriter, MetadataValue, NewTensor, Parts, Strings, TensorKind, Value};
 use oxcart::tokenizer::Tokenizer;
@@ -157,22 +158,39 @@ fn figures_of_what_is_no_number_are_errors() {
             &[],
             "nan.gguf: logits that are NaN or infinite behind 6 tokens",
         ),
-        (&["perplexity", "-c", "32", "-m"], &[&nan, "-f".as_ref(), &text], &[], "chunk 1: logits that are NaN"),
-        (&["perplexity", "-c", "32", "-m"], &[&nan, "-f".as_ref(), &text], &["--ppl-stride", "16"], "window 1: logits"),
+        (
+            &["perplexity", "-c", "32", "-m"],
+            &[&nan, "-f".as_ref(), &text],
+            &[],
+            "nan.gguf: chunk 1: logits that are NaN",
+        ),
+        (
+            &["perplexity", "-c", "32", "-m"],
+            &[&nan, "-f".as_ref(), &text],
+            &["--ppl-stride", "16"],
+            "nan.gguf: window 1: logits",
+        ),
         (
             &["perplexity", "-c", "32", "-m"],
             &[&nan, "-f".as_ref(), &text, "--kl-divergence-base".as_ref(), &other],
             &[],
-            "chunk 1: logits that are NaN",
+            "nan.gguf: chunk 1: logits that are NaN",
         ),
         (
             &["perplexity", "--kl-divergence", "-m"],
             &[&nan, "--kl-divergence-base".as_ref(), &base],
             &[],
-            "chunk 1: logits that are NaN",
+            "nan.gguf: chunk 1: logits that are NaN",
         ),
-        (&["perplexity", "--multiple-choice", "-m"], &[&nan, "-f".as_ref(), &tasks], &[], "question 1: logits that"),
-        (&["compare", "-c", "32", "-f"], &[&text, &sound, &nan], &[], "chunk 1: logits that are NaN"),
+        (
+            &["perplexity", "--multiple-choice", "-m"],
+            &[&nan, "-f".as_ref(), &tasks],
+            &[],
+            "nan.gguf: question 1: logits that",
+        ),
+        (&["compare", "-c", "32", "-f"], &[&text, &sound, &nan], &[], "nan.gguf: chunk 1: logits that are NaN"),
+        (&["compare", "-c", "32", "-f"], &[&text, &nan, &sound], &[], "nan.gguf: chunk 1: logits that are NaN"),
+        (&["compare", "-c", "32", "-f"], &[&text, &sound, &sound, &nan], &[], "nan.gguf: chunk 1: logits"),
         (&["imatrix", "-c", "32", "-m"], &[&nan, "-f".as_ref(), &text, "-o".as_ref(), &other], &[], "chunk 1: logits"),
         (
             &["imatrix", "-c", "32", "-m"],
@@ -190,6 +208,32 @@ fn figures_of_what_is_no_number_are_errors() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "files were left");
+}
+
+/// A question is on disk as soon as it is asked, whatever becomes of its answer.
+#[test]
+fn a_question_that_has_no_answer_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (nan, config, kept) = (dir.path().join("nan.gguf"), dir.path().join("config.toml"), dir.path().join("kept"));
+    let mut m = Model::new(dir.path(), "LlamaForCausalLM");
+    m.put("blk.2.attn_v.weight", 0, f32::NAN);
+    m.write(&nan);
+    let name = toml::Value::from(kept.to_str().unwrap());
+    fs::write(&config, format!("[conversations]\ndir = {name}\n")).unwrap();
+    let chat = |flag: &str, input: &str| {
+        let mut c = oxcart(&["chat", "--line", flag, "-c", "256", "-m"], &[&nan], &[]);
+        c.env("OXCART_CONFIG", &config).write_stdin(input);
+        let out = c.assert().code(1).get_output().clone();
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    let said = chat("--save", "What is an ox?\n");
+    assert!(said.contains("nan.gguf: logits that are NaN or infinite"), "{said}");
+    let said = chat("--continue", "/regen\n");
+    assert!(said.contains("the last question has no answer yet: /regen gives one"), "{said}");
+    let found = list(&kept);
+    let turns = |c: &Conversation| c.turns().iter().map(|t| t.content.clone()).collect::<Vec<_>>();
+    assert_eq!(found.len(), 1);
+    assert_eq!(turns(&Conversation::read(&found[0].path).unwrap()), ["What is an ox?"]);
 }
 
 #[test]
@@ -213,6 +257,20 @@ fn errors_name_the_file_once() {
     m.write(&path);
     let said = last_line(oxcart(&["plan", "--no-probe"], &[&path], &[]));
     assert!(said.contains("more than 2^64 bytes") && named(&said) == 1, "{said}");
+}
+
+#[test]
+fn a_model_s_name_does_not_command_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let mut m = Model::new(dir.path(), "LlamaForCausalLM");
+    m.set("general.name", Value::from(MetadataValue::String("evil\u{1b}]0;x\u{7}\nname".into())));
+    m.write(&path);
+    for (words, behind) in [(&["plan"][..], &["--no-probe"][..]), (&["run", "-n", "1", "-p", "x", "-m"], &[])] {
+        let out = oxcart(words, &[&path], behind).assert().success().get_output().clone();
+        let said = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
+        assert!(said.contains(r"evil\u{1b}]0;x\u{7}\nname") && !said.contains('\u{1b}'), "{words:?}: {said:?}");
+    }
 }
 
 /// Of a program that fails, the last line of what it says.

@@ -29,7 +29,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("convert", &["gguf", "mmap", "quantize", "safetensors", "tokenizer"]),
     ("chat", &["gguf", "kv_store", "quota", "tokenizer"]),
     ("draft", &["engine", "load", "model", "sample"]),
-    ("generate", &["draft", "engine", "model", "sample"]),
+    ("generate", &["draft", "engine", "model", "sample", "tokenizer"]),
     ("perplexity", &["disk", "engine", "gguf", "model", "tokenizer"]),
     ("plan", &["catalog", "engine", "gguf", "machine", "model"]),
     ("bench", &["engine", "model", "plan"]),

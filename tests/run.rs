@@ -4,7 +4,10 @@
 mod program;
 
 use program::{ends, oxcart};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 
 const MODEL: &str = "SmolLM2-135M-Instruct";
 
@@ -206,4 +209,52 @@ fn wrong_usage_is_told_with_status_2() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Runs it until `begun` is read from stdout, or, if that is nothing, until it says on stderr that it begins; then sends the
+/// signal. The rest of stdout, stderr, and the status.
+fn stopped(args: &[&str], begun: usize, signal: Signal) -> (String, String, Option<i32>) {
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("oxcart"))
+        .args(args)
+        .env("OXCART_CONFIG", "/dev/null")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut out = child.stdout.take().expect("a pipe");
+    let mut err = BufReader::new(child.stderr.take().expect("a pipe"));
+    let (mut rest, mut told) = (String::new(), String::new());
+    while !told.contains("seed ") {
+        assert_ne!(err.read_line(&mut told).expect("UTF-8"), 0, "{told}");
+    }
+    out.read_exact(&mut vec![0; begun]).expect("an answer begins");
+    kill_process(Pid::from_child(&child), signal).expect("it is there");
+    out.read_to_string(&mut rest).expect("UTF-8");
+    err.read_to_string(&mut told).expect("UTF-8");
+    (rest, told, child.wait().expect("it ends").code())
+}
+
+#[test]
+fn what_stops_it_is_its_status_and_the_figures_are_of_what_was_done() {
+    let long = "The cart went on along the road by the river. ".repeat(600);
+    for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        // While the prompt is read.
+        let args = ["run", "-p", &long, "-ub", "32", "--json", "-n", "400"];
+        let (out, err, code) = stopped(&args, 0, signal);
+        assert_eq!(code, Some(status), "{err}");
+        let o: serde_json::Value = serde_json::from_str(&out).expect("one JSON object");
+        let (fed, all) = (o["fed"].as_u64().expect("a count"), o["prompt_tokens"].as_array().expect("a list").len());
+        assert!(fed > 0 && fed.is_multiple_of(32) && (fed as usize) < all, "{fed} of {all}");
+        assert_eq!((&o["end"], o["tokens"].as_array().map(Vec::len)), (&"stopped".into(), Some(0)));
+        assert!(err.contains(&format!(" / {fed:5} tokens (")), "{err}");
+        // While it answers: what was said stays, and is all that comes.
+        let args =
+            ["run", "-p", "Once upon a time", "--no-display-prompt", "-n", "4000", "--temp", "0", "--ignore-eos"];
+        let (out, err, code) = stopped(&args, 8, signal);
+        assert_eq!(code, Some(status), "{err}");
+        assert!(out.ends_with('\n') && err.contains(" /     4 tokens (") && err.contains("total time"), "{out}{err}");
+        let steps = err.lines().find_map(|l| l.split("/ ").nth(1)?.split_once(" runs")?.0.trim().parse().ok());
+        assert!(steps.is_some_and(|n: usize| n < 3999), "{err}");
+    }
 }

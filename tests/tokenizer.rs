@@ -257,7 +257,7 @@ fn control_tokens_in_a_text_need_leave() {
 #[test]
 fn messages_cannot_forge_turns() {
     let t = tokenizer(&file("qwen2"));
-    let template = Template::from_source("chatml", &t).unwrap();
+    let template = Template::from_source("chatml", "a test".into(), &t).unwrap();
     let (start, end) = (id(&t, "<|im_start|>"), id(&t, "<|im_end|>"));
     let mut wrong = Vec::new();
     for said in [
@@ -318,7 +318,9 @@ fn files_that_lie_give_an_error() {
             m.set("tokenizer.ggml.scores", V::F(vec![0.0; all.len() + 3]));
             m.set("tokenizer.ggml.tokens", V::A([vec!["<unk>".into(), "<s>".into(), "</s>".into()], all].concat()));
         }),
-        ("tokenizer.ggml.unknown_token_id", spm, |m| m.set("tokenizer.ggml.unknown_token_id", V::I(99_999))),
+        ("tokenizer.ggml.unknown_token_id: found 99999, expected below ", spm, |m| {
+            m.set("tokenizer.ggml.unknown_token_id", V::I(99_999))
+        }),
     ];
     let mut wrong = Vec::new();
     for (want, base, lie) in lies {

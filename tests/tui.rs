@@ -209,6 +209,17 @@ fn every_size_while_it_answers() {
     assert_eq!(s.ended(), 0);
 }
 
+#[test]
+fn a_template_that_cannot_be_read_is_named() {
+    let home = home();
+    let file = home.path().join("broken.jinja");
+    std::fs::write(&file, "{% for m in messages %}").unwrap();
+    let mut s = Seat::chat(home.path(), 200, 24, &["--chat-template-file", file.to_str().unwrap()]);
+    s.until("what is wrong, and where", |t| t.contains("chat template: ") && t.contains("broken.jinja)"));
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
 /// The first frame after another editor is drawn at once; that the window has shrunk meanwhile is heard of when the keys
 /// are read again, which is later. So this meets each time what dragging a window meets now and then.
 #[test]

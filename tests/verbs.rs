@@ -25,6 +25,16 @@ fn a_piped_conversation_keeps_its_cache_and_ends() {
 }
 
 #[test]
+fn a_question_may_have_bytes_that_are_no_characters() {
+    let mut c = oxcart(&["chat", "--temp", "0", "-n", "4", "-c", "512"]);
+    let (out, err, code) = ends(c.write_stdin(&b"Hello.\nWhat is na\xefve?\nAnd caf\xe9?\n"[..]));
+    assert_eq!(code, Some(0), "{err}");
+    let notes: Vec<&str> = err.lines().filter(|l| l.contains("UTF-8")).collect();
+    assert_eq!(notes, ["stdin: line 2: byte 0xef is not UTF-8; such bytes are read as U+FFFD"]);
+    assert!(out.lines().filter(|l| !l.is_empty()).count() >= 3, "three answers: {out:?}");
+}
+
+#[test]
 fn a_question_may_begin_with_a_slash() {
     let mut c = oxcart(&["chat", "--temp", "0", "-n", "4", "-c", "512"]);
     let (out, err, code) = ends(c.write_stdin("/etc/passwd is what?\n//exit\n/stop it now\n"));

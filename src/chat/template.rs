@@ -70,23 +70,17 @@ impl Template {
     /// The template of a file; ChatML where it has none.
     pub fn from_gguf(g: &Gguf, t: &Tokenizer) -> Result<Template, TemplateError> {
         let source = g.str("tokenizer.chat_template")?.unwrap_or(CHATML);
-        let origin = format!("tokenizer.chat_template of {}", g.path().display());
-        match Template::from_source(source, t) {
-            Ok(template) => Ok(template.of(origin)),
+        Template::from_source(source, format!("tokenizer.chat_template of {}", g.path().display()), t)
+    }
+
+    /// A template of one's own: its source, or `chatml`, and where it comes from, for errors.
+    pub fn from_source(source: &str, origin: String, t: &Tokenizer) -> Result<Template, TemplateError> {
+        let text = |id: Option<u32>| id.map_or(String::new(), |i| String::from_utf8_lossy(t.piece(i)).into_owned());
+        match Template::with_marks(source, &text(t.bos()), &text(t.eos())) {
+            Ok(template) => Ok(Template { origin: Some(origin), ..template }),
             Err(TemplateError::Source(problem)) => Err(TemplateError::Source(format!("{problem} ({origin})"))),
             Err(other) => Err(other),
         }
-    }
-
-    /// The same template; what it refuses is told with where it comes from.
-    pub fn of(self, origin: String) -> Template {
-        Template { origin: Some(origin), ..self }
-    }
-
-    /// A template of one's own: its source, or `chatml`.
-    pub fn from_source(source: &str, t: &Tokenizer) -> Result<Template, TemplateError> {
-        let text = |id: Option<u32>| id.map_or(String::new(), |i| String::from_utf8_lossy(t.piece(i)).into_owned());
-        Template::with_marks(source, &text(t.bos()), &text(t.eos()))
     }
 
     /// A template for a vocabulary whose BOS and EOS are written so.

@@ -86,6 +86,16 @@ pub fn run(mut a: Args) -> anyhow::Result<()> {
     }
 }
 
+impl Args {
+    /// The source of the chat template that is to be used instead of the model's own, and its file.
+    fn template(&self) -> anyhow::Result<Option<(String, String)>> {
+        let Some(f) = &self.chat_template_file else { return Ok(None) };
+        let name = f.display().to_string();
+        let source = disk::read_text(f, disk::MOST_SETTINGS).with_context(|| name.clone())?;
+        Ok(Some((source, name)))
+    }
+}
+
 /// On the full screen.
 fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<()> {
     // A conversation that another program has open is told of before the screen is taken.
@@ -95,10 +105,7 @@ fn screen(a: Args, config: &Config, resume: Option<PathBuf>) -> anyhow::Result<(
     if let Some(small) = a.draft.model() {
         catalog::resolve(Some(small))?;
     }
-    let template = match &a.chat_template_file {
-        Some(f) => Some(disk::read_text(f, disk::MOST_SETTINGS).with_context(|| f.display().to_string())?),
-        None => None,
-    };
+    let template = a.template()?;
     let scheme = a.theme.or_else(|| Scheme::named(config.theme.as_ref()?));
     let keep = a.keep.keeps(true);
     let (sampling, configured) = (a.sampling.clone(), config.sampling.clone());

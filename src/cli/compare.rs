@@ -1,12 +1,12 @@
 //! `oxcart compare`: models side by side on one text, the first as the reference: size, perplexity, divergence, speed.
 
 use super::engine::{ComputeArgs, SessionArgs, tell_facts};
-use super::perplexity::run::Run;
+use super::perplexity::run::{Run, Work};
 use super::perplexity::{check_memory, tokens};
 use super::text::note_bytes;
 use crate::disk;
 use crate::engine::Session;
-use crate::perplexity::compare::{Contender, add, group, kept_bytes};
+use crate::perplexity::compare::{Contender, add, group, kept_bytes, whose};
 use crate::perplexity::plot::{Point, svg};
 use crate::perplexity::state::Key;
 use crate::perplexity::{chunks, report};
@@ -111,8 +111,11 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let engines: Vec<_> = models.iter().map(Contender::engine).collect();
     let caches: u64 = sessions.iter().map(|s| s.cache_bytes() as u64).sum();
     check_memory(&engines, caches + kept_bytes(a.ctx_size, engines[0].model.config.n_vocab, n_seq))?;
-    let mut run = Run::start(&key(&a, &models, &text, n), a.resume, "chunk", n, n_seq)?;
+    let work = Work { verb: "compare", unit: "chunk", total: n, group: n_seq };
+    let mut run = Run::start(&key(&a, &models, &text, n), a.resume, work)?;
+    let files: Vec<PathBuf> = models.iter().map(|m| m.engine().gguf.path().to_path_buf()).collect();
     run.drive(
+        |at| &files[whose(a.ctx_size, at)],
         |first, count| Ok(group(&mut sessions, &text, first, count)?),
         |_, _, record| {
             add(&mut models, a.ctx_size, record);

@@ -5,6 +5,7 @@ use super::interrupt::asked;
 use super::progress::Reading;
 use crate::catalog;
 use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
+use crate::gguf::one_line;
 use crate::load::Residence;
 use crate::placement::{Here, Numa, Placement, parse_mask, parse_range};
 use crate::quantize::recipe::MIXES;
@@ -322,7 +323,7 @@ pub fn model_type(e: &Engine) -> String {
 
 /// One line of facts: name, types, size, instruction set, threads, context, and where the weights are if not in memory.
 pub fn facts(e: &Engine, context: usize) -> String {
-    let name = e.gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
+    let name = one_line(e.gguf.str("general.name").ok().flatten().unwrap_or("unnamed"), 100);
     let gib = e.gguf.file_size() as f64 / (1u64 << 30) as f64;
     let isa = e.kernels.label();
     let facts = format!("{name} | {} {gib:.2} GiB | {isa} | {} threads | ctx {context}", model_type(e), e.threads());

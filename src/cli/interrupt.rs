@@ -51,6 +51,11 @@ pub fn ended() -> Option<i32> {
     Some(ENDED_BY.load(Ordering::SeqCst)).filter(|&s| s != 0).map(|s| 128 + s)
 }
 
+/// The exit status of a program that ends with the work which Ctrl-C or who ends it has stopped.
+pub fn stopped_by() -> i32 {
+    ended().unwrap_or(128 + INTERRUPT)
+}
+
 impl Drop for Interruptible {
     fn drop(&mut self) {
         BUSY.store(false, Ordering::SeqCst);

@@ -137,14 +137,11 @@ impl Dialogue {
         self.turns.last().is_some_and(|m| m.role == "user")
     }
 
-    /// Takes a question back that cannot be answered.
+    /// Takes a question back that does not fit, before anything was answered.
     pub fn take_back(&mut self) -> anyhow::Result<()> {
         self.pop();
         let Some(k) = &mut self.kept else { return Ok(()) };
         let Some(file) = &mut k.file else { return Ok(()) };
-        if let Some(id) = k.answer.take() {
-            file.end(id, TurnState::Partial)?;
-        }
         match k.ids.last() {
             Some(&last) => file.set_head(last)?,
             // A conversation of nothing else is none.

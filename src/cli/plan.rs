@@ -4,7 +4,7 @@ use super::engine::{SessionArgs, kernels};
 use super::inspect::size;
 use crate::catalog::{self, Model};
 use crate::engine::default_threads;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, one_line};
 use crate::machine::Machine;
 use crate::plan::{self, Active, Fit, Geometry, Needs, Probe};
 use anyhow::{Context, bail};
@@ -121,7 +121,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let about = if subject.about { "about, by its mixture" } else { "mapped from the file" };
-    say!("{}", subject.name)?;
+    say!("{}", one_line(&subject.name, usize::MAX))?;
     say!("  weights    {:>11}  {about}", size(needs.weights))?;
     say!(
         "  KV cache   {:>11}  {context} tokens, keys {}, values {}: {} a token",

@@ -2,16 +2,18 @@
 
 use super::drafting::DraftArgs;
 use super::engine::{EngineArgs, SessionArgs, session, tell_facts};
-use super::interrupt::interruptible;
+use super::interrupt::{interruptible, stopped_by};
 use super::progress::reading;
 use super::sampling::SamplingArgs;
 use super::text::{EscapeArgs, note_bytes, without_line_break};
 use crate::chat::{self, Message, Template};
 use crate::disk;
-use crate::generate::{End, Event, fits, generate};
+use crate::engine::Engine;
+use crate::generate::{End, Event, Report, fits, generate};
 use crate::sample::Sampler;
+use crate::tui;
 use anyhow::{Context, bail};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -67,38 +69,14 @@ pub struct Args {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    let text = match (&a.prompt, &a.file) {
-        (Some(p), _) => a.escapes.bytes(p),
-        (None, Some(f)) => {
-            let name = f.display().to_string();
-            let bytes = disk::read(f, disk::MOST_TEXT).with_context(|| name.clone())?;
-            note_bytes(&name, &bytes);
-            without_line_break(&bytes).to_vec()
-        }
-        (None, None) => {
-            if std::io::stdin().is_terminal() {
-                bail!("no prompt: give -p TEXT, -f FILE, or text on stdin");
-            }
-            let bytes = disk::read_from(std::io::stdin(), disk::MOST_TEXT).context("stdin")?;
-            note_bytes("stdin", &bytes);
-            without_line_break(&bytes).to_vec()
-        }
-    };
+    let text = a.text()?;
     let e = a.engine.open()?;
     let context = a.ctx_size.filter(|&n| n > 0).unwrap_or(e.model.config.n_context);
     let options = a.session.options(context, 1);
     let mut s = session(&e, &options)?;
     let mut drafter = a.draft.drafter(&e, &a.engine, &options)?;
     tell_facts(&e, context);
-    let prompt = if a.chat {
-        let mut messages: Vec<Message> =
-            a.system_prompt.iter().map(|t| Message::new("system", a.escapes.text(t))).collect();
-        messages.push(Message::new("user", String::from_utf8_lossy(&text)));
-        let template = Template::from_gguf(&e.gguf, &e.tokenizer)?;
-        chat::encode(&e.tokenizer, &template, &messages, true)?
-    } else {
-        e.tokenizer.encode(&text, true, true)?
-    };
+    let prompt = a.tokens(&e, &text)?;
     // Before it is printed.
     fits(&s, &prompt)?;
     if a.context_shift {
@@ -106,70 +84,154 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         let least = e.tokenizer.add_bos() as usize;
         s.shift_when_full(usize::try_from(a.keep).unwrap_or(usize::MAX).max(least).min(prompt.len()));
     }
-    let mut params = a.sampling.params(e.recommended.clone());
-    let mut told = params.to_string();
-    if a.ignore_eos {
-        let ends = (0..e.tokenizer.n_vocab() as u32).filter(|&id| e.tokenizer.is_eog(id));
-        params.logit_bias.extend(ends.map(|id| (id, f32::NEG_INFINITY)));
-        told += " ignore-eos";
-    }
-    let mut sampler = Sampler::new(params);
-    tell!("seed {} · {told}", sampler.seed());
-    let stops: Vec<Vec<u8>> = a.reverse_prompt.iter().map(|t| a.escapes.bytes(t)).filter(|t| !t.is_empty()).collect();
-    let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
+    // Before it is said that it begins: from here on, what stops it is heard.
     let work = interruptible()?;
-    let (mut out, mut whole, mut stopped, mut failed) = (std::io::stdout().lock(), String::new(), false, None);
-    let mut say = |t: &[u8]| out.write_all(t).and_then(|()| out.flush());
+    let mut sampler = a.sampler(&e);
+    let limit = a.n_predict.and_then(|n| usize::try_from(n).ok());
+    let mut out = Output::new(&a);
     let mut begun: &[u8] = if a.json || a.chat || a.no_display_prompt { b"" } else { &text };
     let bar = reading(&mut s, prompt.len());
     if bar.is_hidden() {
-        say(std::mem::take(&mut begun))?;
+        out.put(std::mem::take(&mut begun))?;
     }
+    let mut failed = None;
     let report = generate(&mut s, &mut sampler, &mut drafter, &prompt, limit, |event| {
         let said = match event {
             Event::Prompt { done, of } if done == of => {
                 // It shares a line of the terminal with the text.
                 bar.finish_and_clear();
-                say(std::mem::take(&mut begun))
+                out.put(std::mem::take(&mut begun))
             }
             Event::Prompt { .. } => Ok(()),
-            Event::Text { .. } if stopped => Ok(()),
-            Event::Text { text: t, .. } => {
-                let before = whole.len();
-                whole.push_str(t);
-                if let Some(end) = stop(&whole, before, &stops) {
-                    whole.truncate(end);
-                    stopped = true;
-                }
-                if a.json { Ok(()) } else { say(&whole.as_bytes()[before..]) }
-            }
+            Event::Text { text, .. } => out.hear(text),
         };
         if let Err(e) = said {
             failed = Some(e);
         }
-        if work.asked() || stopped || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if work.asked() || out.stopped || failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.finish_and_clear();
     let report = report?;
     if let Some(e) = failed {
         return Err(e.into());
     }
-    if a.json {
-        let result = serde_json::json!({
-            "prompt_tokens": prompt, "tokens": report.generated, "text": whole, "seed": sampler.seed(),
-            "drafted": report.drafted, "accepted": report.accepted,
-            "prompt_seconds": report.prompt_time.as_secs_f64(), "seconds": report.time.as_secs_f64(),
-            "end": if stopped { "reverse-prompt".to_string() } else { format!("{:?}", report.end).to_lowercase() },
-        });
-        writeln!(out, "{result}")?;
-    } else {
-        writeln!(out)?;
-    }
+    out.end(&prompt, sampler.seed(), &report)?;
     if report.end == End::Context {
         tell!("(cut off: the context of {context} tokens is full; -c sets it, --context-shift goes on)");
     }
     tell!("{}", report.lines());
+    if report.end == End::Stopped && !out.stopped && work.asked() {
+        std::process::exit(stopped_by());
+    }
     Ok(())
+}
+
+impl Args {
+    /// The text to continue, as bytes.
+    fn text(&self) -> anyhow::Result<Vec<u8>> {
+        let (name, bytes) = match (&self.prompt, &self.file) {
+            (Some(p), _) => return Ok(self.escapes.bytes(p)),
+            (None, Some(f)) => {
+                let name = f.display().to_string();
+                let bytes = disk::read(f, disk::MOST_TEXT).with_context(|| name.clone())?;
+                (name, bytes)
+            }
+            (None, None) => {
+                if std::io::stdin().is_terminal() {
+                    bail!("no prompt: give -p TEXT, -f FILE, or text on stdin");
+                }
+                ("stdin".into(), disk::read_from(std::io::stdin(), disk::MOST_TEXT).context("stdin")?)
+            }
+        };
+        note_bytes(&name, &bytes);
+        Ok(without_line_break(&bytes).to_vec())
+    }
+
+    /// Its tokens, or those of a conversation that it begins.
+    fn tokens(&self, e: &Engine, text: &[u8]) -> anyhow::Result<Vec<u32>> {
+        if !self.chat {
+            return Ok(e.tokenizer.encode(text, true, true)?);
+        }
+        let mut messages: Vec<Message> =
+            self.system_prompt.iter().map(|t| Message::new("system", self.escapes.text(t))).collect();
+        messages.push(Message::new("user", String::from_utf8_lossy(text)));
+        let template = Template::from_gguf(&e.gguf, &e.tokenizer)?;
+        Ok(chat::encode(&e.tokenizer, &template, &messages, true)?)
+    }
+
+    /// The sampler, of which is told how it samples.
+    fn sampler(&self, e: &Engine) -> Sampler {
+        let mut params = self.sampling.params(e.recommended.clone());
+        let mut told = params.to_string();
+        if self.ignore_eos {
+            let ends = (0..e.tokenizer.n_vocab() as u32).filter(|&id| e.tokenizer.is_eog(id));
+            params.logit_bias.extend(ends.map(|id| (id, f32::NEG_INFINITY)));
+            told += " ignore-eos";
+        }
+        let sampler = Sampler::new(params);
+        tell!("seed {} · {told}", sampler.seed());
+        sampler
+    }
+}
+
+/// What comes to stdout.
+struct Output {
+    out: StdoutLock<'static>,
+    terminal: bool,
+    json: bool,
+    stops: Vec<Vec<u8>>,
+    whole: String, // of what was generated
+    stopped: bool, // at a word of `stops`
+}
+
+impl Output {
+    fn new(a: &Args) -> Output {
+        let stops = a.reverse_prompt.iter().map(|t| a.escapes.bytes(t)).filter(|t| !t.is_empty()).collect();
+        let out = std::io::stdout().lock();
+        let terminal = out.is_terminal();
+        Output { out, terminal, json: a.json, stops, whole: String::new(), stopped: false }
+    }
+
+    /// What a text says must not command the terminal; in a pipe it is itself.
+    fn put(&mut self, text: &[u8]) -> std::io::Result<()> {
+        match self.terminal {
+            true => self.out.write_all(tui::clean(&String::from_utf8_lossy(text)).as_bytes())?,
+            false => self.out.write_all(text)?,
+        }
+        self.out.flush()
+    }
+
+    /// More of the text, which may end in it.
+    fn hear(&mut self, text: &str) -> std::io::Result<()> {
+        if self.stopped {
+            return Ok(());
+        }
+        let before = self.whole.len();
+        self.whole.push_str(text);
+        if let Some(end) = stop(&self.whole, before, &self.stops) {
+            self.whole.truncate(end);
+            self.stopped = true;
+        }
+        if self.json {
+            return Ok(());
+        }
+        let text = self.whole[before..].to_string();
+        self.put(text.as_bytes())
+    }
+
+    /// The text is over.
+    fn end(&mut self, prompt: &[u32], seed: u64, report: &Report) -> std::io::Result<()> {
+        if !self.json {
+            return writeln!(self.out);
+        }
+        let end = if self.stopped { "reverse-prompt".to_string() } else { format!("{:?}", report.end).to_lowercase() };
+        let result = serde_json::json!({
+            "prompt_tokens": prompt, "fed": report.fed, "tokens": report.generated, "text": self.whole, "seed": seed,
+            "drafted": report.drafted, "accepted": report.accepted,
+            "prompt_seconds": report.prompt_time.as_secs_f64(), "seconds": report.time.as_secs_f64(), "end": end,
+        });
+        writeln!(self.out, "{result}")
+    }
 }
 
 /// Where the first of `stops` ends in a text whose part before `from` has none.

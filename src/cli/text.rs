@@ -2,6 +2,7 @@
 //! are not always UTF-8.
 
 use crate::disk;
+use std::io::{self, BufRead, Read};
 
 /// Whether texts of the command line have escapes.
 #[derive(clap::Args)]
@@ -66,9 +67,56 @@ pub fn note_bytes(name: &str, bytes: &[u8]) {
     }
 }
 
+/// Lines that a person writes, or a program.
+pub struct Lines<R> {
+    from: R,
+    name: &'static str,
+    read: usize,
+    noted: bool,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// The lines of what has this name.
+    pub fn new(name: &'static str, from: R) -> Lines<R> {
+        Lines { from, name, read: 0, noted: false }
+    }
+
+    /// The next one, without its end, if there is one. What is no character becomes U+FFFD; the first such byte is told of.
+    pub fn next(&mut self) -> io::Result<Option<String>> {
+        let mut bytes = Vec::new();
+        let most = disk::MOST_TEXT;
+        self.from.by_ref().take(most + 1).read_until(b'\n', &mut bytes)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        self.read += 1;
+        if bytes.len() as u64 > most {
+            let problem = format!("line {}: larger than {most} bytes, the most that is read", self.read);
+            return Err(io::Error::other(problem));
+        }
+        let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if let Err(e) = std::str::from_utf8(line)
+            && !std::mem::replace(&mut self.noted, true)
+        {
+            let byte = line[e.valid_up_to()];
+            tell!("{}: line {}: byte 0x{byte:02x} is not UTF-8; such bytes are read as U+FFFD", self.name, self.read);
+        }
+        Ok(Some(String::from_utf8_lossy(line).into_owned()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::unescaped;
+    use super::{Lines, unescaped};
+
+    #[test]
+    fn lines_end_as_they_do_everywhere() {
+        let mut lines = Lines::new("text", &b"a\n\nb\r\n\xff\r\xc3\xa4"[..]);
+        for want in [Some("a"), Some(""), Some("b"), Some("\u{fffd}\r\u{e4}"), None, None] {
+            assert_eq!(lines.next().expect("it is read").as_deref(), want);
+        }
+    }
 
     #[test]
     fn escapes_are_llama_cpp_s() {

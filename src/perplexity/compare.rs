@@ -94,6 +94,12 @@ pub fn group(
     Ok(records)
 }
 
+/// Which of the models the number at a place of a record is of.
+pub fn whose(context: usize, at: usize) -> usize {
+    let (first, other) = (1 + rows(context), 1 + rows(context) * Token::WIDTH);
+    if at < first { 0 } else { 1 + (at - first) / other }
+}
+
 /// Adds a chunk's record to what is known of the models.
 pub fn add(models: &mut [Contender], context: usize, record: &[f64]) {
     let (scored, mut rest) = (rows(context), record);

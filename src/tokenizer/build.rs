@@ -364,7 +364,10 @@ fn sentence_piece(g: &Gguf, tokens: &Strings, kinds: &[Kind]) -> Result<tokenize
         merges.into_iter().map(|(.., i, at)| (texts[i][..at].to_string(), texts[i][at..].to_string())).collect();
     let vocab: AHashMap<String, u32> = texts.iter().map(|t| t.to_string()).zip(0..).collect();
     let unknown = match g.uint("tokenizer.ggml.unknown_token_id")? {
-        Some(i) => texts.get(i as usize).ok_or_else(|| unfit("unknown_token_id", format_args!("found {i}")))?,
+        Some(i) => {
+            let problem = || unfit("unknown_token_id", format_args!("found {i}, expected below {}", texts.len()));
+            texts.get(i as usize).ok_or_else(problem)?
+        }
         None => texts[0],
     };
     let bpe = BPE::builder()

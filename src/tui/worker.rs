@@ -37,8 +37,8 @@ pub struct Opening {
     pub draft_max: usize,
     /// A smaller model that guesses, too, by name or path; it must be on this machine.
     pub model_draft: Option<String>,
-    /// The source of a chat template, instead of the model's own.
-    pub template: Option<String>,
+    /// The source of a chat template and where it comes from, instead of the model's own.
+    pub template: Option<(String, String)>,
     /// One line about a model at a context.
     pub describe: fn(&Engine, usize) -> String,
     /// Bytes that the KV caches of all conversations may take on disk together; 0 keeps none.
@@ -115,7 +115,7 @@ pub enum Event {
         /// Time for those read.
         time: Duration,
     },
-    /// More of the answer; so many tokens of it, in so many passes, after so long; so many positions of the context are in use.
+    /// More of the answer, if only a token without text; so many tokens of it, in so many passes, after so long; so many positions of the context are in use.
     Text {
         /// The text.
         text: String,
@@ -296,7 +296,7 @@ impl Desk {
         let per_token = engine.model.weights.bytes_per_token(c);
         let ubatch = self.opening.session.ubatch.min(stoppable(per_token));
         let template = match &self.opening.template {
-            Some(source) => Template::from_source(source, &engine.tokenizer),
+            Some((source, origin)) => Template::from_source(source, origin.clone(), &engine.tokenizer),
             None => Template::from_gguf(&engine.gguf, &engine.tokenizer),
         };
         let template = template.map_err(|e| text(&e))?;
@@ -436,11 +436,11 @@ impl Desk {
         let reused = common.min(prompt.len().saturating_sub(1));
         self.say(Event::Reading { done: 0, of: prompt.len() - reused, reused, time: Duration::ZERO });
         let start = Instant::now();
-        let (mut tokens, mut first) = (0, None);
+        let mut first = None;
         if opened && !ask.go_on {
             // The template has opened the thought already.
             let (text, time, used) = ("<think>\n".into(), Duration::ZERO, prompt.len());
-            self.say(Event::Text { text, tokens, passes: 0, time, used });
+            self.say(Event::Text { text, tokens: 0, passes: 0, time, used });
         }
         let way = self.watch(session, ask.id, prompt.len() - reused, reused, start);
         let report = generate_with(session, sampler, drafter, &prompt, ask.limit, |session, event| {
@@ -449,8 +449,7 @@ impl Desk {
                     way.store(done, Ordering::SeqCst);
                     self.say(Event::Reading { done, of, reused, time: start.elapsed() });
                 }
-                Heard::Text { text, passes } => {
-                    tokens += 1;
+                Heard::Text { text, tokens, passes } => {
                     let time = first.get_or_insert_with(Instant::now).elapsed();
                     self.say(Event::Text { text: text.into(), tokens, passes, time, used: prompt.len() + tokens });
                 }

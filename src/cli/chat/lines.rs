@@ -3,18 +3,18 @@
 use super::super::engine::{session, tell_facts};
 use super::super::interrupt::{ended, interruptible};
 use super::super::kept::{Dialogue, lasting_name};
+use super::super::text::Lines;
 use super::Args;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
 use crate::config::Config;
-use crate::disk;
 use crate::draft::Drafter;
 use crate::engine::{Engine, Session};
-use crate::generate::{End, Event, generate_with};
+use crate::generate::{End, Event, GenerateError, Report, generate_with};
 use crate::sample::Sampler;
 use crate::tui;
 use anyhow::Context;
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,12 +64,8 @@ pub(super) fn run(a: Args, config: &Config, file: Option<PathBuf>, terminal: boo
     let options = a.session.options(context, 1);
     let session = session(&engine, &options)?;
     let drafter = a.draft.drafter(&engine, &a.engine, &options)?;
-    let template = match &a.chat_template_file {
-        Some(f) => {
-            let named = || f.display().to_string();
-            let source = disk::read_text(f, disk::MOST_SETTINGS).with_context(named)?;
-            Template::from_source(&source, &engine.tokenizer).with_context(named)?.of(named())
-        }
+    let template = match a.template()? {
+        Some((source, origin)) => Template::from_source(&source, origin, &engine.tokenizer)?,
         None => Template::from_gguf(&engine.gguf, &engine.tokenizer)?,
     };
     let sampler = Sampler::new(a.sampling.params(config.sampling.over(engine.recommended.clone())));
@@ -85,7 +81,7 @@ pub(super) fn run(a: Args, config: &Config, file: Option<PathBuf>, terminal: boo
     let mut answers =
         Answers { engine, session, drafter, template, sampler, context, limit, terminal, timings, left_out: 0 };
     let mut first = a.prompt.clone();
-    let mut lines = std::io::stdin().lock().lines();
+    let mut lines = Lines::new("stdin", std::io::stdin().lock());
     loop {
         let line = match first.take() {
             Some(p) => p,
@@ -94,8 +90,8 @@ pub(super) fn run(a: Args, config: &Config, file: Option<PathBuf>, terminal: boo
                     say_part!("\n> ")?;
                     std::io::stdout().flush()?;
                 }
-                match lines.next() {
-                    Some(line) => line.context("stdin")?,
+                match lines.next().context("stdin")? {
+                    Some(line) => line,
                     None => return Ok(()),
                 }
             }
@@ -140,21 +136,45 @@ struct Answers {
 }
 
 impl Answers {
-    /// Answers the last question, on stdout.
+    /// Answers the last question, on stdout. On a terminal the conversation goes on where there is no answer.
     fn answer(&mut self, talk: &mut Dialogue) -> anyhow::Result<()> {
+        let mut answer = String::new();
+        let Err(error) = self.generate(talk, &mut answer)? else { return Ok(()) };
+        let too_much = matches!(error.downcast_ref(), Some(GenerateError::TooLong { .. } | GenerateError::Empty));
+        match too_much {
+            true => talk.take_back()?,
+            false if answer.is_empty() => {}
+            false => talk.answered(answer, TurnState::Partial)?,
+        }
+        if !self.terminal {
+            return Err(error);
+        }
+        tell!("oxcart: {error:#}");
+        if !too_much {
+            tell!("the question stands: /regen tries again");
+        }
+        Ok(())
+    }
+
+    /// The inner error is one of the question and this answer; the outer one, of the disk or of stdout, is the end.
+    fn generate(&mut self, talk: &mut Dialogue, answer: &mut String) -> anyhow::Result<anyhow::Result<()>> {
         let (context, terminal) = (self.context, self.terminal);
         let encode = |kept: &[Message]| chat::encode(&self.engine.tokenizer, &self.template, kept, true);
-        let (prompt, left_out) = chat::within(&talk.turns, context, self.left_out, encode, Vec::len)?;
+        let (prompt, left_out) = match chat::within(&talk.turns, context, self.left_out, encode, Vec::len) {
+            Ok(fits) => fits,
+            Err(error) => return Ok(Err(error.into())),
+        };
         if left_out != self.left_out {
             tell!("(the context of {context} tokens is full: the {left_out} oldest messages are not read any more)");
         }
         self.left_out = left_out;
         talk.restore(&mut self.session, &prompt);
-        let mut answer = String::new();
         let mut failed: Option<anyhow::Error> = None;
         let work = interruptible()?;
         let listen = |session: &Session, event: Event<'_>| {
-            if let Event::Text { text, .. } = event {
+            if let Event::Text { text, .. } = event
+                && !text.is_empty()
+            {
                 answer.push_str(text);
                 // On disk before it is seen.
                 let kept = talk.hear(text);
@@ -173,18 +193,14 @@ impl Answers {
             return Err(e);
         }
         say!()?;
-        let report = match report {
-            Ok(report) => report,
-            // The question that did not fit is taken back; the conversation goes on.
-            Err(error) => {
-                talk.take_back()?;
-                if !terminal {
-                    return Err(error.into());
-                }
-                tell!("oxcart: {error}");
-                return Ok(());
-            }
-        };
+        match report {
+            Ok(report) => self.ended(talk, std::mem::take(answer), &report).map(Ok),
+            Err(error) => Ok(Err(error.into())),
+        }
+    }
+
+    /// Keeps an answer that came to its end, and says what end that was.
+    fn ended(&mut self, talk: &mut Dialogue, answer: String, report: &Report) -> anyhow::Result<()> {
         let state = match report.end {
             End::Eog => TurnState::Whole,
             End::Stopped => TurnState::Stopped,
@@ -192,7 +208,7 @@ impl Answers {
         };
         match report.end {
             End::Stopped => tell!("(stopped)"),
-            End::Context => tell!("(cut off: the context of {context} tokens is full, -c sets it)"),
+            End::Context => tell!("(cut off: the context of {} tokens is full, -c sets it)", self.context),
             End::Eog | End::Length => {}
         }
         if self.timings {

@@ -44,6 +44,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let ops = e.kernels.ops;
     let (mut all, mut each) = (Divergence::default(), Vec::new());
     run.drive(
+        |_| e.gguf.path(),
         |first, count| {
             let compare = |i: usize, next: u32, logits: &[f32]| {
                 Ok::<_, PerplexityError>(Token::compare(ops, logits, &base.row(first * rows(context) + i)?, next))

@@ -44,6 +44,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let ops = e.kernels.ops;
     let (mut total, mut each) = (Score::default(), Vec::new());
     run.drive(
+        |_| e.gguf.path(),
         |first, count| {
             let value = |i: usize, next: u32, logits: &[f32]| match &writer {
                 None => Ok(nll(ops, logits, next)),

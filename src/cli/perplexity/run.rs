@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::perplexity::state::{Key, State};
 use anyhow::bail;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A run of many units (chunks, questions), computed in groups.
@@ -14,11 +15,21 @@ pub struct Run {
     state: State,
     /// How far it is.
     pub progress: Progress,
-    unit: &'static str,
-    total: usize,
-    group: usize,
+    work: Work,
     saved: Option<Instant>,
     fails: bool,
+}
+
+/// What is to be done.
+pub struct Work {
+    /// The verb that does it, for what is said.
+    pub verb: &'static str,
+    /// A unit's name.
+    pub unit: &'static str,
+    /// Units in all.
+    pub total: usize,
+    /// Units that are computed together.
+    pub group: usize,
 }
 
 /// Between savings, so that syncing does not slow down what is quick anyway: a longer chunk is saved as soon as it is done.
@@ -38,26 +49,27 @@ impl Args {
 
     /// A run of `total` units in groups, from its beginning or from where it was cut off.
     pub fn start(&self, key: &Key, unit: &'static str, total: usize, group: usize) -> anyhow::Result<Run> {
-        Run::start(key, self.resume, unit, total, group)
+        Run::start(key, self.resume, Work { verb: "perplexity", unit, total, group })
     }
 }
 
 impl Run {
-    /// A run of `total` units in groups, from its beginning or, to `resume` it, from where it was cut off.
-    pub fn start(key: &Key, resume: bool, unit: &'static str, total: usize, group: usize) -> anyhow::Result<Run> {
+    /// A run from its beginning or, to `resume` it, from where it was cut off.
+    pub fn start(key: &Key, resume: bool, work: Work) -> anyhow::Result<Run> {
         let mut state = State::new(&cache_dir()?.join("perplexity"), key);
+        let Work { verb, unit, total, .. } = work;
         if resume {
             if state.load()? {
                 let found = state.records().len();
                 if found > total {
                     bail!("{}: {found} {unit}s, expected {total} at most", state.path().display());
                 }
-                tell!("perplexity: resuming behind {found} of {total} {unit}s");
+                tell!("{verb}: resuming behind {found} of {total} {unit}s");
             } else {
-                tell!("perplexity: nothing to resume, starting from the beginning");
+                tell!("{verb}: nothing to resume, starting from the beginning");
             }
         }
-        Ok(Run { state, progress: Progress::new(unit, total), unit, total, group, saved: None, fails: false })
+        Ok(Run { state, progress: Progress::new(unit, total), work, saved: None, fails: false })
     }
 
     /// Units that an earlier run has computed.
@@ -66,27 +78,32 @@ impl Run {
     }
 
     /// Computes every group that is not yet there (`compute`: first unit, how many; a record for each, of finite numbers) and
-    /// tells every unit's record in order; `tell` may stop it. What was computed is kept until [`Run::done`].
-    pub fn drive(
+    /// tells every unit's record in order; `tell` may stop it. What was computed is kept until [`Run::done`]. `model` is the
+    /// file of the one that a record's number at some place is of.
+    pub fn drive<'a>(
         &mut self,
+        model: impl Fn(usize) -> &'a Path,
         mut compute: impl FnMut(usize, usize) -> anyhow::Result<Vec<Vec<f64>>>,
         mut tell: impl FnMut(&mut Progress, usize, &[f64]) -> anyhow::Result<ControlFlow<()>>,
     ) -> anyhow::Result<()> {
         let resumed = self.resumed();
+        let Work { verb, unit, total, group } = self.work;
         let mut told = 0;
         self.progress.begin(resumed);
-        'all: while told < self.total {
+        'all: while told < total {
             if told == self.resumed() {
-                let count = self.group.min(self.total - told);
+                let count = group.min(total - told);
                 let records = compute(told, count)?;
-                if let Some(i) = records.iter().position(|r| !r.iter().all(|v| v.is_finite())) {
-                    bail!("{} {}: logits that are NaN or infinite", self.unit, told + i + 1);
+                for (i, record) in (told + 1..).zip(&records) {
+                    if let Some(at) = record.iter().position(|v| !v.is_finite()) {
+                        bail!("{}: {unit} {i}: logits that are NaN or infinite", model(at).display());
+                    }
                 }
                 self.save(records);
                 if told == resumed {
-                    let (pass, left) = (self.progress.seconds(), self.total - told);
+                    let (pass, left) = (self.progress.seconds(), total - told);
                     let minutes = pass * left as f64 / count as f64 / 60.0;
-                    tell!("perplexity: {pass:.2} seconds per pass - ETA {minutes:.2} minutes");
+                    tell!("{verb}: {pass:.2} seconds per pass - ETA {minutes:.2} minutes");
                 }
             }
             while let Some(record) = self.state.records().get(told) {
@@ -114,7 +131,7 @@ impl Run {
             && !std::mem::replace(&mut self.fails, true)
         {
             // The measurement is worth more than its safety net.
-            tell!("perplexity: {e}: this run cannot be resumed");
+            tell!("{}: {e}: this run cannot be resumed", self.work.verb);
         }
         self.saved = Some(Instant::now());
     }

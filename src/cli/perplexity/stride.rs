@@ -31,6 +31,7 @@ pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
     tell!("perplexity: computing over {n} chunks, n_ctx={window}, batch_size={}, n_seq=1", a.batch_size);
     let (mut total, mut each) = (Score::default(), Vec::new());
     run.drive(
+        |_| e.gguf.path(),
         |first, _| Ok(vec![windows.score(&mut s, &tokens, first)?]),
         |progress, i, nlls| {
             total.join(&Score::of(nlls));

@@ -52,6 +52,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     }
     let (mut tally, mut each) = (Tally::default(), Vec::new());
     run.drive(
+        |_| e.gguf.path(),
         |first, count| Ok(score(&mut s, &questions[first..first + count])?),
         |progress, i, scores| {
             let q = &questions[i];

@@ -258,31 +258,36 @@ impl App {
     }
 
     pub(super) fn text(&mut self, text: &str, tokens: usize, time: Duration, used: usize) {
-        let Some(a) = &mut self.answer else { return };
-        let node = match a.node {
-            Some(node) => node,
-            None => {
-                let head = self.tree.head;
-                let node = self.tree.push(a.leaf, "assistant", "", TurnState::Partial);
-                self.effects.push(Effect::Store(Op::Begin { parent: a.leaf, role: "assistant".into() }));
-                if head != a.leaf {
-                    // The person looks at another branch by now.
-                    self.tree.head = head;
-                    self.effects.extend(head.map(|h| Effect::Store(Op::Head(h))));
-                }
-                a.node = Some(node);
-                node
-            }
-        };
-        let n = &mut self.tree.nodes[node];
-        n.content.push_str(text);
-        n.state = TurnState::Partial;
-        self.effects.push(Effect::Store(Op::Append(node, text.into())));
+        let Some(a) = &self.answer else { return };
+        let (leaf, mut node) = (a.leaf, a.node);
+        // An answer begins with its first word.
+        if !text.is_empty() {
+            let node = *node.get_or_insert_with(|| self.begin(leaf));
+            let n = &mut self.tree.nodes[node];
+            n.content.push_str(text);
+            n.state = TurnState::Partial;
+            self.effects.push(Effect::Store(Op::Append(node, text.into())));
+        }
         (self.pace, self.used) = ((tokens, time), used);
         self.warn_of_the_end();
-        let n = &self.tree.nodes[node];
-        let thinks = thought(&n.content).is_some_and(|t| !t.1);
+        let thinks = node.and_then(|node| thought(&self.tree.nodes[node].content)).is_some_and(|t| !t.1);
         self.state = if thinks { State::Thinking } else { State::Answering };
+    }
+
+    /// Begins the answer to `leaf`.
+    fn begin(&mut self, leaf: Option<usize>) -> usize {
+        let head = self.tree.head;
+        let node = self.tree.push(leaf, "assistant", "", TurnState::Partial);
+        self.effects.push(Effect::Store(Op::Begin { parent: leaf, role: "assistant".into() }));
+        if head != leaf {
+            // The person looks at another branch by now.
+            self.tree.head = head;
+            self.effects.extend(head.map(|h| Effect::Store(Op::Head(h))));
+        }
+        if let Some(a) = &mut self.answer {
+            a.node = Some(node);
+        }
+        node
     }
 
     fn ended(&mut self, end: End, tokens: usize, time: Duration, used: usize) {

@@ -414,6 +414,27 @@ fn bandwidth_counts_passes() {
     assert_eq!((a.rate(), a.bandwidth()), (Some(10.0), Some(0.25)));
 }
 
+/// A control token is one, but no word.
+#[test]
+fn tokens_without_text_are_counted_and_begin_no_answer() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    let stored = |effects: &[Effect]| effects.iter().any(|e| matches!(e, Effect::Store(_)));
+    let text = |text: &str, tokens| W::Text {
+        text: text.into(),
+        tokens,
+        passes: tokens,
+        time: Duration::from_secs(2),
+        used: 50 + tokens,
+    };
+    assert!(!stored(&a.hear(Msg::Worker(text("", 11)))));
+    assert_eq!((a.rate(), a.used, a.tree.nodes.len()), (Some(5.0), 61, 1));
+    assert!(stored(&a.hear(Msg::Worker(text("word", 12)))));
+    assert!(!stored(&a.hear(Msg::Worker(text("", 13)))));
+    assert_eq!((a.used, a.tree.nodes.len(), a.tree.nodes[1].content.as_str()), (63, 2, "word"));
+}
+
 #[test]
 fn nearly_full_is_said_before_it_is_full() {
     let mut a = app((80, 24));
