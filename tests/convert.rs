@@ -310,6 +310,26 @@ fn yarn_keeps_its_parameters() {
     assert!(computed[0] == computed[2], "the same values, told or not");
 }
 
+/// Mistral's first model attends to a window, without saying so as others do; full attention is noted.
+#[test]
+fn a_window_of_mistral_s_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = model(CLASSES[1], "F32", 4);
+    let note = "config.json: sliding_window: found 256, but attention goes to all 512 positions";
+    for (class, window, noted) in [
+        ("MistralForCausalLM", json!(256), true),
+        ("MistralForCausalLM", json!(512), false),
+        ("MistralForCausalLM", Value::Null, false),
+        ("LlamaForCausalLM", json!(256), false),
+    ] {
+        (m.config["architectures"], m.config["sliding_window"]) = (json!([class]), window.clone());
+        let (from, to) = (dir.path().join("m"), dir.path().join("m.gguf"));
+        m.write(&from, 1);
+        let out = quantize(&from, &to, &["F32"]).assert().success().get_output().stderr.clone();
+        assert_eq!(String::from_utf8_lossy(&out).contains(note), noted, "{class} {window}");
+    }
+}
+
 #[test]
 fn a_sentencepiece_vocabulary_keeps_its_scores() {
     let dir = tempfile::tempdir().unwrap();

@@ -116,6 +116,8 @@ pub struct Config {
     pub experts: Option<Experts>,
     /// Whether the embeddings serve as output matrix.
     pub tied: bool,
+    /// What is computed otherwise than by the original.
+    pub remark: Option<CheckpointError>,
     /// `{bos,eos,…}_token_id`.
     pub token_ids: Map<String, Value>,
 }
@@ -256,6 +258,15 @@ impl Config {
             let problem = "found true, expected attention to all positions".to_string();
             return Err(k.fail("use_sliding_window", problem));
         }
+        // These classes need no flag. llama.cpp leaves their window out, too, and most texts are shorter.
+        let windowed = ["MistralForCausalLM", "MixtralForCausalLM"].contains(&class);
+        let window = if windowed { k.count("sliding_window", u64::MAX)? } else { None };
+        let remark = window.filter(|&n| n < n_context).map(|n| {
+            let problem = format!(
+                "found {n}, but attention goes to all {n_context} positions: beyond {n} tokens, results are not the original's"
+            );
+            k.fail("sliding_window", problem)
+        });
         let original = k.count(ORIGINAL, u32::MAX as u64)?;
         let in_rope = rope.as_ref().map(|r| r.positive("rope_theta")).transpose()?.flatten();
         Ok(Config {
@@ -274,6 +285,7 @@ impl Config {
             scaling: rope.map(|r| scaling(&r, original)).transpose()?.flatten(),
             experts,
             tied: k.bool("tie_word_embeddings")?,
+            remark,
             token_ids: map
                 .iter()
                 .filter(|(k, _)| k.ends_with("_token_id"))
