@@ -40,7 +40,7 @@ struct Cli {
 enum Verb {
     /// Talk with a model
     Chat(chat::Args),
-    /// Conversations that were kept: list, show, export, rename, delete
+    /// Manage saved conversations: list, show, export, rename, delete
     Sessions(sessions::Args),
     /// Continue a text
     Run(run::Args),
@@ -50,9 +50,9 @@ enum Verb {
     Perplexity(perplexity::Args),
     /// Compare models on a text: size, perplexity, divergence, speed
     Compare(compare::Args),
-    /// Measure speed, against what this machine can do
+    /// Measure speed, and compare it with what this machine can do
     Bench(bench::Args),
-    /// Show what a GGUF holds: metadata, tensors, types, bits per weight, memory needed
+    /// Show what is in a GGUF: metadata, tensors, types, bits per weight, memory needed
     Inspect(inspect::Args),
     /// Show the token ids of a text
     Tokenize(tokenize::Args),
@@ -60,9 +60,9 @@ enum Verb {
     Imatrix(imatrix::Args),
     /// Make a smaller model from a larger one
     Quantize(quantize::Args),
-    /// Fetch a model of the catalogue
+    /// Fetch a model from the catalogue
     Pull(pull::Args),
-    /// List the models of the catalogue and which of them are here
+    /// List the models in the catalogue and which of them are on this machine
     List(list::Args),
 }
 

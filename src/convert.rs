@@ -38,7 +38,7 @@ pub fn open(dir: &Path, o: &Options) -> Result<Source, CheckpointError> {
     let mut metadata = Metadata::default();
     metadata.str("general.architecture", config.family.arch());
     metadata.str("general.type", "model");
-    let mut remarks = Vec::new();
+    let mut remarks: Vec<String> = config.remark.iter().map(ToString::to_string).collect();
     card::write(&checkpoint, &tensors, &mut metadata, &mut remarks)?;
     config.write(&mut metadata);
     vocab::write(&checkpoint, &config, o.pre.as_deref(), &mut metadata)?;

@@ -24,7 +24,7 @@ use std::time::Duration;
 /// Guesses of a pass, at most: with the certain token before them they are as many tokens as are alike.
 pub const MOST: usize = FEW - 1;
 
-/// A guess must promise so much more than a pass without one; less is noise.
+/// Minimum predicted speed-up for drafting; smaller gains are noise.
 const WORTH: f64 = 1.02;
 
 /// Makes guesses, and learns from how they fare.

@@ -89,7 +89,7 @@ pub enum EngineError {
     },
     /// A session that cannot fit: refused, before the system ends the program over it.
     #[error(
-        "a session of {sequences} x {context} tokens: {needed} bytes of KV cache and more, {available} bytes of memory and \
+        "a session of {sequences} x {context} tokens: {needed} bytes of KV cache alone, {available} bytes of memory and \
          swap available; a smaller context or -ctk q8_0 -ctv q8_0 takes less"
     )]
     Memory {
@@ -246,7 +246,7 @@ pub struct Engine {
 /// Tokens that go through the layers in one walk, where a walk reads the disk.
 pub const WALK: usize = 4096;
 
-/// Of so many bytes of memory available, what a model larger than that takes: a sixteenth is left to others.
+/// How much of the available memory a model may use; 1/16 is left to other processes.
 pub fn most_taken(available: u64) -> u64 {
     available - available / 16
 }
@@ -325,13 +325,12 @@ impl Engine {
         self.model.weights.alike(self.kernels)
     }
 
-    /// What its user should know: of the tokenizer, and of what was asked for and could not be had.
+    /// Warnings: about the tokenizer and about options that could not be honoured.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Whether [`Engine::prefault`] shall be called: somebody asked for it, or for locked weights, which are locked as they
-    /// come in.
+    /// Whether to call [`Engine::prefault`]: it was requested, or weights are locked on fault and must be faulted in.
     pub fn wants_prefault(&self) -> bool {
         !self.residence.copy && (self.residence.prefault || self.residence.lock && self.stays)
     }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Imports point left only: [`model`] never sees text, [`tokenizer`] never sees a matrix, the crate `oxcart-quant` never
-//! sees a file. Only [`generate`] joins session, sampler and tokenizer. The verbs in [`cli`] are leaves.
+//! sees a file. An [`engine`] has its model's tokenizer and recommended sampling, and [`draft`] takes a small model's most
+//! likely tokens; only [`generate`] samples from a session's logits until they are text. The verbs in [`cli`] are leaves.
 //!
 //! * [`quota`]: limits on memory and time for untrusted code (chat templates);
 //! * [`disk`], [`mmap`], [`gguf`]: files that appear whole, files as mapped bytes, metadata and tensor views;

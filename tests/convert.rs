@@ -275,6 +275,61 @@ fn llama_3_1_divides_its_low_frequencies() {
     assert!(found[0] == 1.0 && found[15] == 8.0 && found.iter().any(|f| (1.1..7.9).contains(f)));
 }
 
+/// YaRN's parameters are written as they stand in the file, those only, and computed.
+#[test]
+fn yarn_keeps_its_parameters() {
+    let dir = tempfile::tempdir().unwrap();
+    let begin = "type=yarn factor=4 original_context_length=128";
+    let cases = [
+        (yarn(json!({})), begin.to_string()),
+        (
+            yarn(json!({"extrapolation_factor": 0.75, "attn_factor": 1.0, "beta_fast": 64, "beta_slow": 2.5})),
+            format!("{begin} yarn_ext_factor=0.75 yarn_attn_factor=1 yarn_beta_fast=64 yarn_beta_slow=2.5"),
+        ),
+        // Older files call the type so; null is none; one mscale alone has no effect.
+        (
+            json!({"type": "yarn", "factor": 4.0, "attention_factor": 1.1386, "beta_fast": null, "mscale": 0.7,
+                "truncate": true}),
+            format!("{begin} yarn_attn_factor=1.1386"),
+        ),
+    ];
+    let mut m = model(CLASSES[0], "F32", 4);
+    let mut computed = Vec::new();
+    for (i, (scaling, want)) in cases.into_iter().enumerate() {
+        if scaling.get("original_max_position_embeddings").is_none() {
+            m.config["original_max_position_embeddings"] = 128.into();
+        }
+        m.config["rope_scaling"] = scaling;
+        let path = written(dir.path(), &format!("{i}"), &m, 1, &["F32"]);
+        let g = Gguf::open(&path).unwrap();
+        let of_rope = |(k, v): (&str, &_)| k.strip_prefix("qwen2.rope.scaling.").map(|k| format!("{k}={v}"));
+        assert_eq!(g.metadata().filter_map(of_rope).collect::<Vec<_>>().join(" "), want);
+        computed.push(logits(&path));
+    }
+    assert!(computed[0] != computed[1], "other betas, other logits");
+    assert!(computed[0] == computed[2], "the same values, told or not");
+}
+
+/// Mistral's first model attends to a window, without saying so as others do; full attention is noted.
+#[test]
+fn a_window_of_mistral_s_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = model(CLASSES[1], "F32", 4);
+    let note = "config.json: sliding_window: found 256, but attention goes to all 512 positions";
+    for (class, window, noted) in [
+        ("MistralForCausalLM", json!(256), true),
+        ("MistralForCausalLM", json!(512), false),
+        ("MistralForCausalLM", Value::Null, false),
+        ("LlamaForCausalLM", json!(256), false),
+    ] {
+        (m.config["architectures"], m.config["sliding_window"]) = (json!([class]), window.clone());
+        let (from, to) = (dir.path().join("m"), dir.path().join("m.gguf"));
+        m.write(&from, 1);
+        let out = quantize(&from, &to, &["F32"]).assert().success().get_output().stderr.clone();
+        assert_eq!(String::from_utf8_lossy(&out).contains(note), noted, "{class} {window}");
+    }
+}
+
 #[test]
 fn a_sentencepiece_vocabulary_keeps_its_scores() {
     let dir = tempfile::tempdir().unwrap();
@@ -330,6 +385,13 @@ fn by(f: impl Fn(&Path) + 'static) -> Box<dyn Fn(&Path)> {
 fn set(tensors: &mut BTreeMap<String, Tensor>, name: &str, x: f32) {
     let t = tensors.get_mut(name).unwrap();
     (t.values[1], t.values[7]) = (x, x);
+}
+
+/// YaRN, four times 128 positions, and something more.
+fn yarn(more: Value) -> Value {
+    let mut scaling = json!({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 128});
+    scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    scaling
 }
 
 #[test]
@@ -510,6 +572,36 @@ fn hostile_folders_are_refused_in_one_line() {
             r#"architectures: found "Mamba", expected one of Qwen2"#,
         ),
         ("other scaling", config(&|c| c["rope_scaling"] = json!({"type": "su"})), r#"rope_scaling.type: found "su""#),
+        (
+            "YaRN from nowhere",
+            config(&|c| c["rope_scaling"] = json!({"type": "yarn", "factor": 4})),
+            "config.json: rope_scaling.original_max_position_embeddings: missing",
+        ),
+        (
+            "another magnitude",
+            config(&|c| c["rope_scaling"] = yarn(json!({"attention_factor": 1.0}))),
+            "config.json: rope_scaling.attention_factor: found 1, expected 1.1386",
+        ),
+        (
+            "another magnitude, first implementation",
+            config(&|c| c["rope_scaling"] = yarn(json!({"attn_factor": 1.1386}))),
+            "config.json: rope_scaling.attn_factor: found 1.1386, expected 1.0000",
+        ),
+        (
+            "a magnitude of two",
+            config(&|c| c["rope_scaling"] = yarn(json!({"mscale": 0.5, "mscale_all_dim": 1}))),
+            "config.json: rope_scaling.mscale: found 0.5 beside mscale_all_dim",
+        ),
+        (
+            "a ramp between frequencies",
+            config(&|c| c["rope_scaling"] = yarn(json!({"truncate": false}))),
+            "config.json: rope_scaling.truncate: found false, expected true",
+        ),
+        (
+            "more than extrapolation",
+            config(&|c| c["rope_scaling"] = yarn(json!({"extrapolation_factor": 1.5}))),
+            "config.json: rope_scaling.extrapolation_factor: found 1.5, expected 0 to 1",
+        ),
         (
             "quantized already",
             config(&|c| c["quantization_config"] = json!({"quant_method": "gptq"})),

@@ -43,7 +43,7 @@ fn a_file_says_how_to_sample_and_flags_say_otherwise() {
             "temp 0 repeat-penalty 1.5 repeat-last-n -1\n",
         ),
         ("temp=float:0.5 top_k=int:3 top_p=float:1", &["--temp", "0.25", "--min-p", "0"], " · temp 0.25 top-k 3\n"),
-        ("mirostat=int:2", &[], "general.sampling.mirostat: the file asks for it, and it is not done here\n"),
+        ("mirostat=int:2", &[], "general.sampling.mirostat: requested by the file but not supported; ignored\n"),
     ];
     for (sampling, more, says) in cases {
         let (_, err, code) = told(sampling, more);

@@ -2,7 +2,7 @@
 //! are llama.cpp's (llama-cpp-python 0.3.36) on the same file.
 
 use oxcart::draft::Drafter;
-use oxcart::engine::{Engine, EngineOptions, SessionOptions};
+use oxcart::engine::{Engine, EngineError, EngineOptions, SessionOptions};
 use oxcart::generate::{End, generate};
 use oxcart::model::Batch;
 use oxcart::perplexity::{Score, score};
@@ -13,8 +13,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 fn engine(threads: usize, kernels: &'static Kernels) -> Arc<Engine> {
+    Arc::new(opened(threads, kernels, Vec::new()).expect("it opens"))
+}
+
+fn opened(threads: usize, kernels: &'static Kernels, overrides: Vec<String>) -> Result<Engine, EngineError> {
     let path = oxcart::catalog::default_model().expect("the default model can be fetched");
-    Arc::new(Engine::open(&path, &EngineOptions { threads, kernels, ..EngineOptions::default() }).expect("it opens"))
+    Engine::open(&path, &EngineOptions { threads, kernels, overrides, ..EngineOptions::default() })
 }
 
 fn isas() -> Vec<&'static Kernels> {
@@ -280,16 +284,62 @@ fn what_was_said_far_back_is_found_again() {
     }
 }
 
-#[test]
-fn perplexity_is_near_llama_cpp_s() {
-    let e = engine(2, Kernels::best());
+/// Perplexity of the text in chunks of 128.
+fn perplexity(e: &Arc<Engine>) -> f64 {
     let tokens = e.tokenizer.encode(text().as_bytes(), true, false).unwrap();
     let chunks = tokens.len() / 128;
     let mut s = e.session(&SessionOptions { context: 128, sequences: chunks, ..SessionOptions::default() }).unwrap();
     let mut total = Score::default();
     score(&mut s, &tokens, 0, chunks).unwrap().iter().for_each(|s| total.join(s));
-    let off = total.perplexity() / PERPLEXITY - 1.0;
-    assert!(off.abs() < 0.015, "{} tokens, perplexity {}, llama.cpp's {PERPLEXITY}", tokens.len(), total.perplexity());
+    total.perplexity()
+}
+
+#[test]
+fn perplexity_is_near_llama_cpp_s() {
+    let found = perplexity(&engine(2, Kernels::best()));
+    assert!((found / PERPLEXITY - 1.0).abs() < 0.015, "perplexity {found}, llama.cpp's {PERPLEXITY}");
+}
+
+/// The model stretched by YaRN, each parameter by itself: llama-perplexity's figures in F32, with its flags of these names.
+#[test]
+fn yarn_is_llama_cpp_s() {
+    let cases: [(&str, f64); 9] = [
+        ("", 2.1649),
+        ("original_context_length=int:8192", 1.8515),
+        ("yarn_beta_fast=float:64", 2.2104),
+        ("yarn_beta_slow=float:4", 2.4645),
+        ("yarn_ext_factor=float:0.5", 7.5448),
+        ("yarn_ext_factor=float:0", 26.5562),
+        ("yarn_ext_factor=float:-1", 2.1649), // unset
+        ("yarn_attn_factor=float:1.1386294", 2.1649),
+        ("attn_factor=float:1.2", 2.7146),
+    ];
+    let mut wrong = Vec::new();
+    for (key, want) in cases {
+        let keys = ["type=str:yarn", "factor=float:4", "original_context_length=int:512", key];
+        let keys = keys.into_iter().filter(|k| !k.is_empty()).map(|k| format!("llama.rope.scaling.{k}")).collect();
+        let found = perplexity(&Arc::new(opened(2, Kernels::exact(), keys).unwrap()));
+        if (found / want - 1.0).abs() > 1e-3 {
+            wrong.push(format!("{key}: found {found}, expected {want}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// What would be computed as something else is refused.
+#[test]
+fn other_scalings_are_refused() {
+    for (keys, want) in [
+        ("yarn_attn_factor=float:1.3", "yarn_attn_factor: found 1.3, expected 1 or 1.1386"),
+        ("yarn_ext_factor=float:1.5", "yarn_ext_factor: found 1.5, expected at most 1"),
+        ("yarn_beta_fast=float:0", "yarn_beta_fast: found 0, expected a number above 0"),
+        ("yarn_beta_slow=float:-1", "yarn_beta_slow: found -1, expected a number above 0"),
+        ("type=str:longrope", "type: found \"longrope\", oxcart runs none, linear, yarn"),
+    ] {
+        let keys = ["type=str:yarn", "factor=float:4", keys].map(|k| format!("llama.rope.scaling.{k}")).to_vec();
+        let error = opened(1, Kernels::best(), keys).map(drop).unwrap_err().to_string();
+        assert!(error.contains(&format!(".gguf: llama.rope.scaling.{want}")), "{error}, expected {want}");
+    }
 }
 
 /// Prompts and the 12 tokens that follow, as llama.cpp's greedy choice has them.

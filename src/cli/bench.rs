@@ -16,61 +16,61 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const LISTS: &str = "\
-A LIST has numbers with commas between, and ranges: FIRST-LAST, FIRST-LAST+STEP, FIRST-LAST*TIMES. Flags with lists may be
-repeated. All combinations are run.";
+A LIST is numbers and ranges, separated by commas; ranges are FIRST-LAST, FIRST-LAST+STEP and FIRST-LAST*FACTOR. Flags with
+lists may be repeated. All combinations are run.";
 
 /// Flags as llama-bench has them.
 #[derive(clap::Args)]
 #[command(after_help = LISTS)]
 pub struct Args {
-    /// Models: GGUF files or names of the catalogue, NAME[:QUANT]; may be repeated [default: SmolLM2-135M-Instruct]
+    /// Models: GGUF files or names from the catalogue, NAME[:QUANT]; may be repeated [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "MODEL")]
     model: Vec<String>,
-    /// Worker threads; 0: as many as without it [default: all processors available, or those that the flags below choose]
+    /// Worker threads; 0: the default [default: all available processors, or those that the flags below choose]
     #[arg(short, long, value_name = "LIST", value_parser = threads, allow_negative_numbers = true, default_value = "0", hide_default_value = true)]
     threads: Vec<List>,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Tokens of prompts
+    /// Prompt lengths in tokens
     #[arg(short = 'p', long, value_name = "LIST", default_value = "512", value_parser = list::<0>)]
     n_prompt: Vec<List>,
-    /// Tokens to generate
+    /// Numbers of tokens to generate
     #[arg(short = 'n', long, value_name = "LIST", default_value = "128", value_parser = list::<0>)]
     n_gen: Vec<List>,
-    /// A prompt and then generation, timed together; may be repeated
+    /// Prompt and generation, timed together; may be repeated
     #[arg(long, visible_alias = "pg", value_name = "PP,TG", value_parser = pair)]
     n_prompt_gen: Vec<(usize, usize)>,
-    /// Tokens in the context beforehand
+    /// Tokens already in the context
     #[arg(short = 'd', long, value_name = "LIST", default_value = "0", value_parser = list::<0>)]
     n_depth: Vec<List>,
-    /// Tokens of a batch: the most that a forward pass has, whatever -ub says
+    /// Logical batch size; upper limit for -ub
     #[arg(short, long, value_name = "LIST", default_value = "2048", value_parser = list::<1>)]
     batch_size: Vec<List>,
-    /// Tokens of a forward pass
+    /// Physical batch size: tokens per forward pass
     #[arg(long, visible_alias = "ub", value_name = "LIST", default_value = "512", value_parser = list::<1>)]
     ubatch_size: Vec<List>,
-    /// How the cache stores keys
+    /// KV cache type for keys
     #[arg(long, visible_alias = "ctk", value_name = "TYPE,..", value_delimiter = ',', default_value = "f16", value_parser = kv_type)]
     cache_type_k: Vec<KvType>,
-    /// How the cache stores values
+    /// KV cache type for values
     #[arg(long, visible_alias = "ctv", value_name = "TYPE,..", value_delimiter = ',', default_value = "f16", value_parser = kv_type)]
     cache_type_v: Vec<KvType>,
-    /// Repetitions
+    /// Repetitions per test
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
-    /// Seconds between tests
+    /// Seconds to wait between tests
     #[arg(long, value_name = "S", default_value_t = 0)]
     delay: u32,
-    /// Measure from the first run on: pages may have to come in, caches are cold
+    /// Skip the warm-up run
     #[arg(long)]
     no_warmup: bool,
-    /// Tell on stderr what is run
+    /// Report progress on stderr
     #[arg(long)]
     progress: bool,
-    /// Form of the results
+    /// Output format
     #[arg(short, long, value_enum, value_name = "FORM", default_value = "md")]
     output: Form,
-    /// Print the results on stderr, too, in this form
+    /// Also print the results on stderr, in this format
     #[arg(long, visible_alias = "oe", value_enum, value_name = "FORM")]
     output_err: Option<Form>,
 }

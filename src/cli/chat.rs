@@ -30,7 +30,7 @@ pub struct Args {
     /// System prompt
     #[arg(long, visible_alias = "sys", value_name = "TEXT")]
     system_prompt: Option<String>,
-    /// Chat template: a file, instead of the model's own
+    /// Read the chat template from a file instead of the model
     #[arg(long, value_name = "FILE")]
     chat_template_file: Option<PathBuf>,
     /// The first question
@@ -38,13 +38,13 @@ pub struct Args {
     prompt: Option<String>,
     #[command(flatten)]
     escapes: EscapeArgs,
-    /// Tokens of an answer, at most
+    /// Maximum tokens per answer
     #[arg(short = 'n', long, visible_alias = "predict", value_name = "N", allow_negative_numbers = true)]
     n_predict: Option<i64>,
-    /// Tokens of context; 0: what the model was trained for [default: config.toml's, or that]
+    /// Context size in tokens; 0: the training context [default: as in config.toml, else 0]
     #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
-    /// Print the figures of every answer, with --line
+    /// With --line: print timings after every answer
     #[arg(long)]
     show_timings: bool,
     #[command(flatten)]
@@ -52,10 +52,10 @@ pub struct Args {
     /// Line by line instead of full screen; the default without a terminal
     #[arg(long)]
     line: bool,
-    /// Colours: dark, light, none [default: as NO_COLOR and COLORFGBG say]
+    /// Colours: dark, light, none [default: by NO_COLOR and COLORFGBG]
     #[arg(long, value_name = "THEME", value_parser = theme)]
     theme: Option<Scheme>,
-    /// Leave the mouse to the terminal
+    /// Do not capture the mouse
     #[arg(long)]
     no_mouse: bool,
 }

@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 
 const FIELDS: &str = "\
 Output:
-  size is of the tensors, in GiB (2^30 bytes); bpw are their bits a weight; PPL is the perplexity, ± its standard error;
+  size is of the tensors, in GiB (2^30 bytes); bpw are their bits per weight; PPL is the perplexity, ± its standard error;
   KLD is the mean Kullback-Leibler divergence from the reference in nats, 99% KLD its 99th percentile; same top is the
-  share of tokens for which both models hold the same one most probable; t/s are tokens fed and scored a second.
+  share of positions at which both models agree on the most probable token; t/s are tokens evaluated per second.
   csv and json have every figure at full precision: errors are standard errors, shares fractions of 1.
   json: {file, n_ctx, chunks, models: [{model, size_bytes, bits_per_weight, ppl, ppl_error, tokens_per_second,
   divergence}]}; the reference's divergence is null, another's is the object that
@@ -31,34 +31,34 @@ Output:
 #[derive(clap::Args)]
 #[command(after_long_help = FIELDS)]
 pub struct Args {
-    /// Models: GGUF files or names of the catalogue. The first is the reference
+    /// Models: GGUF files or names from the catalogue. The first is the reference
     #[arg(value_name = "MODEL", required = true, num_args = 2..)]
     models: Vec<String>,
     /// The text
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Tokens of a chunk
+    /// Chunk size in tokens
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx_size: usize,
-    /// Tokens of a batch: so many chunks go through a model before the next one's turn
+    /// Batch size in tokens; chunks are evaluated in batches of N tokens, one model after another
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::batch)]
     batch_size: usize,
-    /// Compare on the first N chunks only
+    /// Compare only on the first N chunks
     #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
     chunks: Option<usize>,
     #[command(flatten)]
     session: SessionArgs,
-    /// Worker threads [default: all processors available]
+    /// Worker threads [default: all available processors]
     #[arg(short, long, value_name = "N", value_parser = super::engine::threads, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32; or ggml, in f32 with activations rounded as
-    /// llama.cpp does, for its own figures [default: the best this machine has]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; exact: f32 throughout; ggml: f32 with activations quantized as
+    /// in llama.cpp, to reproduce its figures [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     isa: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Form::Md)]
     output: Form,
-    /// Go on where a comparison of the same models on the same text was cut off
+    /// Resume an interrupted comparison of the same models on the same text
     #[arg(long)]
     resume: bool,
     /// Plot divergence against size, as SVG

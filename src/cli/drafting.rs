@@ -8,11 +8,10 @@ use crate::engine::{Engine, SessionOptions};
 /// Who guesses the tokens to come, and how many.
 #[derive(clap::Args)]
 pub struct DraftArgs {
-    /// Guess at most N tokens ahead and check them in one pass, where that is faster (0: never); the text stays the same,
-    /// token for token
+    /// Speculative decoding: draft up to N tokens per pass when that is faster (0 disables; output is unchanged)
     #[arg(long, visible_aliases = ["draft", "draft-n", "spec-draft-n-max"], value_name = "N", default_value_t = MOST)]
     pub draft_max: usize,
-    /// Let a smaller model with the same vocabulary guess, too: a file, or a name of the catalogue
+    /// Draft model with the same vocabulary: a file, or a name from the catalogue
     #[arg(long, visible_alias = "md", value_name = "MODEL")]
     pub model_draft: Option<String>,
 }

@@ -22,12 +22,11 @@ use std::sync::Arc;
 /// Which model, and how it computes.
 #[derive(Default, clap::Args)]
 pub struct EngineArgs {
-    /// Model: a GGUF file (any part of a split one), or a name of the catalogue, NAME[:QUANT], fetched on first use
+    /// Model: a GGUF file (any part of a split one), or a name from the catalogue, NAME[:QUANT], fetched on first use
     /// [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
-    /// Worker threads; 0 or less: as many as without it [default: all processors available, or those that the flags below
-    /// choose]
+    /// Worker threads; 0 or less: the default [default: all available processors, or those that the flags below choose]
     #[arg(short, long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
     #[command(flatten)]
@@ -37,38 +36,38 @@ pub struct EngineArgs {
 /// How it computes, without the number of workers.
 #[derive(Clone, Default, clap::Args)]
 pub struct ComputeArgs {
-    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; or exact, all in f32; or ggml, in f32 with activations rounded as
-    /// llama.cpp does, for its own figures [default: the best this machine has]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx; exact: f32 throughout; ggml: f32 with activations quantized as
+    /// in llama.cpp, to reproduce its figures [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     pub isa: Option<String>,
-    /// Keep at most so many bytes of weights in memory (K, M, G: powers of 1024) and read the rest from the disk for every
-    /// pass, of experts what it uses [default: what fits in the memory available]
+    /// Keep at most SIZE bytes of weights resident (K, M, G: powers of 1024) and stream the rest from disk on every pass
+    /// (for MoE, only the experts used) [default: what fits in the available memory]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub resident_memory: Option<u64>,
     /// Lock the weights in memory, so that the system cannot page them out; all must fit
     #[arg(long, conflicts_with = "resident_memory")]
     pub mlock: bool,
-    /// Read all weights into memory first, or in the background of a chat; all must fit
+    /// Read all weights into memory before starting (chat: in the background); all must fit
     #[arg(long, conflicts_with = "resident_memory")]
     pub prefault: bool,
-    /// Copy the weights into private memory, in huge pages, instead of mapping the file; all must fit
+    /// Copy the weights into anonymous memory, with huge pages, instead of mapping the file; all must fit
     #[arg(long, conflicts_with = "resident_memory")]
     pub no_mmap: bool,
-    /// Pin workers to the processors of a mask: hexadecimal, the lowest bit for processor 0 [default: workers are not pinned]
+    /// Pin workers to the processors in a hexadecimal mask; the lowest bit is processor 0 [default: workers are not pinned]
     #[arg(short = 'C', long, value_name = "HEX", value_parser = Processors::mask)]
     pub cpu_mask: Option<Processors>,
     /// Pin workers to a range of processors; adds to --cpu-mask
     #[arg(long, visible_alias = "Cr", value_name = "LO-HI", value_parser = Processors::range)]
     pub cpu_range: Option<Processors>,
-    /// Pin each worker to one processor of its own (1), or to all of those chosen (0)
+    /// Pin each worker to a single processor (1), or to all of those chosen (0)
     #[arg(long, value_name = "0|1", action = ArgAction::Set, value_parser = zero_or_one, default_value = "0")]
     pub cpu_strict: bool,
-    /// Several memory nodes: distribute spreads workers and pages of weights over all (begin with a cold page cache), isolate
-    /// keeps workers on the node where the program starts, numactl leaves them where numactl put them
+    /// NUMA policy: distribute spreads workers and weight pages over all nodes (start with a cold page cache), isolate
+    /// keeps workers on the node where the program starts, numactl keeps the placement that numactl set
     #[arg(long, value_name = "HOW", value_parser = numa, conflicts_with_all = ["cpu_mask", "cpu_range"])]
     pub numa: Option<Numa>,
-    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str; several with commas between, in double quotes
-    /// where there are commas in one; may be repeated
+    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str; several are separated by commas, and one with
+    /// commas in it stands in double quotes; may be repeated
     #[arg(long, value_name = "KEY=TYPE:VALUE,..")]
     pub override_kv: Vec<String>,
 }
@@ -76,13 +75,13 @@ pub struct ComputeArgs {
 /// The KV cache and the batches of a session.
 #[derive(clap::Args)]
 pub struct SessionArgs {
-    /// Tokens of a forward pass, at most
+    /// Physical batch size: maximum tokens per forward pass
     #[arg(long, visible_alias = "ub", value_name = "N", default_value_t = 512, value_parser = batch)]
     pub ubatch_size: usize,
-    /// How the cache stores keys: f16, bf16, q8_0
+    /// KV cache type for keys: f16, bf16, q8_0
     #[arg(long, visible_alias = "ctk", value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub cache_type_k: KvType,
-    /// How the cache stores values: f16, bf16, q8_0
+    /// KV cache type for values: f16, bf16, q8_0
     #[arg(long, visible_alias = "ctv", value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub cache_type_v: KvType,
 }
@@ -123,12 +122,12 @@ pub fn kv_type(s: &str) -> Result<KvType, String> {
     KvType::ALL.into_iter().find(|t| t.name() == s).ok_or_else(|| "expected f16, bf16 or q8_0".into())
 }
 
-/// Tokens of context; 0 for what the model was trained for, as llama.cpp has it.
+/// A context size in tokens; 0 is the training context, as in llama.cpp.
 pub fn context(s: &str) -> Result<usize, String> {
     tokens(s).map_err(|_| "expected 0 (the model's own) to 2^31".into())
 }
 
-/// Tokens of a batch or of a forward pass.
+/// A batch size in tokens, logical or physical.
 pub fn batch(s: &str) -> Result<usize, String> {
     tokens(s).ok().filter(|&n| n > 0).ok_or_else(|| "expected 1 to 2^31 tokens".into())
 }
@@ -148,7 +147,7 @@ pub fn limit(s: &str) -> Result<usize, String> {
     }
 }
 
-/// The items of a list with commas between, as llama.cpp reads it: in double quotes, commas and (doubled) quotes are an item's.
+/// The items of a comma-separated list, as llama.cpp reads it: within double quotes, commas and doubled quotes are literal.
 pub fn items(list: &str) -> Vec<String> {
     let (mut all, mut item, mut quoted, mut chars) = (Vec::new(), String::new(), false, list.chars().peekable());
     while let Some(c) = chars.next() {
@@ -163,12 +162,12 @@ pub fn items(list: &str) -> Vec<String> {
     all
 }
 
-/// A number of tokens, such that a few of them together are one, too.
+/// A token count, at most 2^31 so that sums of a few do not overflow.
 pub fn tokens(s: &str) -> Result<usize, String> {
     s.parse().ok().filter(|n| (0..=1 << 31).contains(n)).ok_or_else(|| "expected 0 to 2^31 tokens".into())
 }
 
-/// Bytes: a number, with K, M or G behind it for powers of 1024.
+/// A number of bytes, with a suffix K, M or G for powers of 1024.
 fn memory(s: &str) -> Result<u64, String> {
     let (digits, shift) = match s.as_bytes().last().map(u8::to_ascii_uppercase) {
         Some(b'K') => (&s[..s.len() - 1], 10),
@@ -180,7 +179,7 @@ fn memory(s: &str) -> Result<u64, String> {
     n.ok_or_else(|| "expected a number of bytes, as 18G, 500M or 0".into())
 }
 
-/// The file that a path or a name of the catalogue means; what is not here is not fetched, as it is only looked at.
+/// The file that a path or a name from the catalogue refers to; nothing is fetched, as it is only inspected.
 pub fn file_here(name_or_path: &str) -> anyhow::Result<PathBuf> {
     if let Some(path) = catalog::path(name_or_path) {
         return Ok(path);
@@ -216,12 +215,12 @@ impl EngineArgs {
         self.compute.options(self.threads)
     }
 
-    /// Opens the model, with all its weights in memory if that is asked for.
+    /// Opens the model, with all its weights in memory if that is requested.
     pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
         self.compute.open(self.model.as_deref(), self.threads)
     }
 
-    /// Opens the model, whose weights come into memory, if that is asked for, while somebody talks with it.
+    /// Opens the model; its weights are read into memory, if that is requested, in the background of a chat.
     pub fn open_aside(&self) -> anyhow::Result<Arc<Engine>> {
         let e = self.compute.open_for_talk(self.model.as_deref(), self.threads)?;
         if e.wants_prefault() {
@@ -272,7 +271,7 @@ impl ComputeArgs {
         }
     }
 
-    /// Opens a model with so many workers.
+    /// Opens a model with that many workers.
     pub fn open(&self, model: Option<&str>, threads: Option<usize>) -> anyhow::Result<Arc<Engine>> {
         let e = self.open_for_talk(model, threads)?;
         if e.wants_prefault() {
@@ -283,7 +282,7 @@ impl ComputeArgs {
         Ok(e)
     }
 
-    /// Opens the model; weights that shall be read into memory are not yet.
+    /// Opens the model; weights to be prefaulted are not yet read.
     fn open_for_talk(&self, model: Option<&str>, threads: Option<usize>) -> anyhow::Result<Arc<Engine>> {
         let o = self.options(threads)?;
         let found = catalog::resolve(model)?;
@@ -298,7 +297,7 @@ impl ComputeArgs {
     }
 }
 
-/// Nobody but Ctrl-C ends the reading, which ends the program.
+/// Only Ctrl-C ends the reading, and the program with it.
 fn told(reading: &Reading, done: u64, of: u64) -> ControlFlow<()> {
     reading.done(done, of);
     ControlFlow::Continue(())
@@ -333,7 +332,7 @@ pub fn facts(e: &Engine, context: usize) -> String {
     }
 }
 
-/// Says them on stderr, and what is to be known of such a context.
+/// Prints them on stderr, and a note on contexts beyond the training context.
 pub fn tell_facts(e: &Engine, context: usize) {
     tell!("{}", facts(e, context));
     e.model.config.note_on(context).iter().for_each(|note| tell!("{note}"));
@@ -348,7 +347,7 @@ pub fn session(e: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineErr
     Ok(s)
 }
 
-/// How the weights are divided between memory and disk, once there is a session, if they are.
+/// How the weights are divided between memory and disk, if they are; known once there is a session.
 pub fn beyond_memory(e: &Engine) -> Option<String> {
     let (stay, go) = e.stream()?.bytes();
     Some(match e.model.config.experts {

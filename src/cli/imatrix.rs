@@ -23,46 +23,46 @@ pub struct Args {
     engine: EngineArgs,
     #[command(flatten)]
     session: SessionArgs,
-    /// The text; without one, only the files of --in-file are joined
+    /// The text; without one, the files of --in-file are only combined
     #[arg(short, long, value_name = "FILE", required_unless_present = "in_file")]
     file: Option<PathBuf>,
-    /// The file to write
+    /// Output file
     #[arg(short, long, visible_alias = "output-file", value_name = "FILE", default_value = "imatrix.gguf")]
     output: PathBuf,
-    /// How it is written: gguf, or dat as older programs read it
+    /// Output format: gguf, or dat for older programs
     #[arg(long, value_name = "FORMAT", default_value = "gguf", value_parser = format)]
     output_format: FileFormat,
-    /// Add what these files hold, commas between; may be repeated
+    /// Add the contents of these files, separated by commas; may be repeated
     #[arg(long, value_name = "FILE,..")]
     in_file: Vec<String>,
-    /// Write the output every N chunks
+    /// Save the output every N chunks
     #[arg(long, visible_alias = "ofreq", value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     output_frequency: u32,
     /// Keep a copy, OUTPUT.at_CHUNK, every N chunks; 0 for none
     #[arg(long, value_name = "N", default_value_t = 0)]
     save_frequency: u32,
-    /// Leave out the first N chunks
+    /// Skip the first N chunks
     #[arg(long, visible_alias = "from-chunk", value_name = "N", default_value_t = 0)]
     chunk: usize,
     /// Read at most N chunks; -1 for all
     #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
     chunks: Option<usize>,
-    /// Tokens of a chunk
+    /// Chunk size in tokens
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
     ctx_size: u32,
-    /// Tokens of a batch: so many chunks are computed together as it holds
+    /// Batch size in tokens; as many chunks as fit are evaluated together
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
     batch_size: usize,
     /// Also collect for the output matrix
     #[arg(long)]
     process_output: bool,
-    /// Do not compute the perplexity, which saves the output matrix
+    /// Do not compute the perplexity; this skips the output matrix
     #[arg(long)]
     no_ppl: bool,
-    /// Read the text's special tokens (<|im_end|>) as such
+    /// Parse special tokens such as <|im_end|> in the text
     #[arg(long)]
     parse_special: bool,
-    /// Print how importance is spread over the columns of each tensor of the one --in-file, and do nothing else
+    /// Print how importance is distributed over the columns of each tensor of a single --in-file, and do nothing else
     #[arg(long, requires = "in_file", conflicts_with = "file")]
     show_statistics: bool,
     /// Print one JSON object

@@ -16,7 +16,7 @@ const FIRST: usize = 6;
 /// What to show of which file.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A GGUF file (any part of a split one), or a name of the catalogue, NAME[:QUANT]; nothing is fetched
+    /// A GGUF file (any part of a split one), or a name from the catalogue, NAME[:QUANT]; nothing is fetched
     #[arg(value_name = "MODEL")]
     model: String,
     /// Show the metadata
@@ -25,13 +25,14 @@ pub struct Args {
     /// Show the tensors
     #[arg(long)]
     tensors: bool,
-    /// Show types, totals and memory; with none of these three, all is shown
+    /// Show types, totals and memory; with none of these three flags, everything is shown
     #[arg(long)]
     summary: bool,
-    /// Show the value of this key alone, in full; may be repeated
+    /// Show only the value of this key, in full; may be repeated
     #[arg(long, value_name = "KEY", conflicts_with_all = ["metadata", "tensors", "summary"])]
     key: Vec<String>,
-    /// Tokens of context for which memory is computed; 0: what the model was trained for [default: that, but 4096 at most]
+    /// Context size in tokens for the memory estimate; 0: the training context [default: the training context, at most
+    /// 4096]
     #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
     #[command(flatten)]

@@ -16,22 +16,22 @@ use std::time::Instant;
 /// Which conversation, and whether it is kept.
 #[derive(clap::Args)]
 pub struct KeepArgs {
-    /// Go on with the latest conversation
+    /// Continue the latest conversation
     #[arg(long = "continue", conflicts_with_all = ["resume", "no_save", "system_prompt"])]
     latest: bool,
-    /// Go on with a conversation: its name, title or file; the beginning is enough
+    /// Continue a conversation by name, title or file; a prefix is enough
     #[arg(long, value_name = "NAME", conflicts_with_all = ["no_save", "system_prompt"])]
     resume: Option<String>,
     /// Keep the conversation on disk, also in a pipe
     #[arg(long, conflicts_with = "no_save")]
     save: bool,
-    /// Keep nothing on disk
+    /// Do not keep anything on disk
     #[arg(long)]
     no_save: bool,
 }
 
 impl KeepArgs {
-    /// The file of the conversation that is to go on, if one is.
+    /// The file of the conversation to continue, if any.
     pub fn file(&self, dir: &Path) -> anyhow::Result<Option<PathBuf>> {
         if let Some(name) = &self.resume {
             return Ok(Some(find(dir, name)?));

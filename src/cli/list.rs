@@ -8,7 +8,7 @@ use std::io::Write;
 /// Options.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only what is on this machine
+    /// List only models on this machine
     #[arg(long)]
     here: bool,
     /// Print one JSON object with the whole catalogue

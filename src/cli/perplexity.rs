@@ -41,59 +41,59 @@ pub struct Args {
     engine: EngineArgs,
     #[command(flatten)]
     session: SessionArgs,
-    /// The text or data set. Not needed for --kl-divergence: the base file has the tokens; where it is given, they must be
-    /// the text's
+    /// The text or data set. Optional with --kl-divergence: the base file holds the tokens; a text given as well must match
+    /// them
     #[arg(short, long, visible_alias = "bf", alias = "binary-file", value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Tokens of a chunk [default: 512, or those of the base file]
+    /// Chunk size in tokens [default: 512, or that of the base file]
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<usize>,
-    /// Tokens of a batch: so many chunks are computed together as it holds
+    /// Batch size in tokens; as many chunks as fit are evaluated together
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
     batch_size: usize,
     /// Score only the first N chunks; -1 for all
     #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
     chunks: Option<usize>,
-    /// Score by overlapping windows: the last N tokens of each, which begin N tokens apart; 0: by chunks
+    /// Sliding window with stride N: each window scores its last N tokens; 0: disjoint chunks
     #[arg(long, value_name = "N")]
     ppl_stride: Option<u32>,
-    /// 0: running perplexity in one line; 1: a line for every chunk, with the mean and its error in nats
+    /// 0: running perplexity on one line; 1: one line per chunk, with the mean and its error in nats
     #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     ppl_output_type: u8,
-    /// The base file: written; with --kl-divergence, read
+    /// Base file: written, or read with --kl-divergence
     #[arg(long, visible_alias = "save-all-logits", value_name = "FILE")]
     kl_divergence_base: Option<PathBuf>,
-    /// Write the base file compactly: of each row the K most probable tokens and the mass of the others. Read without this
-    /// flag [default of K: 1/72 of the vocabulary, a file 24 times smaller]
+    /// Write a compact base file: per row, the K most probable tokens and the mass of the rest. To read one takes no flag
+    /// [default of K: 1/72 of the vocabulary, a file 24 times smaller]
     #[arg(long, value_name = "K", num_args = 0..=1, default_missing_value = "0",
           requires = "kl_divergence_base", conflicts_with = "measure")]
     kl_divergence_base_compact: Option<usize>,
-    /// Measure the distance from the model that wrote the base file
+    /// Measure the divergence from the model that wrote the base file
     #[arg(long, requires = "kl_divergence_base")]
     kl_divergence: bool,
     /// HellaSwag: llama.cpp's text file, or JSONL
     #[arg(long, requires = "file")]
     hellaswag: bool,
-    /// Questions of HellaSwag; 0: all
+    /// Number of HellaSwag questions; 0: all
     #[arg(long, value_name = "N", default_value_t = 400)]
     hellaswag_tasks: usize,
     /// Winogrande: llama.cpp's CSV, or JSONL
     #[arg(long, requires = "file")]
     winogrande: bool,
-    /// Sentences of Winogrande; 0: all
+    /// Number of Winogrande sentences; 0: all
     #[arg(long, value_name = "N", default_value_t = 0)]
     winogrande_tasks: usize,
     /// Multiple choice (MMLU, ARC, TruthfulQA): llama.cpp's binary file, or JSONL
     #[arg(long, requires = "file")]
     multiple_choice: bool,
-    /// Questions of multiple choice; 0: all
+    /// Number of multiple-choice questions; 0: all
     #[arg(long, value_name = "N", default_value_t = 0)]
     multiple_choice_tasks: usize,
-    /// Stop as soon as the standard error is at most X: of the perplexity; with --kl-divergence of the mean divergence, in
-    /// nats; with questions of the score, in percent
+    /// Stop once the standard error is at most X: of the perplexity; with --kl-divergence of the mean divergence, in nats;
+    /// with questions of the score, in percent
     #[arg(long, value_name = "X", value_parser = positive)]
     until_error: Option<f64>,
-    /// Go on where a run with the same model, text and settings was cut off
+    /// Resume an interrupted run with the same model, text and settings
     #[arg(long)]
     resume: bool,
     /// Print one JSON object, with the values of every chunk or question

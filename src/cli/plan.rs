@@ -14,21 +14,21 @@ use std::path::{Path, PathBuf};
 /// Which model, at which context.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A GGUF file, or a name of the catalogue, NAME[:QUANT]; nothing is fetched [default: SmolLM2-135M-Instruct]
+    /// A GGUF file, or a name from the catalogue, NAME[:QUANT]; nothing is fetched [default: SmolLM2-135M-Instruct]
     #[arg(value_name = "MODEL")]
     model: Option<String>,
-    /// Tokens of context; 0: what the model was trained for [default: that, but 4096 at most]
+    /// Context size in tokens; 0: the training context [default: the training context, at most 4096]
     #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
     #[command(flatten)]
     session: SessionArgs,
-    /// Worker threads [default: all processors available]
+    /// Worker threads [default: all available processors]
     #[arg(short, long, value_name = "N", value_parser = super::engine::threads, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Instruction set that is measured: scalar, avx2, avxvnni, avx512, amx [default: the best this machine has]
+    /// Instruction set to measure: scalar, avx2, avxvnni, avx512, amx [default: the best this machine has]
     #[arg(long, value_name = "ISA", env = "OXCART_ISA")]
     isa: Option<String>,
-    /// Do not measure the machine: no speeds
+    /// Do not measure the machine; no speeds are given
     #[arg(long)]
     no_probe: bool,
     /// Print one JSON object

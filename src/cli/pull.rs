@@ -5,7 +5,7 @@ use crate::catalog;
 /// Which model.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A model of the catalogue, with a quantization if it is not to be the first [default: the default model]
+    /// A model from the catalogue; without QUANT, its first quantization [default: the default model]
     #[arg(value_name = "NAME[:QUANT]")]
     name: Option<String>,
     /// Print one JSON object

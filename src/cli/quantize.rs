@@ -23,67 +23,66 @@ use std::time::Instant;
 #[derive(clap::Args)]
 #[command(override_usage = "oxcart quantize [OPTIONS] IN [OUT] TYPE [THREADS]")]
 pub struct Args {
-    /// The model to start from: a GGUF in F32, F16 or BF16 (any part of a split one), or a checkpoint's folder (config.json
-    /// and *.safetensors)
+    /// Input: a GGUF in F32, F16 or BF16 (any part of a split one), or a checkpoint folder (config.json and *.safetensors)
     #[arg(value_name = "IN")]
     input: PathBuf,
-    /// OUT: the file to write, without one ggml-model-TYPE.gguf beside IN. TYPE: the mixture of formats, e.g. Q4_K_M, or COPY
-    /// for tensors as they are. THREADS: one for each core if it is left out or 0
+    /// OUT: output file [default: ggml-model-TYPE.gguf next to IN]. TYPE: the mixture of formats, e.g. Q4_K_M, or COPY to
+    /// leave tensors as they are. THREADS: 0 or none: one per core
     #[arg(value_name = "[OUT] TYPE [THREADS]", num_args = 1..=3, required = true)]
     target: Vec<OsString>,
-    /// Also requantize quantized tensors; quality is lost twice
+    /// Also requantize quantized tensors; this loses quality twice
     #[arg(long)]
     allow_requantize: bool,
     /// Leave the output matrix as it is
     #[arg(long)]
     leave_output_tensor: bool,
-    /// One format for all matrices
+    /// Use one format for all matrices
     #[arg(long)]
     pure: bool,
-    /// An importance matrix (made by oxcart imatrix or llama-imatrix), by which errors are weighed
+    /// Importance matrix (from oxcart imatrix or llama-imatrix), used to weight the quantization error
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Weigh only the tensors whose names contain this; may be repeated
+    /// Use the importance matrix only for tensors whose names contain this; may be repeated
     #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
     include_weights: Vec<String>,
-    /// Do not weigh the tensors whose names contain this; may be repeated
+    /// Do not use the importance matrix for tensors whose names contain this; may be repeated
     #[arg(long, value_name = "NAME", requires = "imatrix")]
     exclude_weights: Vec<String>,
-    /// The format of the output matrix
+    /// Format of the output matrix
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     output_tensor_type: Option<Format>,
-    /// The format of the token embeddings
+    /// Format of the token embeddings
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     token_embedding_type: Option<Format>,
-    /// A format for the tensors whose names match a regular expression, e.g. 'ffn_down=q6_k'; may be given several times,
-    /// the first that matches decides
+    /// Format of the tensors whose names match a regular expression, e.g. 'ffn_down=q6_k'; may be repeated, the first match
+    /// decides
     #[arg(long, value_name = "REGEX=FORMAT", value_parser = named_format)]
     tensor_type: Vec<(Regex, Format)>,
-    /// A file of such REGEX=FORMAT between spaces or line breaks, after those of --tensor-type
+    /// File of whitespace-separated REGEX=FORMAT rules, applied after --tensor-type
     #[arg(long, value_name = "FILE")]
     tensor_type_file: Option<PathBuf>,
     /// Override a metadata value, KEY=TYPE:VALUE with the types int, float, bool and str; may be repeated
     #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = overriding)]
     override_kv: Vec<(String, MetadataValue)>,
-    /// Leave these layers out, e.g. 5,6,7, and number those behind them anew
+    /// Remove these layers, e.g. 5,6,7, and renumber those that follow
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     prune_layers: Vec<u64>,
-    /// The name of a checkpoint's pre-tokenizer (tokenizer.ggml.pre), where it is not known by itself
+    /// Name of the checkpoint's pre-tokenizer (tokenizer.ggml.pre), where it is not recognized
     #[arg(long, value_name = "NAME")]
     pre: Option<String>,
-    /// Go on with what a stopped run of the same command left
+    /// Resume an interrupted run of the same command
     #[arg(long)]
     resume: bool,
-    /// Write parts of at most this size, e.g. 4G or 500M
+    /// Split the output into files of at most this size, e.g. 4G or 500M
     #[arg(long, value_name = "SIZE", value_parser = size)]
     split_max_size: Option<u64>,
-    /// Write the parts that the input has, each with the same tensors
+    /// Split the output as the input is split, with the same tensors in each file
     #[arg(long, conflicts_with = "split_max_size")]
     keep_split: bool,
-    /// Print which tensor gets which format and how large the file will be; write nothing
+    /// Print the format of each tensor and the size of the file; write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Measure the error of each tensor, plainly and weighed by the importance matrix, and list the worst first
+    /// Measure the error of each tensor, unweighted and weighted by the importance matrix, and list the worst first
     #[arg(long)]
     report: bool,
     /// Print one JSON object

@@ -31,10 +31,10 @@ pub struct Args {
     /// The text to continue
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
-    /// A file with the text; without it and -p, stdin. A line break at its end is left out
+    /// Read the text from a file; without -f and -p, from stdin. A trailing line break is dropped
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Take the text as a question: put it into the model's chat template
+    /// Treat the text as a question: apply the model's chat template
     #[arg(long, visible_alias = "cnv")]
     chat: bool,
     /// System prompt, with --chat
@@ -42,22 +42,22 @@ pub struct Args {
     system_prompt: Option<String>,
     #[command(flatten)]
     escapes: EscapeArgs,
-    /// Stop where the text says this, which is printed still; may be repeated
+    /// Stop after generating this string (it is printed); may be repeated
     #[arg(short, long, value_name = "TEXT")]
     reverse_prompt: Vec<String>,
-    /// Never end the text or turn by itself: go on for -n tokens, or until the context is full
+    /// Ignore end-of-generation tokens; stop at -n tokens or a full context
     #[arg(long)]
     ignore_eos: bool,
-    /// Generate at most N tokens [default: until the model ends or the context is full]
+    /// Maximum tokens to generate [default: until the model ends or the context is full]
     #[arg(short = 'n', long, visible_alias = "predict", value_name = "N", allow_negative_numbers = true)]
     n_predict: Option<i64>,
-    /// Tokens of context; 0: what the model was trained for, as without it
+    /// Context size in tokens; 0 (default): the training context
     #[arg(short, long, value_name = "N", value_parser = super::engine::context)]
     ctx_size: Option<usize>,
-    /// When the context is full, drop half of it and continue with the rest shifted up; otherwise generation ends
+    /// When the context is full, discard half of it and continue with the rest shifted; otherwise generation ends
     #[arg(long)]
     context_shift: bool,
-    /// With --context-shift: tokens of the prompt, from the first on, that are never forgotten; -1 for all
+    /// With --context-shift: number of initial prompt tokens kept when the context shifts; -1 for all
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0)]
     keep: i64,
     /// Do not print the prompt before its continuation

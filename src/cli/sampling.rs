@@ -8,10 +8,10 @@ use crate::sample::{Overrides, SampleParams};
 pub struct SamplingArgs {
     #[command(flatten)]
     overrides: Overrides,
-    /// Add to a token's logit: ID+BIAS or ID-BIAS; may be repeated
+    /// Add a bias to a token's logit: ID+BIAS or ID-BIAS; may be repeated
     #[arg(short, long, value_name = "ID+BIAS", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// Seed of the random numbers; -1 for a random one [default: -1]
+    /// Random seed; -1: a random one [default: -1]
     #[arg(short, long, value_name = "N", value_parser = seed, allow_negative_numbers = true)]
     seed: Option<Seed>,
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub struct Args {
     #[command(subcommand)]
     action: Action,
-    /// The folder of conversations [default: as the configuration says]
+    /// Folder of the conversations [default: as configured]
     #[arg(long, value_name = "DIR", global = true)]
     dir: Option<PathBuf>,
 }
@@ -33,14 +33,14 @@ enum Action {
         #[command(flatten)]
         which: Which,
     },
-    /// Write one as Markdown (the branch at which it stands) or as JSON (all of it)
+    /// Write one as Markdown (its current branch) or as JSON (all branches)
     Export {
         #[command(flatten)]
         which: Which,
         /// JSON
         #[arg(long)]
         json: bool,
-        /// A file that does not exist yet [default: stdout]
+        /// Output file, which must not exist [default: stdout]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
@@ -48,10 +48,10 @@ enum Action {
     Rename {
         #[command(flatten)]
         which: Which,
-        /// The title; an empty one takes it back
+        /// The title; an empty one removes it
         title: String,
     },
-    /// Delete conversations, with what is kept beside them
+    /// Delete conversations and the files beside them
     Delete {
         /// Names, titles or files
         #[arg(required = true, value_name = "NAME")]
@@ -66,7 +66,7 @@ enum Action {
 
 #[derive(clap::Args)]
 struct Which {
-    /// Name, title or file; the beginning is enough
+    /// Name, title or file; a prefix is enough
     name: String,
 }
 

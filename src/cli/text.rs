@@ -7,10 +7,10 @@ use std::io::{self, BufRead, Read};
 /// Whether texts of the command line have escapes.
 #[derive(clap::Args)]
 pub struct EscapeArgs {
-    /// Read \n \r \t \' \" \\ \xHH in texts of the command line as what they stand for; the default
+    /// Process escape sequences (\n \r \t \' \" \\ \xHH) in command-line text (default)
     #[arg(short, long, overrides_with = "no_escape")]
     escape: bool,
-    /// Take texts of the command line as they are
+    /// Do not process escape sequences in command-line text
     #[arg(long, overrides_with = "escape")]
     no_escape: bool,
 }

@@ -13,34 +13,35 @@ use std::path::PathBuf;
 /// Flags as llama-tokenize has them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A GGUF file, whose vocabulary is enough, or a name of the catalogue, NAME[:QUANT]; nothing is fetched
+    /// A GGUF file (one with only a vocabulary will do), or a name from the catalogue, NAME[:QUANT]; nothing is fetched
     /// [default: SmolLM2-135M-Instruct]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
-    /// The text itself
+    /// The text
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
-    /// A file with the text; without it and -p, stdin
+    /// Read the text from a file; without -f and -p, from stdin
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
     escapes: EscapeArgs,
-    /// Print only the ids, as one list
+    /// Print only the ids, as a list
     #[arg(long, conflicts_with = "json")]
     ids: bool,
     /// Do not add BOS and EOS
     #[arg(long)]
     no_bos: bool,
-    /// Take control tokens written in the text as plain text
+    /// Treat control tokens in the text as plain text
     #[arg(long)]
     no_parse_special: bool,
-    /// Print the number of tokens last
+    /// Print the number of tokens at the end
     #[arg(long)]
     show_count: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str; several with commas between; may be repeated
+    /// Override metadata: KEY=TYPE:VALUE with TYPE int, float, bool or str; several are separated by commas; may be
+    /// repeated
     #[arg(long, value_name = "KEY=TYPE:VALUE,..")]
     override_kv: Vec<String>,
 }

@@ -5,6 +5,8 @@ use crate::safetensors::{Checkpoint, CheckpointError};
 use serde_json::{Map, Value};
 
 const FILE: &str = "config.json";
+/// The key of the positions of training, which stands beside those of RoPE or at the top.
+const ORIGINAL: &str = "original_max_position_embeddings";
 /// The most bytes of a `config.json`; real ones have some thousand.
 const MOST_BYTES: u64 = 4 << 20;
 /// More than any model has, and little enough that no product of two overflows.
@@ -58,6 +60,8 @@ pub enum Scaling {
         factor: f64,
         /// Positions of training.
         original: u64,
+        /// Its further parameters, where the file has them, by GGUF's names.
+        parameters: [(&'static str, Option<f64>); 4],
     },
     /// Llama 3.1's: every frequency has a divisor of its own.
     Llama3 {
@@ -112,6 +116,8 @@ pub struct Config {
     pub experts: Option<Experts>,
     /// Whether the embeddings serve as output matrix.
     pub tied: bool,
+    /// What is computed otherwise than by the original.
+    pub remark: Option<CheckpointError>,
     /// `{bos,eos,…}_token_id`.
     pub token_ids: Map<String, Value>,
 }
@@ -252,6 +258,16 @@ impl Config {
             let problem = "found true, expected attention to all positions".to_string();
             return Err(k.fail("use_sliding_window", problem));
         }
+        // These classes need no flag. llama.cpp leaves their window out, too, and most texts are shorter.
+        let windowed = ["MistralForCausalLM", "MixtralForCausalLM"].contains(&class);
+        let window = if windowed { k.count("sliding_window", u64::MAX)? } else { None };
+        let remark = window.filter(|&n| n < n_context).map(|n| {
+            let problem = format!(
+                "found {n}, but attention goes to all {n_context} positions: beyond {n} tokens, results are not the original's"
+            );
+            k.fail("sliding_window", problem)
+        });
+        let original = k.count(ORIGINAL, u32::MAX as u64)?;
         let in_rope = rope.as_ref().map(|r| r.positive("rope_theta")).transpose()?.flatten();
         Ok(Config {
             family,
@@ -266,9 +282,10 @@ impl Config {
             n_context,
             norm_eps: k.positive("rms_norm_eps")?.ok_or_else(|| k.fail("rms_norm_eps", "missing".into()))?,
             rope_base: in_rope.or(k.positive("rope_theta")?).unwrap_or(base),
-            scaling: rope.map(|r| scaling(&r, n_context)).transpose()?.flatten(),
+            scaling: rope.map(|r| scaling(&r, original)).transpose()?.flatten(),
             experts,
             tied: k.bool("tie_word_embeddings")?,
+            remark,
             token_ids: map
                 .iter()
                 .filter(|(k, _)| k.ends_with("_token_id"))
@@ -292,10 +309,13 @@ impl Config {
                 m.str(&key("rope.scaling.type"), "linear");
                 m.f32(&key("rope.scaling.factor"), factor);
             }
-            Some(Scaling::Yarn { factor, original }) => {
+            Some(Scaling::Yarn { factor, original, parameters }) => {
                 m.str(&key("rope.scaling.type"), "yarn");
                 m.f32(&key("rope.scaling.factor"), factor);
                 m.u32(&key("rope.scaling.original_context_length"), original);
+                for (name, value) in parameters {
+                    value.into_iter().for_each(|x| m.f32(&key(&format!("rope.scaling.{name}")), x));
+                }
             }
             // A tensor says it.
             Some(Scaling::Llama3 { .. }) | None => {}
@@ -318,17 +338,22 @@ impl Config {
     }
 }
 
-fn scaling(r: &Keys<'_>, n_context: u64) -> Result<Option<Scaling>, CheckpointError> {
+/// RoPE's scaling; `original`: the positions of training as the top of the file has them.
+fn scaling(r: &Keys<'_>, original: Option<u64>) -> Result<Option<Scaling>, CheckpointError> {
     let (kind_key, kind) = match r.str("rope_type")? {
         Some(kind) => ("rope_type", kind),
         None => ("type", r.str("type")?.unwrap_or("default")),
     };
     let factor = || r.positive("factor")?.ok_or_else(|| r.fail("factor", "missing".into()));
-    let original = r.count("original_max_position_embeddings", u32::MAX as u64)?;
+    let original = r.count(ORIGINAL, u32::MAX as u64)?.or(original);
     match kind {
         "default" => Ok(None),
         "linear" => Ok(Some(Scaling::Linear { factor: factor()? })),
-        "yarn" => Ok(Some(Scaling::Yarn { factor: factor()?, original: original.unwrap_or(n_context) })),
+        "yarn" => {
+            let factor = factor()?;
+            let original = original.ok_or_else(|| r.fail(ORIGINAL, "missing".into()))?;
+            Ok(Some(Scaling::Yarn { factor, original, parameters: yarn_parameters(r, factor)? }))
+        }
         "llama3" => {
             let (low, high) = (r.positive("low_freq_factor")?, r.positive("high_freq_factor")?);
             let (low, high) = (low.unwrap_or(1.0), high.unwrap_or(4.0));
@@ -343,4 +368,38 @@ fn scaling(r: &Keys<'_>, n_context: u64) -> Result<Option<Scaling>, CheckpointEr
             Err(r.fail(kind_key, problem))
         }
     }
+}
+
+/// YaRN's parameters that GGUF has keys for; refuses values that would be computed as others.
+fn yarn_parameters(r: &Keys<'_>, factor: f64) -> Result<[(&'static str, Option<f64>); 4], CheckpointError> {
+    let extrapolation = match r.get("extrapolation_factor") {
+        None => None,
+        Some(v) => match v.as_f64() {
+            Some(x) if (0.0..=1.0).contains(&x) => Some(x),
+            _ => return Err(r.fail("extrapolation_factor", format!("found {}, expected 0 to 1", shown(v)))),
+        },
+    };
+    // transformers' `attention_factor` is the whole magnitude, the first implementation's `attn_factor` a factor of it.
+    let magnitude = if extrapolation == Some(0.0) { 1.0 } else { 1.0 + 0.1 * factor.max(1.0).ln() };
+    let (key, only) =
+        if r.map.contains_key("attention_factor") { ("attention_factor", magnitude) } else { ("attn_factor", 1.0) };
+    let attention = r.positive(key)?;
+    if let Some(x) = attention.filter(|x| (x - only).abs() > 1e-3) {
+        return Err(r.fail(key, format!("found {x}, expected {only:.4}")));
+    }
+    // Of two, the magnitude is their quotient; one alone has no effect.
+    if r.positive("mscale_all_dim")?.is_some()
+        && let Some(x) = r.positive("mscale")?
+    {
+        return Err(r.fail("mscale", format!("found {x} beside mscale_all_dim, expected only one of them")));
+    }
+    if r.get("truncate").is_some() && !r.bool("truncate")? {
+        return Err(r.fail("truncate", "found false, expected true".into()));
+    }
+    Ok([
+        ("yarn_ext_factor", extrapolation),
+        ("yarn_attn_factor", attention),
+        ("yarn_beta_fast", r.positive("beta_fast")?),
+        ("yarn_beta_slow", r.positive("beta_slow")?),
+    ])
 }

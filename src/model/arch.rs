@@ -57,6 +57,17 @@ impl Keys<'_> {
             Some(x) => Err(self.unfit(key, format!("found {x}, expected a number above 0"))),
         }
     }
+
+    /// YaRN's share of extrapolation; below 0 is unset, as llama.cpp writes it.
+    fn ext_factor(&self) -> Result<f64, ModelError> {
+        let key = "rope.scaling.yarn_ext_factor";
+        match self.gguf.float(&format!("{}.{key}", self.arch))? {
+            None => Ok(1.0),
+            Some(x) if (0.0..=1.0).contains(&x) => Ok(x as f64),
+            Some(x) if x < 0.0 => Ok(1.0),
+            Some(x) => Err(self.unfit(key, format!("found {x}, expected at most 1"))),
+        }
+    }
 }
 
 /// The configuration of the model in a file.
@@ -150,8 +161,9 @@ fn zero_is_none(k: &Keys<'_>, key: &str, e: ModelError) -> Result<Option<usize>,
     if k.gguf.uint(&format!("{}.{key}", k.arch))? == Some(0) { Ok(None) } else { Err(e) }
 }
 
-/// RoPE's scaling as llama.cpp reads it: the divisor of positions, what YaRN leaves, and the factor of queries and keys. Llama
-/// 3.1's comes as a tensor of factors.
+/// RoPE's scaling: the divisor of positions, what YaRN leaves, and the factor of queries and keys, as llama.cpp computes them
+/// (which reads YaRN's betas and its ext_factor for other architectures only, and has the defaults here unless flags say so).
+/// Llama 3.1's comes as a tensor of factors.
 fn scaling(k: &Keys<'_>, n_context: usize) -> Result<(f64, Option<Yarn>, f64), ModelError> {
     let kind = k.gguf.str(&format!("{}.rope.scaling.type", k.arch))?;
     let divisor = match k.positive("rope.scaling.factor")? {
@@ -163,10 +175,20 @@ fn scaling(k: &Keys<'_>, n_context: usize) -> Result<(f64, Option<Yarn>, f64), M
         Some("none") => Ok((1.0, None, attention)),
         None | Some("linear") => Ok((divisor, None, attention)),
         Some("yarn") => {
-            let original = k.count("rope.scaling.original_context_length")?.unwrap_or(n_context);
-            // What is stretched is sharpened, too (section 3.4 there).
-            let magnitude = attention * (1.0 + 0.1 * divisor.max(1.0).ln());
-            Ok((divisor, Some(Yarn { original: original as f64 }), magnitude))
+            let yarn = Yarn {
+                original: k.count("rope.scaling.original_context_length")?.unwrap_or(n_context) as f64,
+                beta_fast: k.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                beta_slow: k.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                ext_factor: k.ext_factor()?,
+            };
+            // Attention to stretched positions is sharpened by a lower temperature (Peng et al., 2023, section 3.4).
+            let sharper = if yarn.ext_factor == 0.0 { 1.0 } else { 1.0 + 0.1 * divisor.max(1.0).ln() };
+            // Some writers mean a further factor, some the whole one: only values that say the same either way.
+            let key = "rope.scaling.yarn_attn_factor";
+            if let Some(x) = k.positive(key)?.filter(|x| [1.0, sharper].iter().all(|y| (x - y).abs() > 1e-3)) {
+                return Err(k.unfit(key, format!("found {}, expected 1 or {sharper:.4}", x as f32)));
+            }
+            Ok((divisor, Some(yarn), attention * sharper))
         }
         Some(other) => {
             let found = one_line(other, 100);

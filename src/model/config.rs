@@ -42,18 +42,24 @@ pub struct Rope {
     pub pairs: Pairs,
     /// Positions are divided by this (linear scaling; 1 for none).
     pub position_divisor: f64,
-    /// Which frequencies are not.
+    /// YaRN: which frequencies are exempt from the divisor.
     pub yarn: Option<Yarn>,
     /// Queries and keys are multiplied by this.
     pub magnitude: f64,
 }
 
-/// YaRN (Peng et al., 2023): frequencies that turned often within the positions of training stay as they are, those that did
-/// not turn once are divided, between them lies a blend.
+/// YaRN (Peng et al., 2023): high frequencies are kept, those with less than one turn in the training context are
+/// interpolated, with a linear ramp between.
 #[derive(Clone, Copy, Debug)]
 pub struct Yarn {
     /// Positions of training.
     pub original: f64,
+    /// Turns within them from which on a frequency stays as it is.
+    pub beta_fast: f64,
+    /// Turns within them up to which it is divided.
+    pub beta_slow: f64,
+    /// How much of what stays does: 1 all, 0 nothing.
+    pub ext_factor: f64,
 }
 
 /// Which dimensions RoPE turns together.

@@ -11,15 +11,22 @@
 //!     a = encode(merged attention)                       tokens x slabs             a's blocks
 //!     x += O a                                           panels of rows             those rows of x
 //!     a = encode(rmsnorm(x))                             tokens                     a's column
-//!     h = encode(silu(G a) * (U a))                      slabs of 256 rows          h's blocks
+//!     h = encode(silu(G a) * (U a))                      slabs of 256 rows x parts  h's blocks
 //!     x += D h                                           panels of rows             those rows of x
+//!   or, of a mixture of experts, behind attention:
+//!     a = encode(rmsnorm(x)); choose experts             tokens                     a's column, its choices and shares
+//!     g = columns of a, once for each choice             slots, by expert           g's column
+//!     h = encode(silu(G g) * (U g))                      experts x slabs x parts    h's blocks
+//!     x += sum over the chosen of share * D h            panels of rows             those rows of x
 //! logits = output rmsnorm(x)                             panels of rows             those rows of the logits
 //! ```
 //!
 //! Between any two lines stands a barrier. Each output is summed by one task in a fixed order: results do not depend on the
 //! number of workers. An [`observe`](super::observe) phase stands before each product where somebody looks. Every `SAFETY`
-//! below rests on that table: in a phase, tasks write disjoint parts, and what they read was written before the last
-//! barrier.
+//! here, in `attention` and in `ffn` rests on that table: in a phase, tasks write disjoint parts, and what they read was
+//! written before the last barrier. There is one exception: parts of a slab are columns of their own if there are many, and
+//! rows if there are few. Those write their rows of `hidden` and then count themselves in `parts`; the last one encodes the
+//! slab, which acquires what the others released.
 //!
 //! A batch goes through a layer in parts, which bound the buffers. Where weights come from a [`stream`](super::stream), one
 //! walk through the layers serves many parts; otherwise a walk has one.

@@ -1,7 +1,8 @@
 //! The feed-forward layer: SwiGLU, dense or as a mixture of experts.
 //!
-//! Hidden values of a batch never lie in memory as f32: a task computes 256 rows of gate and up for all its columns, and
-//! encodes their product as the block that the down projection reads.
+//! A task computes 256 rows of gate and up for all its columns, and encodes their product as the block that the down
+//! projection reads: hidden values of many columns never lie in memory as f32. Of few columns, tasks divide the rows, hand
+//! them over in `Buffers::hidden`, and the last to be done encodes the block.
 #![allow(unsafe_code)]
 
 use super::config::Experts;
@@ -17,7 +18,7 @@ use oxcart_quant::{ActBuf, Acts, Out};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-/// Rows of a task at least, of few columns: each turns its columns once.
+/// Minimum rows per task for small batches: every task re-packs its activation columns.
 const LEAST_ROWS: usize = 32;
 /// Columns of a task at least, of many: each unpacks its rows once.
 const LEAST_SLOTS: usize = 64;

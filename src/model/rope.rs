@@ -17,16 +17,14 @@ pub fn frequencies(rope: &Rope, factors: Option<&[f32]>) -> Vec<f64> {
     (0..half).map(frequency).collect()
 }
 
-/// Turns within the positions of training from which on a frequency stays as it is with YaRN, and up to which it is divided.
-const BETA: [f64; 2] = [32.0, 1.0];
-
 impl Yarn {
     /// How much of frequency `i` stays as it is.
     fn stays(&self, rope: &Rope, i: usize) -> f64 {
         // The number of the frequency that turns so often.
-        let [fast, slow] = BETA.map(|n| rope.dim as f64 * (self.original / (n * TAU)).ln() / (2.0 * rope.base.ln()));
+        let number = |turns: f64| rope.dim as f64 * (self.original / (turns * TAU)).ln() / (2.0 * rope.base.ln());
+        let (fast, slow) = (number(self.beta_fast), number(self.beta_slow));
         let (low, high) = (fast.floor().max(0.0), slow.ceil().min(rope.dim as f64 - 1.0));
-        1.0 - ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0)
+        self.ext_factor * (1.0 - ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0))
     }
 }
 
@@ -47,7 +45,7 @@ mod tests {
     /// Qwen2.5's: 128 dimensions, base 1e6, 32,768 positions of training, four times as many.
     #[test]
     fn yarn_divides_what_did_not_turn() {
-        let yarn = Some(Yarn { original: 32_768.0 });
+        let yarn = Some(Yarn { original: 32_768.0, beta_fast: 32.0, beta_slow: 1.0, ext_factor: 1.0 });
         let rope =
             Rope { dim: 128, base: 1e6, pairs: Pairs::Halves, position_divisor: 4.0, yarn: None, magnitude: 1.0 };
         let whole = frequencies(&Rope { position_divisor: 1.0, ..rope.clone() }, None);

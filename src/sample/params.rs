@@ -95,7 +95,7 @@ pub struct Overrides {
     #[arg(long, value_name = "K", value_parser = top_k, allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
-    /// Keep the most likely tokens up to a sum of P [default: 0.95, or the model's]
+    /// Keep the most likely tokens up to a cumulative probability of P [default: 0.95, or the model's]
     #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f32>,
@@ -103,7 +103,7 @@ pub struct Overrides {
     #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_p: Option<f32>,
-    /// Locally typical sampling up to a sum of P [default: 1, off]
+    /// Locally typical sampling up to a cumulative probability of P [default: 1, off]
     #[arg(long = "typical", visible_alias = "typical-p", value_name = "P", value_parser = number::<0, 1>)]
     #[serde(rename = "typical", skip_serializing_if = "Option::is_none")]
     pub typical_p: Option<f32>,
@@ -111,7 +111,7 @@ pub struct Overrides {
     #[arg(long, value_name = "X", value_parser = penalty)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repeat_penalty: Option<f32>,
-    /// How many tokens are recent; -1 for all of the context [default: 64, or the model's]
+    /// How many recent tokens are penalized; -1: the whole context [default: 64, or the model's]
     #[arg(long, value_name = "N", value_parser = last_n, allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repeat_last_n: Option<usize>,
@@ -192,7 +192,7 @@ impl Overrides {
         if g.value(&key("sequence")).is_some() {
             foreign.push(key("sequence"));
         }
-        let note = |key: String| format!("{key}: the file asks for it, and it is not done here");
+        let note = |key: String| format!("{key}: requested by the file but not supported; ignored");
         Ok((set, foreign.into_iter().map(note).collect()))
     }
 }

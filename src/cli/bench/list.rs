@@ -53,7 +53,7 @@ pub fn threads(s: &str) -> Result<List, String> {
 }
 
 fn form() -> String {
-    "expected numbers with commas between, or FIRST-LAST, FIRST-LAST+STEP, FIRST-LAST*TIMES".into()
+    "expected numbers separated by commas, or FIRST-LAST, FIRST-LAST+STEP, FIRST-LAST*FACTOR".into()
 }
 
 fn number(s: &str) -> Result<usize, String> {
