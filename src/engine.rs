@@ -246,6 +246,11 @@ pub struct Engine {
 /// Tokens that go through the layers in one walk, where a walk reads the disk.
 pub const WALK: usize = 4096;
 
+/// How many tokens two texts begin with alike.
+pub fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
 /// Of so many bytes of memory available, what a model larger than that takes: a sixteenth is left to others.
 pub fn most_taken(available: u64) -> u64 {
     available - available / 16
@@ -525,7 +530,7 @@ impl Session {
     /// Keeps what a sequence has in common with `tokens`, but never all of `tokens`, so that feeding the rest gives logits.
     /// Returns how many are kept.
     pub fn reuse(&mut self, seq: usize, tokens: &[u32]) -> usize {
-        let common = self.tokens[seq].iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let common = common_prefix(&self.tokens[seq], tokens);
         self.truncate(seq, common.min(tokens.len().saturating_sub(1)));
         self.len(seq)
     }

@@ -17,7 +17,7 @@
 //! within rounding of one another.
 
 use crate::disk;
-use crate::engine::Session;
+use crate::engine::{Session, common_prefix};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -138,7 +138,7 @@ impl KvStore {
     /// positions were read.
     pub fn restore(&mut self, session: &mut Session, tokens: &[u32]) -> usize {
         let tokens = &tokens[..tokens.len().min(session.context())];
-        let common = common(session.tokens(0), tokens);
+        let common = common_prefix(session.tokens(0), tokens);
         let mut read = 0;
         // Each try that ends at damage marks a span, and is followed by one without it.
         loop {
@@ -213,7 +213,7 @@ impl KvStore {
         let mut shared = Vec::with_capacity(self.spans.len()); // of each span with those before it
         for (i, s) in self.spans.iter().enumerate() {
             let before = s.parent.map_or(0, |p: usize| shared[p]).min(s.start);
-            let here = if before < s.start || s.damaged { 0 } else { common(&s.tokens, &tokens[s.start..]) };
+            let here = if before < s.start || s.damaged { 0 } else { common_prefix(&s.tokens, &tokens[s.start..]) };
             shared.push(before + here);
             // Of equals the later: it was written because the earlier one is damaged.
             if here > 0 && before + here >= best.0 {
@@ -439,11 +439,6 @@ fn files(dir: &Path) -> Vec<Kept> {
 /// Removes a cache that no program has open.
 fn remove_unused(path: &Path) -> bool {
     File::open(path).is_ok_and(|f| f.try_lock().is_ok() && fs::remove_file(path).is_ok())
-}
-
-/// How many tokens two texts begin with alike.
-fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// What keys and values depend on, beside the tokens.

@@ -5,7 +5,7 @@ use super::perplexity::run::Run;
 use super::perplexity::{check_memory, tokens};
 use super::text::note_bytes;
 use crate::disk;
-use crate::engine::Session;
+use crate::engine::{Session, common_prefix};
 use crate::perplexity::compare::{Contender, add, group, kept_bytes};
 use crate::perplexity::plot::{Point, svg};
 use crate::perplexity::state::Key;
@@ -96,7 +96,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 bail!("{model}: a vocabulary of {found} tokens, the reference has {n}");
             }
             if encoded != text {
-                let at = text.iter().zip(&encoded).take_while(|(a, b)| a == b).count();
+                let at = common_prefix(&text, &encoded);
                 bail!("{model}: tokenizes the text differently from the reference, from token {at} on");
             }
         }

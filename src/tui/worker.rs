@@ -7,7 +7,7 @@ use super::Msg;
 use crate::catalog;
 use crate::chat::{self, Message, Template};
 use crate::draft::Drafter;
-use crate::engine::{Engine, EngineOptions, Session, SessionOptions};
+use crate::engine::{Engine, EngineOptions, Session, SessionOptions, common_prefix};
 use crate::generate::{End, Event as Heard, generate_with};
 use crate::kv_store::{self, KvStore};
 use crate::machine::Machine;
@@ -432,7 +432,7 @@ impl Desk {
         if let Some(store) = &mut kv.store {
             store.restore(session, &prompt);
         }
-        let common = session.tokens(0).iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let common = common_prefix(session.tokens(0), &prompt);
         let reused = common.min(prompt.len().saturating_sub(1));
         self.say(Event::Reading { done: 0, of: prompt.len() - reused, reused, time: Duration::ZERO });
         let start = Instant::now();
