@@ -355,13 +355,17 @@ impl Engine {
 
     /// A timeline. The first one decides which weights stay in memory.
     pub fn session(self: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineError> {
+        self.session_on(&Machine::here(), o)
+    }
+
+    /// The same, on a machine with this much memory.
+    pub fn session_on(self: &Arc<Engine>, machine: &Machine, o: &SessionOptions) -> Result<Session, EngineError> {
         let c = &self.model.config;
         let cache = KvCache::new(c, o.sequences, o.context, o.k_type, o.v_type)
             .map_err(system(format!("KV cache of {} sequences of {} tokens", o.sequences, o.context)))?;
         // Of a cache that there is room for, the product does not overflow.
         let positions = o.context.saturating_mul(o.sequences).max(1);
         let ubatch = o.ubatch.clamp(1, positions);
-        let machine = Machine::here();
         let available = machine.available.map_or(u64::MAX, |a| a.saturating_add(machine.swap));
         let needed = cache.n_bytes() as u64;
         if needed > available {

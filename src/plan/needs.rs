@@ -1,7 +1,7 @@
 //! What a model needs: bytes of weights, of KV cache, of buffers.
 
 use crate::catalog;
-use crate::engine::SessionOptions;
+use crate::engine::{SessionOptions, most_taken};
 use crate::gguf::{Gguf, GgufError, Value};
 use oxcart_quant::attention::{BLOCK, KvType};
 use serde::Serialize;
@@ -157,9 +157,10 @@ impl Needs {
         self.kv_cache + self.buffers
     }
 
-    /// The longest context for which `memory` bytes hold everything, in whole blocks; 0 where not even one does.
-    pub fn longest(&self, memory: u64) -> u64 {
-        let left = memory.saturating_sub(self.weights).saturating_sub(self.buffers);
+    /// The longest context for which everything stays in memory, of which so many bytes are available, in whole blocks; 0 where
+    /// not even one does.
+    pub fn longest(&self, available: u64) -> u64 {
+        let left = most_taken(available).saturating_sub(self.weights).saturating_sub(self.buffers);
         let block = BLOCK as u64;
         let most = left.checked_div(self.kv_cache_per_token).unwrap_or(u64::MAX) / block * block;
         most.min(self.trained_context.unwrap_or(u64::MAX))
@@ -225,7 +226,9 @@ mod tests {
         for (memory, want) in
             [(0, 0), (1100, 0), (1100 + 159, 0), (1100 + 160, 16), (1100 + 339, 32), (u64::MAX, 32768)]
         {
-            assert_eq!(m.longest(memory), want, "{memory}");
+            let available = memory.saturating_add(memory / 15);
+            assert!(memory == u64::MAX || most_taken(available) == memory);
+            assert_eq!(m.longest(available), want, "{memory}");
         }
     }
 }
