@@ -213,6 +213,14 @@ fn errors_name_the_file_once() {
     m.write(&path);
     let said = last_line(oxcart(&["plan", "--no-probe"], &[&path], &[]));
     assert!(said.contains("more than 2^64 bytes") && named(&said) == 1, "{said}");
+    m.set("llama.feed_forward_length", MetadataValue::U64(1 << 60).into());
+    m.set("llama.expert_used_count", MetadataValue::U32(1024).into());
+    m.write(&path);
+    for verb in [&["plan", "--no-probe"][..], &["inspect"]] {
+        let said = last_line(oxcart(verb, &[&path], &[]));
+        let problem = "llama.feed_forward_length: found 1152921504606846976, expected at most 18014398509481983";
+        assert!(said.contains(problem) && named(&said) == 1, "{said}");
+    }
 }
 
 /// Of a program that fails, the last line of what it says.

@@ -50,6 +50,14 @@ impl Geometry {
             _ => vec![g.uint(&kv)?.unwrap_or(heads); layers as usize],
         };
         let key_len = g.uint(&key("attention.key_length"))?.unwrap_or(dim / heads);
+        // The second key counts for experts of another width than the dense layers.
+        let width = most("feed_forward_length")?.unwrap_or(0).max(most("expert_feed_forward_length")?.unwrap_or(0));
+        let used = g.uint(&key("expert_used_count"))?.filter(|n| (1..=1024).contains(n)).unwrap_or(1);
+        let ffn = width.checked_mul(used).ok_or_else(|| GgufError {
+            file: g.path().to_path_buf(),
+            field: key("feed_forward_length"),
+            problem: format!("found {width}, expected at most {} for {used} experts", u64::MAX / used),
+        })?;
         Ok(Some(Geometry {
             trained: g.uint(&key("context_length"))?.filter(|&n| n > 0),
             layers_kv_heads,
@@ -57,10 +65,7 @@ impl Geometry {
             value_len: g.uint(&key("attention.value_length"))?.unwrap_or(key_len),
             heads,
             dim,
-            ffn: most("feed_forward_length")?.unwrap_or(0).max(
-                // The key counts for experts of another width than the dense layers.
-                most("expert_feed_forward_length")?.unwrap_or(0),
-            ) * g.uint(&key("expert_used_count"))?.filter(|n| (1..=1024).contains(n)).unwrap_or(1),
+            ffn,
             vocab: g.tensor("token_embd.weight").and_then(|t| t.dims.get(1).copied()).unwrap_or(0),
         }))
     }
