@@ -150,6 +150,15 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
     |error| EngineError::System { what, error }
 }
 
+/// The tokenizer of a file, which errors name.
+pub fn tokenizer(g: &Gguf) -> Result<Tokenizer, EngineError> {
+    Tokenizer::from_gguf(g).map_err(|error| match error {
+        // It names the file already.
+        TokenizerError::Gguf(error) => EngineError::Gguf(error),
+        error => EngineError::Tokenizer { file: g.path().to_path_buf(), error },
+    })
+}
+
 /// Workers where they shall run.
 fn team(threads: usize, p: &Placement, notes: &mut Vec<String>) -> Result<Team, EngineError> {
     if !p.is_some() {
@@ -269,11 +278,7 @@ impl Engine {
             gguf.override_kv(spec)?;
         }
         let mut model = Model::from_gguf(&gguf)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|error| match error {
-            // It names the file already.
-            TokenizerError::Gguf(error) => EngineError::Gguf(error),
-            error => EngineError::Tokenizer { file: gguf.path().to_path_buf(), error },
-        })?;
+        let tokenizer = tokenizer(&gguf)?;
         let (n, rows) = (tokenizer.n_vocab(), model.config.n_vocab);
         if n > rows {
             let (key, problem) =

@@ -209,6 +209,13 @@ fn errors_name_the_file_once() {
     let o = oxcart(&["quantize", "--override-kv", "llama.block_count=str:x"], &[&path, &out], &["Q4_0"]);
     let said = last_line(o);
     assert!(said.contains("llama.block_count: found string x") && named(&said) == 1, "{said}");
+    for (verb, behind) in [("run", &["-p", "x"][..]), ("tokenize", &["-p", "x"])] {
+        for (spec, problem) in [("tokens=str:x", "found string x"), ("eos_token_id=int:99999", "found 99999")] {
+            let spec = format!("tokenizer.ggml.{spec}");
+            let said = last_line(oxcart(&[verb, "--override-kv", &spec, "-m"], &[&path], behind));
+            assert!(said.contains(problem) && named(&said) == 1, "{verb}: {said}");
+        }
+    }
     m.set("llama.feed_forward_length", MetadataValue::U64(1 << 40).into());
     m.write(&path);
     let said = last_line(oxcart(&["plan", "--no-probe"], &[&path], &[]));
