@@ -1,6 +1,11 @@
 //! `oxcart bench` with llama-bench's lists and forms, on the default model.
 
+#[path = "common/checkpoint.rs"]
+#[allow(dead_code)] // what only conversions need
+mod checkpoint;
+
 use assert_cmd::Command;
+use checkpoint::{DIM, EXPERTS, FFN, HEAD_DIM, HEADS, KV_HEADS, LAYERS, VOCAB};
 use serde_json::Value;
 
 /// stdout, stderr and exit status.
@@ -37,6 +42,40 @@ fn all_combinations_are_run_and_recorded_as_they_were() {
     let age = jiff::Timestamp::now().as_second() - time.as_second();
     assert!((0..600).contains(&age), "{row}");
     assert!(!row["cpu_info"].as_str().expect("a name").is_empty(), "{row}");
+}
+
+#[test]
+fn bytes_are_those_that_were_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (attention, output) = (4 * DIM * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS), 4 * VOCAB * DIM);
+    let (qkv, expert) = (4 * DIM * HEAD_DIM * (HEADS + 2 * KV_HEADS), 4 * 3 * FFN * DIM);
+    let position = 2 * 2 * LAYERS * KV_HEADS * HEAD_DIM; // two bytes of keys and of values
+    for (class, all, one, two) in
+        [("LlamaForCausalLM", 1, 1.0, 1.0), ("MixtralForCausalLM", EXPERTS, EXPERTS as f64 / 2.0, EXPERTS as f64 * 0.75)]
+    {
+        let (from, to) = (dir.path().join(class), dir.path().join(format!("{class}.gguf")));
+        checkpoint::model(class, "F32", 5).write(&from, 1);
+        Command::cargo_bin("oxcart").unwrap().arg("quantize").args([&from, &to]).arg("F32").assert().success();
+        let path = to.to_str().unwrap();
+        let args = ["-m", path, "-t", "1", "-p", "80,2", "-n", "3", "-pg", "80,1", "-d", "0,7", "-ub", "40", "-o", "json"];
+        let rows: Vec<Value> = serde_json::from_str(&done(&args).0).expect("JSON");
+        let layers = |n: usize, experts: f64| (n * attention) as f64 + (n * expert) as f64 * experts;
+        let token = layers(LAYERS, one) + output as f64;
+        // Two walks of 40 tokens, of which the first asks for no logits, and the second for those of one token.
+        let prompt = 2.0 * layers(LAYERS - 1, all as f64) + qkv as f64 + layers(1, one) + output as f64;
+        let short = layers(LAYERS - 1, two) + layers(1, one) + output as f64;
+        let kv = |positions: usize| (positions * position) as f64;
+        let mut want = Vec::new();
+        for depth in [0, 7] {
+            want.extend([prompt, short, 3.0 * token + kv(3 * depth + 6), prompt + token + kv(depth + 81)]);
+        }
+        let read: Vec<f64> =
+            rows.iter().map(|r| r["gb_per_s"].as_f64().unwrap() * r["avg_ns"].as_f64().unwrap()).collect();
+        assert_eq!(read.len(), want.len());
+        for (row, (read, want)) in rows.iter().zip(read.iter().zip(&want)) {
+            assert!((read / want - 1.0).abs() < 1e-4, "{class}: {read} bytes, expected {want}: {row}");
+        }
+    }
 }
 
 #[test]

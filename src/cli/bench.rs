@@ -184,9 +184,7 @@ fn measure(
     let (ts, ts_dev) = timing.rate();
     let (ns, ns_dev) = mean_and_deviation(timing.seconds.iter().map(|s| s * 1e9));
     let (c, w) = (&e.model.config, &e.model.weights);
-    // A forward pass reads the weights once, however many tokens it feeds.
-    let passes = test.prompt.div_ceil(b.walk()) + test.generate;
-    let read = passes as f64 * w.bytes_per_token(c) as f64 / (ns / 1e9) / 1e9;
+    let read = b.n_bytes(test) / ns;
     // All but the last token of a prompt go without the output matrix.
     let outputs = test.generate + (test.prompt > 0) as usize;
     let inner = w.parameters_per_token(c) - c.n_vocab * c.dim;

@@ -293,7 +293,7 @@ impl Desk {
         let engine = Arc::new(Engine::open_watched(&found.path, &o, &watch).map_err(|e| text(&e))?);
         let c = &engine.model.config;
         let context = self.opening.context.unwrap_or(c.n_context);
-        let per_token = engine.model.weights.bytes_per_token(c);
+        let per_token = engine.model.weights.bytes_per_pass(c, 1, 1) as usize;
         let ubatch = self.opening.session.ubatch.min(stoppable(per_token));
         let template = match &self.opening.template {
             Some(source) => Template::from_source(source, &engine.tokenizer),
