@@ -45,6 +45,13 @@ fn all_combinations_are_run_and_recorded_as_they_were() {
 }
 
 #[test]
+fn what_comes_to_the_same_is_run_once() {
+    let out = done(&["-p", "4", "-n", "0", "-b", "512", "-ub", "512,128,1024", "-o", "jsonl"]).0;
+    let rows = out.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
+    assert_eq!(rows.map(|r| r["n_ubatch"].as_u64().unwrap()).collect::<Vec<_>>(), [512, 128]);
+}
+
+#[test]
 fn bytes_are_those_that_were_read() {
     let dir = tempfile::tempdir().unwrap();
     let (attention, output) = (4 * DIM * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS), 4 * VOCAB * DIM);

@@ -104,9 +104,13 @@ impl Args {
         tests.retain(|t| t.prompt + t.generate > 0);
         let mut cases = Vec::new();
         for batch in all(&self.batch_size) {
-            let mut ubatches: Vec<usize> = all(&self.ubatch_size).map(|n| n.min(batch)).collect();
             // Above the batch, several are one.
-            ubatches.dedup();
+            let mut ubatches = Vec::new();
+            for ubatch in all(&self.ubatch_size).map(|n| n.min(batch)) {
+                if !ubatches.contains(&ubatch) {
+                    ubatches.push(ubatch);
+                }
+            }
             for ubatch in ubatches {
                 for &k_type in &self.cache_type_k {
                     for &v_type in &self.cache_type_v {
