@@ -104,7 +104,7 @@ fn results_go_to_stderr_in_another_form() {
 #[test]
 fn lists_that_are_none_are_usage_errors() {
     for args in
-        [["-p", "4-"], ["-n", "1-8*1"], ["-b", "0"], ["-ub", "0-4"], ["-t", "4097"], ["-d", "-1"], ["-o", "xml"]]
+        [["-p", "4-"], ["-n", "1-8*1"], ["-b", "0"], ["-ub", "0-4"], ["-t", "4097"], ["-d", "-1"], ["-o", "xml"], ["-r", "0"]]
     {
         let (out, err, code) = bench(&args);
         assert!(code == Some(2) && out.is_empty() && err.contains("invalid value"), "{args:?}: {code:?} {err}");

@@ -108,6 +108,9 @@ fn parts_of_a_text_join_to_the_whole() {
     oxcart(&["imatrix", "--in-file", &format!("{whole},{first}"), "-c", "32", "-o", &joined]).assert().success();
     assert_eq!(Imatrix::read(Path::new(&joined)).unwrap().chunks, 6);
     let [whole, parts, old] = [&whole, &both, &dat].map(|file| Imatrix::read(Path::new(file)).unwrap());
+    for wrong in [&["--in-file", &dat, "--in-file", &dat, "--show-statistics"][..], &["-f", &dat, "-c", "3"]] {
+        oxcart(&[&["imatrix"], wrong].concat()).assert().code(2);
+    }
     let out = oxcart(&["imatrix", "--in-file", &dat, "--show-statistics", "--json"]).assert().success();
     let shown: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
     assert_eq!((shown["chunks"].as_u64(), shown["tensors"].as_array().unwrap().len()), (Some(4), 210));

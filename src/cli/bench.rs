@@ -7,7 +7,6 @@ use super::engine::{ComputeArgs, beyond_memory, kv_type, model_type, tokens};
 use crate::bench::{Bench, Test, Timing, limits, mean_and_deviation};
 use crate::engine::{Engine, SessionOptions};
 use crate::machine::processor;
-use anyhow::bail;
 use form::{Form, Printer, Row};
 use jiff::Timestamp;
 use list::{List, list, threads};
@@ -56,8 +55,8 @@ pub struct Args {
     #[arg(long, visible_alias = "ctv", value_name = "TYPE,..", value_delimiter = ',', default_value = "f16", value_parser = kv_type)]
     cache_type_v: Vec<KvType>,
     /// Repetitions
-    #[arg(short, long, value_name = "N", default_value_t = 5)]
-    repetitions: usize,
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repetitions: u32,
     /// Seconds between tests
     #[arg(long, value_name = "S", default_value_t = 0)]
     delay: u32,
@@ -125,9 +124,6 @@ impl Args {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    if a.repetitions == 0 {
-        bail!("--repetitions 0: expected at least 1");
-    }
     let models: Vec<Option<&str>> = match a.model.is_empty() {
         true => vec![None],
         false => a.model.iter().map(|m| Some(m.as_str())).collect(),

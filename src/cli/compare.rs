@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Tokens of a chunk
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::chunk)]
     ctx_size: usize,
     /// Tokens of a batch: so many chunks go through a model before the next one's turn
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::batch)]
@@ -74,9 +74,6 @@ enum Form {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    if !(4..=1 << 24).contains(&a.ctx_size) {
-        bail!("--ctx-size {}: expected 4 to {}", a.ctx_size, 1 << 24);
-    }
     if let Some(plot) = &a.plot {
         // Now, not after the work.
         disk::target(plot).with_context(|| plot.display().to_string())?;

@@ -43,10 +43,11 @@ pub struct Args {
     session: SessionArgs,
     /// The text or data set. Not needed for --kl-divergence: the base file has the tokens; where it is given, they must be
     /// the text's
-    #[arg(short, long, visible_alias = "bf", alias = "binary-file", value_name = "FILE")]
+    #[arg(short, long, visible_alias = "bf", alias = "binary-file", value_name = "FILE",
+          required_unless_present = "kl_divergence")]
     file: Option<PathBuf>,
     /// Tokens of a chunk [default: 512, or those of the base file]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = super::engine::chunk)]
     ctx_size: Option<usize>,
     /// Tokens of a batch: so many chunks are computed together as it holds
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
@@ -106,9 +107,6 @@ fn positive(s: &str) -> Result<f64, String> {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    if let Some(c) = a.ctx_size.filter(|c| !(4..=1 << 24).contains(c)) {
-        bail!("--ctx-size {c}: expected 4 to {}", 1 << 24);
-    }
     if a.hellaswag || a.winogrande || a.multiple_choice {
         task::run(&a)
     } else if a.kl_divergence {

@@ -2,8 +2,9 @@
 
 use super::Args;
 use crate::cli::engine::tell_facts;
+use crate::cli::usage_error;
 use crate::perplexity::task::{Place, Question, Tally, choices, hellaswag, score, winogrande};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::json;
 use std::ops::ControlFlow;
 
@@ -24,7 +25,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         _ => Task::MultipleChoice,
     };
     if a.kl_divergence_base.is_some() {
-        bail!("--kl-divergence-base: a base file is of a text, expected no questions");
+        usage_error("--kl-divergence-base: a base file is of a text, expected no questions");
     }
     let bytes = a.bytes()?;
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
