@@ -52,6 +52,26 @@ fn what_comes_to_the_same_is_run_once() {
 }
 
 #[test]
+fn a_model_that_fails_takes_no_measurement_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let default = "SmolLM2-135M-Instruct";
+    // A file of no tensors and no keys is a GGUF, and no model.
+    let empty = file("empty.gguf", &[&b"GGUF\x03\0\0\0"[..], &[0; 24]].concat());
+    let (out, err, code) = bench(&["-r", "1", "-p", "4", "-n", "0", "-o", "json", "-m", default, "-m", &empty]);
+    let rows: Vec<Value> = serde_json::from_str(&out).expect("JSON");
+    assert!(code == Some(1) && rows.len() == 1 && err.contains("empty.gguf: general.architecture: missing"), "{err}");
+    // What is no file of models at all is told before anything is measured.
+    let none = file("none.gguf", b"nonsense");
+    let (out, err, code) = bench(&["-r", "1", "-p", "4", "-n", "0", "-m", default, "-m", &none]);
+    assert!(code == Some(1) && out.is_empty() && err.contains("none.gguf: magic"), "{out}{err}");
+}
+
+#[test]
 fn bytes_are_those_that_were_read() {
     let dir = tempfile::tempdir().unwrap();
     let (attention, output) = (4 * DIM * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS), 4 * VOCAB * DIM);

@@ -5,7 +5,9 @@ mod list;
 
 use super::engine::{ComputeArgs, beyond_memory, kv_type, model_type, tokens};
 use crate::bench::{Bench, Test, Timing, limits, mean_and_deviation};
+use crate::catalog;
 use crate::engine::{Engine, SessionOptions};
+use crate::gguf::Gguf;
 use crate::machine::processor;
 use form::{Form, Printer, Row};
 use jiff::Timestamp;
@@ -128,11 +130,32 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         true => vec![None],
         false => a.model.iter().map(|m| Some(m.as_str())).collect(),
     };
-    let cases = a.cases();
-    let (mut done, of) = (0, models.len() * all(&a.threads).count() * cases.len());
+    // Not after hours of the models before it.
+    for &model in &models {
+        Gguf::open(&catalog::resolve(model)?.path)?;
+    }
     let mut out = Printer::new(a.output, std::io::stdout().lock());
     let mut err = a.output_err.map(|form| Printer::new(form, std::io::stderr()));
-    for &model in &models {
+    let measured = measure_all(&a, &models, |row| {
+        // Nobody has to read stderr.
+        let _ = err.as_mut().map_or(Ok(()), |err| err.row(row));
+        out.row(row)
+    });
+    // What was measured is told also where the rest fails.
+    let _ = err.map_or(Ok(()), Printer::finish);
+    let told = out.finish();
+    measured?;
+    Ok(told?)
+}
+
+fn measure_all(
+    a: &Args,
+    models: &[Option<&str>],
+    mut tell_row: impl FnMut(&Row) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let cases = a.cases();
+    let (mut done, of) = (0, models.len() * all(&a.threads).count() * cases.len());
+    for &model in models {
         for threads in all(&a.threads) {
             let e = a.compute.open(model, Some(threads))?;
             let mut told = false;
@@ -146,15 +169,11 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                         tell!("bench: {done}/{of} {}: {what}", case.test.name());
                     }
                 };
-                let row = measure(&e, &a, case, !std::mem::replace(&mut told, true), progress)?;
-                out.row(&row)?;
-                // Nobody has to read stderr.
-                let _ = err.as_mut().map_or(Ok(()), |err| err.row(&row));
+                tell_row(&measure(&e, a, case, !std::mem::replace(&mut told, true), progress)?)?;
             }
         }
     }
-    let _ = err.map_or(Ok(()), Printer::finish);
-    Ok(out.finish()?)
+    Ok(())
 }
 
 fn measure(
