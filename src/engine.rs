@@ -353,6 +353,11 @@ impl Engine {
         Ok(load::populate(&self.model.weights.matrices(), team, watch)?)
     }
 
+    /// Whether the weights are copied or locked, so that the system cannot drop them.
+    pub fn stays(&self) -> bool {
+        self.stays
+    }
+
     /// The weights' way into memory, where they do not fit there: known from the first session on.
     pub fn stream(&self) -> Option<&Stream> {
         self.stream.get()

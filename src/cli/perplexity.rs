@@ -43,8 +43,14 @@ pub struct Args {
     session: SessionArgs,
     /// The text or data set. Not needed for --kl-divergence: the base file has the tokens; where it is given, they must be
     /// the text's
-    #[arg(short, long, visible_alias = "bf", alias = "binary-file", value_name = "FILE",
-          required_unless_present = "kl_divergence")]
+    #[arg(
+        short,
+        long,
+        visible_alias = "bf",
+        alias = "binary-file",
+        value_name = "FILE",
+        required_unless_present = "kl_divergence"
+    )]
     file: Option<PathBuf>,
     /// Tokens of a chunk [default: 512, or those of the base file]
     #[arg(short, long, value_name = "N", value_parser = super::engine::chunk)]
@@ -187,11 +193,35 @@ pub(super) fn check_memory(models: &[&Arc<Engine>], needed: u64) -> anyhow::Resu
     if needed > free {
         bail!("memory: {:.2} GiB needed beside the model, {:.2} GiB available", gib(needed), gib(free));
     }
-    // Of those that are streamed, their facts tell.
-    let files: u64 = models.iter().filter(|e| e.stream().is_none()).map(|e| e.gguf.file_size()).sum();
+    let files = dropped(models);
     if files > free - needed {
         let (files, free) = (gib(files), gib(free - needed));
         tell!("memory: {files:.2} GiB of weights, {free:.2} GiB available: they are read again for every batch");
     }
     Ok(())
+}
+
+/// Bytes of the files that the system drops where memory is short. Of those that are streamed, their facts tell; those that
+/// stay no longer count as available.
+fn dropped(models: &[&Arc<Engine>]) -> u64 {
+    models.iter().filter(|e| e.stream().is_none() && !e.stays()).map(|e| e.gguf.file_size()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dropped;
+    use crate::engine::{Engine, EngineOptions};
+    use crate::load::Residence;
+    use std::sync::Arc;
+
+    #[test]
+    fn weights_that_stay_are_not_read_again() {
+        let path = crate::catalog::default_model().unwrap();
+        let open = |copy: bool| {
+            let residence = Residence { copy, ..Residence::default() };
+            Arc::new(Engine::open(&path, &EngineOptions { threads: 1, residence, ..EngineOptions::default() }).unwrap())
+        };
+        let (mapped, copied) = (open(false), open(true));
+        assert_eq!(dropped(&[&mapped, &copied]), mapped.gguf.file_size());
+    }
 }
