@@ -67,7 +67,7 @@ fn oxcart(before: &[&str], paths: &[&Path], behind: &[&str]) -> Command {
 #[test]
 fn models_that_cannot_be_computed_are_not_opened() {
     type Change = fn(&mut Model);
-    let cases: [(&str, &str, Change); 11] = [
+    let cases: [(&str, &str, Change); 19] = [
         ("Qwen2ForCausalLM", "tensor output_norm.weight: 1 of 192 numbers are NaN or infinite", |m| {
             m.put("output_norm.weight", 7, f32::NAN)
         }),
@@ -92,6 +92,32 @@ fn models_that_cannot_be_computed_are_not_opened() {
         }),
         ("MixtralForCausalLM", "llama.expert_used_count: found 5, expected 1 to 4", |m| {
             m.set("llama.expert_used_count", MetadataValue::U32(5).into())
+        }),
+        ("LlamaForCausalLM", "llama.attention.head_count_kv: 4 key heads do not divide 6 query heads", |m| {
+            m.set("llama.attention.head_count_kv", MetadataValue::U32(4).into())
+        }),
+        ("Qwen2ForCausalLM", "qwen2.attention.head_count: 5 heads do not divide a width of 192", |m| {
+            m.metadata.retain(|(k, _)| k != "qwen2.attention.key_length");
+            m.set("qwen2.attention.head_count", MetadataValue::U32(5).into())
+        }),
+        ("LlamaForCausalLM", "llama.attention.key_length: heads of 24 and 24, expected both the same multiple", |m| {
+            m.set("llama.attention.key_length", MetadataValue::U32(24).into());
+            m.set("llama.attention.value_length", MetadataValue::U32(24).into())
+        }),
+        ("LlamaForCausalLM", "llama.attention.key_length: heads of 32 and 16, expected both the same multiple", |m| {
+            m.set("llama.attention.value_length", MetadataValue::U32(16).into())
+        }),
+        ("LlamaForCausalLM", "llama.rope.dimension_count: found 34, expected an even number up to 32", |m| {
+            m.set("llama.rope.dimension_count", MetadataValue::U32(34).into())
+        }),
+        ("LlamaForCausalLM", "llama.rope.dimension_count: found 31, expected an even number up to 32", |m| {
+            m.set("llama.rope.dimension_count", MetadataValue::U32(31).into())
+        }),
+        ("LlamaForCausalLM", "llama.rope.scaling.type: found \"longrope\", oxcart runs none, linear, yarn", |m| {
+            m.set("llama.rope.scaling.type", MetadataValue::String("longrope".into()).into())
+        }),
+        ("LlamaForCausalLM", "llama.block_count: found 4097, expected at most 4096", |m| {
+            m.set("llama.block_count", MetadataValue::U32(4097).into())
         }),
         ("LlamaForCausalLM", "tensor token_embd.weight: missing", |m| {
             m.tensors.retain(|(t, _)| t.name != "token_embd.weight")
