@@ -107,9 +107,7 @@ impl Bench {
             let n = walk.min(test.prompt - at);
             w.bytes_per_pass(c, n, usize::from(at + n == test.prompt))
         });
-        prompt.sum::<f64>()
-            + test.generate as f64 * w.bytes_per_pass(c, 1, 1)
-            + positions as f64 * position as f64
+        prompt.sum::<f64>() + test.generate as f64 * w.bytes_per_pass(c, 1, 1) + positions as f64 * position as f64
     }
 
     fn feed(&mut self, n: usize) -> Result<(), EngineError> {

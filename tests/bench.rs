@@ -77,14 +77,16 @@ fn bytes_are_those_that_were_read() {
     let (attention, output) = (4 * DIM * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS), 4 * VOCAB * DIM);
     let (qkv, expert) = (4 * DIM * HEAD_DIM * (HEADS + 2 * KV_HEADS), 4 * 3 * FFN * DIM);
     let position = 2 * 2 * LAYERS * KV_HEADS * HEAD_DIM; // two bytes of keys and of values
-    for (class, all, one, two) in
-        [("LlamaForCausalLM", 1, 1.0, 1.0), ("MixtralForCausalLM", EXPERTS, EXPERTS as f64 / 2.0, EXPERTS as f64 * 0.75)]
-    {
+    for (class, all, one, two) in [
+        ("LlamaForCausalLM", 1, 1.0, 1.0),
+        ("MixtralForCausalLM", EXPERTS, EXPERTS as f64 / 2.0, EXPERTS as f64 * 0.75),
+    ] {
         let (from, to) = (dir.path().join(class), dir.path().join(format!("{class}.gguf")));
         checkpoint::model(class, "F32", 5).write(&from, 1);
         Command::cargo_bin("oxcart").unwrap().arg("quantize").args([&from, &to]).arg("F32").assert().success();
         let path = to.to_str().unwrap();
-        let args = ["-m", path, "-t", "1", "-p", "80,2", "-n", "3", "-pg", "80,1", "-d", "0,7", "-ub", "40", "-o", "json"];
+        let args =
+            ["-m", path, "-t", "1", "-p", "80,2", "-n", "3", "-pg", "80,1", "-d", "0,7", "-ub", "40", "-o", "json"];
         let rows: Vec<Value> = serde_json::from_str(&done(&args).0).expect("JSON");
         let layers = |n: usize, experts: f64| (n * attention) as f64 + (n * expert) as f64 * experts;
         let token = layers(LAYERS, one) + output as f64;
@@ -123,9 +125,16 @@ fn results_go_to_stderr_in_another_form() {
 
 #[test]
 fn lists_that_are_none_are_usage_errors() {
-    for args in
-        [["-p", "4-"], ["-n", "1-8*1"], ["-b", "0"], ["-ub", "0-4"], ["-t", "4097"], ["-d", "-1"], ["-o", "xml"], ["-r", "0"]]
-    {
+    for args in [
+        ["-p", "4-"],
+        ["-n", "1-8*1"],
+        ["-b", "0"],
+        ["-ub", "0-4"],
+        ["-t", "4097"],
+        ["-d", "-1"],
+        ["-o", "xml"],
+        ["-r", "0"],
+    ] {
         let (out, err, code) = bench(&args);
         assert!(code == Some(2) && out.is_empty() && err.contains("invalid value"), "{args:?}: {code:?} {err}");
     }
