@@ -95,9 +95,19 @@ impl Bench {
         Ok(Bench { session, tokens })
     }
 
-    /// Tokens that one reading of the weights serves.
-    pub fn walk(&self) -> usize {
-        self.session.walk()
+    /// Bytes that a repetition reads, about: the weights once for each walk, and for each token generated the keys and values
+    /// before it and its own. Those that a prompt reads are mostly in a cache, for they serve many tokens.
+    pub fn n_bytes(&self, test: Test) -> f64 {
+        let (c, w) = (&self.session.engine().model.config, &self.session.engine().model.weights);
+        let (k, v) = self.session.cache_types();
+        let position = c.n_layers * c.n_kv_heads * (k.row_bytes(c.head_dim) + v.row_bytes(c.head_dim));
+        let positions: usize = (1..=test.generate).map(|n| test.depth + test.prompt + n).sum();
+        let walk = self.session.walk();
+        let prompt = (0..test.prompt).step_by(walk).map(|at| {
+            let n = walk.min(test.prompt - at);
+            w.bytes_per_pass(c, n, usize::from(at + n == test.prompt))
+        });
+        prompt.sum::<f64>() + test.generate as f64 * w.bytes_per_pass(c, 1, 1) + positions as f64 * position as f64
     }
 
     fn feed(&mut self, n: usize) -> Result<(), EngineError> {

@@ -150,6 +150,15 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
     |error| EngineError::System { what, error }
 }
 
+/// The tokenizer of a file, which errors name.
+pub fn tokenizer(g: &Gguf) -> Result<Tokenizer, EngineError> {
+    Tokenizer::from_gguf(g).map_err(|error| match error {
+        // It names the file already.
+        TokenizerError::Gguf(error) => EngineError::Gguf(error),
+        error => EngineError::Tokenizer { file: g.path().to_path_buf(), error },
+    })
+}
+
 /// Workers where they shall run.
 fn team(threads: usize, p: &Placement, notes: &mut Vec<String>) -> Result<Team, EngineError> {
     if !p.is_some() {
@@ -246,6 +255,11 @@ pub struct Engine {
 /// Tokens that go through the layers in one walk, where a walk reads the disk.
 pub const WALK: usize = 4096;
 
+/// How many tokens two texts begin with alike.
+pub fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
 /// How much of the available memory a model may use; 1/16 is left to other processes.
 pub fn most_taken(available: u64) -> u64 {
     available - available / 16
@@ -264,11 +278,7 @@ impl Engine {
             gguf.override_kv(spec)?;
         }
         let mut model = Model::from_gguf(&gguf)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|error| match error {
-            // It names the file already.
-            TokenizerError::Gguf(error) => EngineError::Gguf(error),
-            error => EngineError::Tokenizer { file: gguf.path().to_path_buf(), error },
-        })?;
+        let tokenizer = tokenizer(&gguf)?;
         let (n, rows) = (tokenizer.n_vocab(), model.config.n_vocab);
         if n > rows {
             let (key, problem) =
@@ -342,6 +352,11 @@ impl Engine {
         Ok(load::populate(&self.model.weights.matrices(), team, watch)?)
     }
 
+    /// Whether the weights are copied or locked, so that the system cannot drop them.
+    pub fn stays(&self) -> bool {
+        self.stays
+    }
+
     /// The weights' way into memory, where they do not fit there: known from the first session on.
     pub fn stream(&self) -> Option<&Stream> {
         self.stream.get()
@@ -349,13 +364,17 @@ impl Engine {
 
     /// A timeline. The first one decides which weights stay in memory.
     pub fn session(self: &Arc<Engine>, o: &SessionOptions) -> Result<Session, EngineError> {
+        self.session_on(&Machine::here(), o)
+    }
+
+    /// The same, on a machine with this much memory.
+    pub fn session_on(self: &Arc<Engine>, machine: &Machine, o: &SessionOptions) -> Result<Session, EngineError> {
         let c = &self.model.config;
         let cache = KvCache::new(c, o.sequences, o.context, o.k_type, o.v_type)
             .map_err(system(format!("KV cache of {} sequences of {} tokens", o.sequences, o.context)))?;
         // Of a cache that there is room for, the product does not overflow.
         let positions = o.context.saturating_mul(o.sequences).max(1);
         let ubatch = o.ubatch.clamp(1, positions);
-        let machine = Machine::here();
         let available = machine.available.map_or(u64::MAX, |a| a.saturating_add(machine.swap));
         let needed = cache.n_bytes() as u64;
         if needed > available {
@@ -524,7 +543,7 @@ impl Session {
     /// Keeps what a sequence has in common with `tokens`, but never all of `tokens`, so that feeding the rest gives logits.
     /// Returns how many are kept.
     pub fn reuse(&mut self, seq: usize, tokens: &[u32]) -> usize {
-        let common = self.tokens[seq].iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let common = common_prefix(&self.tokens[seq], tokens);
         self.truncate(seq, common.min(tokens.len().saturating_sub(1)));
         self.len(seq)
     }

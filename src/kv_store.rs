@@ -17,12 +17,12 @@
 //! within rounding of one another.
 
 use crate::disk;
-use crate::engine::Session;
+use crate::engine::{Session, common_prefix};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, sync_channel};
 use std::time::SystemTime;
@@ -106,13 +106,7 @@ impl KvStore {
     /// in its folder may take `limit` bytes together.
     pub fn open(path: &Path, session: &Session, limit: u64) -> Result<KvStore, KvStoreError> {
         let io_error = |error| KvStoreError::Io { path: path.to_path_buf(), error };
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        let file = open.map_err(io_error)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(KvStoreError::Busy(path.to_path_buf())),
-            Err(TryLockError::Error(e)) => return Err(io_error(e)),
-        }
+        let file = locked(path)?;
         let len = file.metadata().map_err(io_error)?.len();
         let mut store = KvStore {
             path: path.to_path_buf(),
@@ -138,7 +132,7 @@ impl KvStore {
     /// positions were read.
     pub fn restore(&mut self, session: &mut Session, tokens: &[u32]) -> usize {
         let tokens = &tokens[..tokens.len().min(session.context())];
-        let common = common(session.tokens(0), tokens);
+        let common = common_prefix(session.tokens(0), tokens);
         let mut read = 0;
         // Each try that ends at damage marks a span, and is followed by one without it.
         loop {
@@ -176,15 +170,18 @@ impl KvStore {
             let k_blocks_twice = spans * session.span_bytes(&(0..BLOCK));
             (session.span_bytes(&(start..tokens.len())) + k_blocks_twice + 8 * tokens.len()) as u64
         };
-        if self.len + needs(start) > self.limit && needs(0) + HEADER as u64 <= self.limit {
-            // Other branches and damaged spans go; the conversation as it stands stays.
-            self.clear().map_err(|e| self.io_error(e))?;
+        // Other branches and damaged spans may go; the conversation as it stands stays.
+        let anew = self.len + needs(start) > self.limit && needs(0) + HEADER as u64 <= self.limit;
+        if anew {
             (start, parent) = (0, None);
         }
-        if let Err(problem) = self.make_room(needs(start)) {
+        if let Err(problem) = self.make_room(if anew { HEADER as u64 } else { self.len }, needs(start)) {
             self.full = true;
             self.notes.push(format!("{}: {problem}; no more of it is kept", self.path.display()));
             return Ok(());
+        }
+        if anew {
+            self.clear().map_err(|e| self.io_error(e))?;
         }
         let each = (SPAN_BYTES / session.span_bytes(&(0..BLOCK)).max(1)).max(1) * BLOCK;
         while start < tokens.len() {
@@ -213,7 +210,7 @@ impl KvStore {
         let mut shared = Vec::with_capacity(self.spans.len()); // of each span with those before it
         for (i, s) in self.spans.iter().enumerate() {
             let before = s.parent.map_or(0, |p: usize| shared[p]).min(s.start);
-            let here = if before < s.start || s.damaged { 0 } else { common(&s.tokens, &tokens[s.start..]) };
+            let here = if before < s.start || s.damaged { 0 } else { common_prefix(&s.tokens, &tokens[s.start..]) };
             shared.push(before + here);
             // Of equals the later: it was written because the earlier one is damaged.
             if here > 0 && before + here >= best.0 {
@@ -381,11 +378,11 @@ impl KvStore {
         Ok(Some(Span { parent, start, tokens, at: at + tokens_end as u64, crc, damaged: false }))
     }
 
-    /// Sees to it that `needs` more bytes are within the limit and on the disk; the oldest files of other conversations
-    /// make way.
-    fn make_room(&self, needs: u64) -> Result<(), String> {
+    /// Sees to it that `needs` bytes behind the first `len` are within the limit and on the disk; the oldest files of other
+    /// conversations make way.
+    fn make_room(&self, len: u64, needs: u64) -> Result<(), String> {
         let gib = |b: u64| format!("{:.1} GiB", b as f64 / f64::from(1 << 30));
-        let own = self.len + needs;
+        let own = len + needs;
         if own > self.limit {
             return Err(format!("the KV cache needs {}, the limit is {}", gib(own), gib(self.limit)));
         }
@@ -405,7 +402,7 @@ impl KvStore {
             return Err(format!("KV caches in use take {}, the limit is {}", gib(total), gib(self.limit)));
         }
         // A system that does not tell is not asked again.
-        if let Ok(free) = disk::free_space(dir)
+        if let Ok(free) = disk::free_space(dir).map(|free| free.saturating_add(self.len - len))
             && free < needs.saturating_add(LEAVE_FREE)
         {
             return Err(format!("{} are free on the disk, {} must stay so", gib(free), gib(LEAVE_FREE)));
@@ -436,14 +433,33 @@ fn files(dir: &Path) -> Vec<Kept> {
     found
 }
 
-/// Removes a cache that no program has open.
-fn remove_unused(path: &Path) -> bool {
-    File::open(path).is_ok_and(|f| f.try_lock().is_ok() && fs::remove_file(path).is_ok())
+/// Opens the file of a cache, or makes it, for this program alone.
+fn locked(path: &Path) -> Result<File, KvStoreError> {
+    let io_error = |error| KvStoreError::Io { path: path.to_path_buf(), error };
+    loop {
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = open.map_err(io_error)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(KvStoreError::Busy(path.to_path_buf())),
+            Err(TryLockError::Error(e)) => return Err(io_error(e)),
+        }
+        // Before it was locked, another program may have removed it to make room.
+        if is_named(&file, path) {
+            return Ok(file);
+        }
+    }
 }
 
-/// How many tokens two texts begin with alike.
-fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+/// Whether this is the file at a path.
+fn is_named(file: &File, path: &Path) -> bool {
+    let id = |m: fs::Metadata| (m.dev(), m.ino());
+    matches!((file.metadata().map(id), fs::metadata(path).map(id)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Removes a cache that no program has open.
+fn remove_unused(path: &Path) -> bool {
+    File::open(path).is_ok_and(|f| f.try_lock().is_ok() && is_named(&f, path) && fs::remove_file(path).is_ok())
 }
 
 /// What keys and values depend on, beside the tokens.
@@ -465,4 +481,27 @@ fn identity(session: &Session) -> [u8; 32] {
         add(&format!("{:?}", m.map(|m| (m.len(), m.modified().ok()))));
     }
     hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_file_that_is_locked_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, end) = (dir.path().join("c.kv"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    remove_unused(&path);
+                }
+            });
+            let held = (0..20_000).filter_map(|_| locked(&path).ok());
+            let nameless = held.filter(|file| file.metadata().unwrap().nlink() == 0).count();
+            end.store(true, Ordering::Relaxed);
+            assert_eq!(nameless, 0);
+        });
+    }
 }

@@ -16,6 +16,7 @@ use crate::machine::Machine;
 pub use needs::{Geometry, Needs};
 
 use crate::catalog;
+use crate::engine::most_taken;
 use crate::gguf::Gguf;
 use oxcart_quant::f32ops::Ops;
 use oxcart_quant::{Isa, Kernels, Shared, Team};
@@ -135,7 +136,7 @@ impl Fit {
         match m.available {
             None => Fit::Unknown,
             Some(a) if n.anonymous() > a.saturating_add(m.swap) => Fit::Not,
-            Some(a) if n.total > a => Fit::Disk,
+            Some(a) if n.total > most_taken(a) => Fit::Disk,
             Some(_) => Fit::Memory,
         }
     }
@@ -211,8 +212,9 @@ mod tests {
     fn what_fits_where() {
         let m = Machine { available: Some(100), swap: 10, ..Machine::default() };
         for (n, want) in [
-            ((50, 49), Fit::Memory),
-            ((50, 50), Fit::Disk),
+            // 94 of them are taken.
+            ((50, 43), Fit::Memory),
+            ((50, 44), Fit::Disk),
             ((5000, 99), Fit::Disk),
             ((1, 109), Fit::Disk),
             ((1, 110), Fit::Not),

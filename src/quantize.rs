@@ -426,6 +426,86 @@ fn is_lost(to: Format, weight: f32, back: f32) -> bool {
     !back.is_finite() || scales_are_f16 && weight.abs() > MOST_OF_BLOCKS
 }
 
+/// What a thread keeps for itself.
+#[derive(Default)]
+struct Own {
+    x: Vec<f32>,    // a row
+    back: Vec<f32>, // what its blocks give
+    sums: Sums,
+}
+
+/// A tensor's way from one format to another.
+struct Conversion<'a> {
+    tensor: &'a Tensor,
+    from: Format,
+    to: Format,
+    quantizer: Quantizer,
+    cols: usize,
+    row_bytes: usize, // of blocks
+    importance: Option<&'a [f32]>,
+    report: bool,
+}
+
+impl Conversion<'_> {
+    /// How much the columns of a row matter. Each expert's rows have their own.
+    fn importance(&self, row: usize) -> Option<&[f32]> {
+        let rows_of_expert = self.tensor.dims.get(1).map_or(1, |&n| n as usize);
+        self.importance.map(|w| &w[row / rows_of_expert * self.cols..][..self.cols])
+    }
+
+    /// Makes the blocks of the rows from `first` on; without `quantizing`, only counts what is no number.
+    fn rows(&self, first: usize, blocks: &mut [u8], quantizing: bool, Own { x, back, sums }: &mut Own) {
+        let surely_fits = if self.importance.is_some() { SURELY_FITS_WEIGHED } else { SURELY_FITS };
+        x.resize(self.cols, 0.0);
+        for (row, blocks) in (first..).zip(blocks.chunks_mut(self.row_bytes)) {
+            self.from.dequant(self.tensor.row(row), x);
+            // In the order of their bits, magnitudes are integers, and what is none is above infinity.
+            let largest = f32::from_bits(x.iter().fold(0, |m, x| m.max(x.abs().to_bits())));
+            if !largest.is_finite() {
+                sums.not_finite += x.iter().filter(|x| !x.is_finite()).count() as u64;
+            }
+            if !quantizing || !largest.is_finite() {
+                continue;
+            }
+            self.quantizer.row(x, self.importance(row), blocks);
+            if largest <= surely_fits && !self.report {
+                continue;
+            }
+            back.resize(self.cols, 0.0);
+            self.to.dequant(blocks, back);
+            if largest > surely_fits {
+                sums.too_large += x.iter().zip(&*back).filter(|(x, back)| is_lost(self.to, **x, **back)).count() as u64;
+            }
+            if self.report {
+                sums.add_row(x, back, self.importance(row));
+            }
+        }
+    }
+
+    /// Makes the blocks of a slab, on so many threads, or as many of them as the system gives.
+    fn slab(&self, first: usize, blocks: &mut [u8], threads: usize, sums: &mut Sums) {
+        let portion = (PORTION / self.cols).max(1);
+        let portions = blocks.len().div_ceil(portion * self.row_bytes);
+        // Once a number was found that is none, the rest is only counted.
+        let quantizing = sums.not_finite == 0;
+        let work = Mutex::new((first..).step_by(portion).zip(blocks.chunks_mut(portion * self.row_bytes)));
+        let total = Mutex::new(sums);
+        let worker = || {
+            let mut own = Own::default();
+            loop {
+                let Some((first, blocks)) = work.lock().expect("no worker panics").next() else { break };
+                self.rows(first, blocks, quantizing, &mut own);
+            }
+            total.lock().expect("no worker panics").join(&own.sums);
+        };
+        std::thread::scope(|scope| {
+            let spawn = |_| std::thread::Builder::new().name("oxcart-quantize".into()).spawn_scoped(scope, worker).ok();
+            (1..threads.min(portions)).map_while(spawn).for_each(drop);
+            worker();
+        });
+    }
+}
+
 fn convert(
     g: &Source,
     step: &Step<'_>,
@@ -438,67 +518,24 @@ fn convert(
     let t = step.tensor;
     let fail = |problem| QuantizeError::Tensor { file: g.path().to_path_buf(), tensor: t.name.clone(), problem };
     let cols = t.dims[0] as usize;
-    let (Some(from), Some(q)) = (t.format(), Quantizer::new(to)) else {
+    let (Some(from), Some(quantizer)) = (t.format(), Quantizer::new(to)) else {
         return Err(fail(format!("no way from {} to {}", t.kind, to.name())));
     };
-    let (Some(from_bytes), Some(to_bytes)) = (from.row_bytes(cols), to.row_bytes(cols)) else {
+    let (Some(from_bytes), Some(row_bytes)) = (from.row_bytes(cols), to.row_bytes(cols)) else {
         return Err(fail(format!("{cols} columns, not a multiple of {} ({})", to.spec().block_len, to.name())));
     };
-    let report = o.report && step.to.is_some();
-    // Each expert's rows have their own.
-    let rows_of_expert = t.dims.get(1).map_or(1, |&n| n as usize);
-    let importance = |row: usize| step.importance.map(|w| &w[row / rows_of_expert * cols..][..cols]);
-    let surely_fits = if step.importance.is_some() { SURELY_FITS_WEIGHED } else { SURELY_FITS };
-    let rows = (SLAB / to_bytes).clamp(1, t.n_rows());
-    let portion = (PORTION / cols).max(1);
-    let mut blocks = vec![0; rows * to_bytes];
+    let (importance, report) = (step.importance, o.report && step.to.is_some());
+    let c = Conversion { tensor: t, from, to, quantizer, cols, row_bytes, importance, report };
+    let rows = (SLAB / row_bytes).clamp(1, t.n_rows());
+    let mut blocks = vec![0; rows * row_bytes];
     let mut sums = Sums::default();
     for first in (0..t.n_rows()).step_by(rows) {
         if !go_on() {
             return Err(STOPPED);
         }
         let slab = first..t.n_rows().min(first + rows);
-        let blocks = &mut blocks[..slab.len() * to_bytes];
-        // Once a number was found that is none, the rest is only counted.
-        let quantizing = sums.not_finite == 0;
-        let work = Mutex::new(slab.clone().step_by(portion).zip(blocks.chunks_mut(portion * to_bytes)));
-        let total = Mutex::new(&mut sums);
-        let worker = || {
-            let (mut x, mut back, mut own) =
-                (vec![0.0; cols], vec![0.0; if report { cols } else { 0 }], Sums::default());
-            loop {
-                let Some((first, blocks)) = work.lock().expect("no worker panics").next() else { break };
-                for (row, blocks) in (first..).zip(blocks.chunks_mut(to_bytes)) {
-                    from.dequant(t.row(row), &mut x);
-                    // In the order of their bits, magnitudes are integers, and what is none is above infinity.
-                    let largest = f32::from_bits(x.iter().fold(0, |m, x| m.max(x.abs().to_bits())));
-                    if !largest.is_finite() {
-                        own.not_finite += x.iter().filter(|x| !x.is_finite()).count() as u64;
-                    }
-                    if !quantizing || !largest.is_finite() {
-                        continue;
-                    }
-                    q.row(&x, importance(row), blocks);
-                    if largest > surely_fits {
-                        back.resize(cols, 0.0);
-                        to.dequant(blocks, &mut back);
-                        own.too_large +=
-                            x.iter().zip(&back).filter(|(x, back)| is_lost(to, **x, **back)).count() as u64;
-                    }
-                    if report {
-                        to.dequant(blocks, &mut back);
-                        own.add_row(&x, &back, importance(row));
-                    }
-                }
-            }
-            total.lock().expect("no worker panics").join(&own);
-        };
-        std::thread::scope(|s| {
-            for _ in 1..o.threads {
-                s.spawn(worker);
-            }
-            worker();
-        });
+        let blocks = &mut blocks[..slab.len() * row_bytes];
+        c.slab(first, blocks, o.threads, &mut sums);
         if sums.not_finite == 0 {
             w.push(blocks)?;
         }

@@ -92,7 +92,7 @@ fn models_stand_side_by_side_against_the_first() {
         (&["compare", model, model, "-f", "short"], 1, "short: 1 tokens, expected at least 1024"),
         (&["compare", model, "missing.gguf", "-f", "text"], 1, "missing.gguf"),
         (&["compare", model, model, "-f", "missing"], 1, "missing: "),
-        (&["compare", model, model, "-f", "text", "-c", "3"], 1, "--ctx-size 3"),
+        (&["compare", model, model, "-f", "text", "-c", "3"], 2, "expected 4 to 2^24 tokens"),
     ];
     for (args, status, says) in cases {
         let (_, err, code) = oxcart(args, dir);

@@ -67,7 +67,8 @@ fn the_text_is_the_same_whatever_is_guessed() {
                     let what = format!("{} {prompt:?} {params:?}, {most} guesses", kernels.label());
                     assert_eq!(got.generated, want.generated, "{what}");
                     assert_eq!((got.end, holds), (want.end, held.clone()), "{what}: what is left behind");
-                    assert!(got.accepted <= got.drafted && (most < 3 || got.drafted > 0), "{what}: {got:?}");
+                    let drafts = prompt == PROMPTS[0] || most >= 3;
+                    assert!(got.accepted <= got.drafted && (!drafts || got.drafted > 0), "{what}: {got:?}");
                 }
             }
         }

@@ -68,7 +68,7 @@ fn oxcart(before: &[&str], paths: &[&Path], behind: &[&str]) -> Command {
 #[test]
 fn models_that_cannot_be_computed_are_not_opened() {
     type Change = fn(&mut Model);
-    let cases: [(&str, &str, Change); 11] = [
+    let cases: [(&str, &str, Change); 19] = [
         ("Qwen2ForCausalLM", "tensor output_norm.weight: 1 of 192 numbers are NaN or infinite", |m| {
             m.put("output_norm.weight", 7, f32::NAN)
         }),
@@ -93,6 +93,32 @@ fn models_that_cannot_be_computed_are_not_opened() {
         }),
         ("MixtralForCausalLM", "llama.expert_used_count: found 5, expected 1 to 4", |m| {
             m.set("llama.expert_used_count", MetadataValue::U32(5).into())
+        }),
+        ("LlamaForCausalLM", "llama.attention.head_count_kv: 4 key heads do not divide 6 query heads", |m| {
+            m.set("llama.attention.head_count_kv", MetadataValue::U32(4).into())
+        }),
+        ("Qwen2ForCausalLM", "qwen2.attention.head_count: 5 heads do not divide a width of 192", |m| {
+            m.metadata.retain(|(k, _)| k != "qwen2.attention.key_length");
+            m.set("qwen2.attention.head_count", MetadataValue::U32(5).into())
+        }),
+        ("LlamaForCausalLM", "llama.attention.key_length: heads of 24 and 24, expected both the same multiple", |m| {
+            m.set("llama.attention.key_length", MetadataValue::U32(24).into());
+            m.set("llama.attention.value_length", MetadataValue::U32(24).into())
+        }),
+        ("LlamaForCausalLM", "llama.attention.key_length: heads of 32 and 16, expected both the same multiple", |m| {
+            m.set("llama.attention.value_length", MetadataValue::U32(16).into())
+        }),
+        ("LlamaForCausalLM", "llama.rope.dimension_count: found 34, expected an even number up to 32", |m| {
+            m.set("llama.rope.dimension_count", MetadataValue::U32(34).into())
+        }),
+        ("LlamaForCausalLM", "llama.rope.dimension_count: found 31, expected an even number up to 32", |m| {
+            m.set("llama.rope.dimension_count", MetadataValue::U32(31).into())
+        }),
+        ("LlamaForCausalLM", "llama.rope.scaling.type: found \"longrope\", oxcart runs none, linear, yarn", |m| {
+            m.set("llama.rope.scaling.type", MetadataValue::String("longrope".into()).into())
+        }),
+        ("LlamaForCausalLM", "llama.block_count: found 4097, expected at most 4096", |m| {
+            m.set("llama.block_count", MetadataValue::U32(4097).into())
         }),
         ("LlamaForCausalLM", "tensor token_embd.weight: missing", |m| {
             m.tensors.retain(|(t, _)| t.name != "token_embd.weight")
@@ -253,10 +279,25 @@ fn errors_name_the_file_once() {
     let o = oxcart(&["quantize", "--override-kv", "llama.block_count=str:x"], &[&path, &out], &["Q4_0"]);
     let said = last_line(o);
     assert!(said.contains("llama.block_count: found string x") && named(&said) == 1, "{said}");
+    for (verb, behind) in [("run", &["-p", "x"][..]), ("tokenize", &["-p", "x"])] {
+        for (spec, problem) in [("tokens=str:x", "found string x"), ("eos_token_id=int:99999", "found 99999")] {
+            let spec = format!("tokenizer.ggml.{spec}");
+            let said = last_line(oxcart(&[verb, "--override-kv", &spec, "-m"], &[&path], behind));
+            assert!(said.contains(problem) && named(&said) == 1, "{verb}: {said}");
+        }
+    }
     m.set("llama.feed_forward_length", MetadataValue::U64(1 << 40).into());
     m.write(&path);
     let said = last_line(oxcart(&["plan", "--no-probe"], &[&path], &[]));
     assert!(said.contains("more than 2^64 bytes") && named(&said) == 1, "{said}");
+    m.set("llama.feed_forward_length", MetadataValue::U64(1 << 60).into());
+    m.set("llama.expert_used_count", MetadataValue::U32(1024).into());
+    m.write(&path);
+    for verb in [&["plan", "--no-probe"][..], &["inspect"]] {
+        let said = last_line(oxcart(verb, &[&path], &[]));
+        let problem = "llama.feed_forward_length: found 1152921504606846976, expected at most 18014398509481983";
+        assert!(said.contains(problem) && named(&said) == 1, "{said}");
+    }
 }
 
 #[test]

@@ -97,21 +97,25 @@ fn parts_of_a_text_join_to_the_whole() {
     let (txt, whole, first, both, dat) =
         (path("t.txt"), path("whole.gguf"), path("first.gguf"), path("both.gguf"), path("both.dat"));
     std::fs::write(&txt, text()).unwrap();
+    // Chunks of so many tokens go to the same kernel alone and together.
     let run =
-        |args: &[&str]| oxcart(&[&["imatrix", "-f", &txt, "-c", "32", "--no-ppl"], args].concat()).assert().success();
+        |args: &[&str]| oxcart(&[&["imatrix", "-f", &txt, "-c", "48", "--no-ppl"], args].concat()).assert().success();
     run(&["-o", &whole, "--chunks", "4"]);
-    run(&["-o", &first, "--chunks", "2", "--save-frequency", "1", "-b", "32"]);
+    run(&["-o", &first, "--chunks", "2", "--save-frequency", "1", "-b", "48"]);
     run(&["-o", &both, "--from-chunk", "2", "--chunks", "2", "--in-file", &first]);
     // Without a text, what is there is written again.
-    oxcart(&["imatrix", "--in-file", &both, "-c", "32", "-o", &dat, "--output-format", "dat"]).assert().success();
+    oxcart(&["imatrix", "--in-file", &both, "-c", "48", "-o", &dat, "--output-format", "dat"]).assert().success();
     let joined = path("joined.gguf");
-    oxcart(&["imatrix", "--in-file", &format!("{whole},{first}"), "-c", "32", "-o", &joined]).assert().success();
+    oxcart(&["imatrix", "--in-file", &format!("{whole},{first}"), "-c", "48", "-o", &joined]).assert().success();
     assert_eq!(Imatrix::read(Path::new(&joined)).unwrap().chunks, 6);
     let [whole, parts, old] = [&whole, &both, &dat].map(|file| Imatrix::read(Path::new(file)).unwrap());
+    for wrong in [&["--in-file", &dat, "--in-file", &dat, "--show-statistics"][..], &["-f", &dat, "-c", "3"]] {
+        oxcart(&[&["imatrix"], wrong].concat()).assert().code(2);
+    }
     let out = oxcart(&["imatrix", "--in-file", &dat, "--show-statistics", "--json"]).assert().success();
     let shown: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
     assert_eq!((shown["chunks"].as_u64(), shown["tensors"].as_array().unwrap().len()), (Some(4), 210));
-    assert_eq!((parts.chunks, parts.chunk_size, parts.datasets.len()), (4, 32, 2));
+    assert_eq!((parts.chunks, parts.chunk_size, parts.datasets.len()), (4, 48, 2));
     assert_eq!(Imatrix::read(Path::new(&path("first.gguf.at_1"))).unwrap().chunks, 1);
     for (name, e) in &whole.entries {
         let (parts, old) = (&parts.entries[name], old.entries[name].means());

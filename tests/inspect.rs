@@ -3,7 +3,7 @@
 #[path = "common/gguf_file.rs"]
 mod gguf_file;
 
-use gguf_file::valid;
+use gguf_file::{array, string, valid};
 use serde_json::{Value, json};
 use std::process::Command;
 
@@ -101,11 +101,19 @@ fn a_key_is_shown_in_full() {
     assert_eq!(inspect(&["--key", "list.strings"]), "<s>\n\nĠthe\n你好\n");
     assert_eq!(inspect(&["--key", "list.i32", "--key", "general.name"]), "1\n-1\n3\nthe small valid file\n");
     assert_eq!(json_of(&["--key", "list.bool"]), json!({"list.bool": [false, true]}));
-    let c = &mut Command::new(assert_cmd::cargo::cargo_bin!("oxcart"));
+    assert_eq!(inspect(&["--key", "list.lists"]), "[1, 2]\n[x]\n");
+    let oxcart = || Command::new(assert_cmd::cargo::cargo_bin!("oxcart"));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v.gguf");
+    // More elements, and longer ones, than a summary has.
+    let long = "x".repeat(200);
+    let lists = [array(0, 9, &[1, 2, 3, 4, 5, 6, 7, 8, 9]), array(8, 1, &string(&long))].concat().repeat(4);
+    std::fs::write(&path, valid().key("many.lists", 9, &array(9, 8, &lists)).bytes()).unwrap();
+    let out = oxcart().arg("inspect").arg(&path).args(["--key", "many.lists"]).output().unwrap();
+    let want = format!("[1, 2, 3, 4, 5, 6, 7, 8, 9]\n[{long}]\n").repeat(4);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), want);
     std::fs::write(&path, valid().bytes()).unwrap();
-    let out = c.arg("inspect").arg(&path).args(["--key", "no.such"]).output().unwrap();
+    let out = oxcart().arg("inspect").arg(&path).args(["--key", "no.such"]).output().unwrap();
     let text = format!("oxcart: {}: no.such: missing\n", path.display());
     assert_eq!((out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned()), (Some(1), text));
 }

@@ -242,6 +242,15 @@ fn one_program_uses_it_and_the_limit_holds() {
         store.save(&s).unwrap();
         assert!(store.take_notes().concat().contains("no more of it is kept"));
         assert!(path("old").exists());
+        // Nor is given up what is there, where that would not be enough.
+        saved(&path("branch"), &[30]);
+        let mut store = KvStore::open(&path("branch"), &s, one + one / 4).unwrap();
+        let mut other = session();
+        feed(&mut other, &TOKENS[100..150]);
+        store.save(&other).unwrap();
+        assert!(store.take_notes().concat().contains("no more of it is kept"));
+        assert_eq!(store.restore(&mut session(), &TOKENS[..30]), 30);
+        fs::remove_file(path("branch")).unwrap();
     }
     let limit = 2 * one + one / 2;
     for name in ["second", "new"] {

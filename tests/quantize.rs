@@ -128,6 +128,12 @@ fn threads_and_parts_do_not_change_the_weights() {
     quantize(&[&from, &one, "Q5_K_M", "1"]).assert().success();
     quantize(&[&from, &three, "Q5_K_M", "3"]).assert().success();
     assert!(fs::read(&one).unwrap() == fs::read(&three).unwrap());
+    // Where there is room for the stacks of three threads, which wait for faults and Ctrl-C, and sync.
+    let (alone, binary) = (path("alone.gguf"), assert_cmd::cargo::cargo_bin("oxcart"));
+    let line = format!("ulimit -v 18874368 && exec {} quantize {from} {alone} Q5_K_M 3", binary.display());
+    Command::new("sh").args(["-c", &line]).env("RUST_MIN_STACK", (5u64 << 30).to_string()).assert().success();
+    assert!(fs::read(&one).unwrap() == fs::read(&alone).unwrap());
+    quantize(&[&from, &alone, "Q5_K_M", "4097"]).assert().code(2);
     quantize(&[&from, &split, "Q5_K_M", "--split-max-size", "100000"]).assert().success();
     let whole = Gguf::open(Path::new(&one)).unwrap();
     let files = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());

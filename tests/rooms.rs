@@ -64,7 +64,6 @@ const ROOMS: &[(&str, &[&str])] = &[
             "quantize",
             "sample",
             "signals",
-            "tokenizer",
             "tui",
         ],
     ),

@@ -6,7 +6,10 @@ mod checkpoint;
 
 use assert_cmd::Command;
 use oxcart::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions};
+use oxcart::gguf::Gguf;
+use oxcart::machine::Machine;
 use oxcart::model::Batch;
+use oxcart::plan::{Fit, Geometry, Needs};
 use std::fs;
 use std::io::Read;
 use std::ops::ControlFlow;
@@ -59,6 +62,23 @@ fn weights_from_the_disk_give_the_same_bits() {
         assert!(logits(&mut s) == want, "{resident}");
     }
     assert!(session(&model(), Some(1 << 30)).engine().stream().is_none());
+}
+
+/// Up to what the plan leaves out: norms, and what buffers are more than about.
+#[test]
+fn a_plan_and_a_session_agree_on_what_fits() {
+    let g = Gguf::open(&model()).unwrap();
+    let o = SessionOptions { context: 512, ..SessionOptions::default() };
+    let weights = g.tensors().iter().map(|t| t.n_bytes()).sum();
+    let n = Needs::of(&Geometry::of(&g).unwrap().unwrap(), weights, 512, &o).unwrap();
+    let edge = n.total / 15 * 16;
+    for (available, fit) in [(edge - edge / 20, Fit::Disk), (edge + edge / 20, Fit::Memory)] {
+        let m = Machine { available: Some(available), ..Machine::default() };
+        assert_eq!(Fit::of(&n, &m), fit, "{available}");
+        let e = Arc::new(Engine::open(&model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap());
+        e.session_on(&m, &o).unwrap();
+        assert_eq!(e.stream().is_some(), fit == Fit::Disk, "{available}");
+    }
 }
 
 #[test]

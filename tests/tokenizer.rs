@@ -295,6 +295,9 @@ fn files_that_lie_give_an_error() {
         ("tokenizer.ggml.tokens: missing", bpe, |m| m.drop("tokens")),
         ("tokenizer.ggml.tokens: 0 tokens", bpe, |m| m.set("tokenizer.ggml.tokens", V::A(vec![]))),
         ("a token of 5000 bytes", bpe, |m| m.set("tokenizer.ggml.tokens", V::A(vec!["x".repeat(5000)]))),
+        ("tokenizer.ggml.tokens: 67112960 bytes, expected at most 67108864", bpe, |m| {
+            m.set("tokenizer.ggml.tokens", V::A(vec!["x".repeat(4096); 16_385]))
+        }),
         ("expected an array of strings", bpe, |m| m.set("tokenizer.ggml.tokens", V::I(7))),
         ("tokenizer.ggml.token_type: 3 types", bpe, |m| m.set("tokenizer.ggml.token_type", V::N(vec![1, 1, 1]))),
         ("tokenizer.ggml.merges: missing", bpe, |m| m.drop("merges")),

@@ -5,7 +5,9 @@ mod program;
 
 use oxcart::chat::history::Conversation;
 use program::{ends, oxcart};
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 
 #[test]
 fn a_piped_conversation_keeps_its_cache_and_ends() {
@@ -207,7 +209,7 @@ fn a_context_of_nothing_is_the_model_s() {
 }
 
 #[test]
-fn weights_come_into_memory_and_workers_to_processors_in_many_ways() {
+fn weights_come_into_memory_in_many_ways() {
     let run = |more: &[&str]| {
         let mut args = vec!["run", "-p", "The capital of France is", "-n", "8", "--temp", "0"];
         args.extend(more);
@@ -225,16 +227,53 @@ fn weights_come_into_memory_and_workers_to_processors_in_many_ways() {
         (&["--cpu-range", "0-0"], " 1 threads "),
         (&["-Cr", "0-0", "--cpu-strict", "1", "-t", "2"], " 2 threads "),
         (&["-C", "0x1"], " 1 threads "),
-        (&["--cpu-strict", "1"], ""),
-        (&["--numa", "distribute", "--no-mmap"], ""),
-        (&["--numa", "isolate"], ""),
-        (&["--numa", "numactl", "--cpu-strict", "1"], ""),
     ];
     for (flags, says) in cases {
         let (out, err) = run(flags);
         assert_eq!(out, want, "{flags:?}");
         assert!(err.contains(says), "{flags:?}: {err}");
     }
+}
+
+/// The processors that the threads of a chat may run on, each list once. It waits for its first question.
+#[cfg(target_os = "linux")]
+fn places(flags: &[&str]) -> BTreeSet<String> {
+    let mut c = std::process::Command::new(assert_cmd::cargo::cargo_bin!("oxcart"));
+    c.env("OXCART_CONFIG", "/dev/null").args(["chat", "--no-save", "-c", "64"]).args(flags);
+    let (stdin, out) = (std::process::Stdio::piped(), std::process::Stdio::null());
+    let mut child = c.stdin(stdin).stdout(out).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    // Its facts come when the model is loaded, and the workers are where they stay.
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let loaded = said.any(|l| l.unwrap().contains(" threads | ctx "));
+    let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let list = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).expect("a list").trim().to_string()
+    };
+    let found = tasks.map(|task| list(task.unwrap())).collect();
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success() && loaded, "{flags:?}");
+    found
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn workers_run_where_flags_say() {
+    let all = places(&[]);
+    assert_eq!(all.len(), 1, "{all:?}");
+    let first = all.first().unwrap().split([',', '-']).next().unwrap().to_string();
+    let mask = format!("{:x}", 1u64 << first.parse::<u32>().unwrap());
+    let one = BTreeSet::from([first.clone()]);
+    let pinned = &all | &one;
+    assert_eq!(places(&["-C", &mask]), pinned);
+    assert_eq!(places(&["-Cr", &format!("{first}-{first}"), "-t", "3"]), pinned);
+    let strict = places(&["--cpu-strict", "1", "-t", "2"]);
+    assert!(
+        strict.is_superset(&pinned) && strict.iter().all(|l| all.contains(l) || l.parse::<u32>().is_ok()),
+        "{strict:?}"
+    );
+    // What numactl left is what there is.
+    assert_eq!(places(&["--numa", "numactl"]), all);
 }
 
 #[cfg(target_os = "linux")]

@@ -5,9 +5,10 @@ mod list;
 
 use super::engine::{ComputeArgs, beyond_memory, kv_type, model_type, tokens};
 use crate::bench::{Bench, Test, Timing, limits, mean_and_deviation};
+use crate::catalog;
 use crate::engine::{Engine, SessionOptions};
+use crate::gguf::Gguf;
 use crate::machine::processor;
-use anyhow::bail;
 use form::{Form, Printer, Row};
 use jiff::Timestamp;
 use list::{List, list, threads};
@@ -56,8 +57,8 @@ pub struct Args {
     #[arg(long, visible_alias = "ctv", value_name = "TYPE,..", value_delimiter = ',', default_value = "f16", value_parser = kv_type)]
     cache_type_v: Vec<KvType>,
     /// Repetitions per test
-    #[arg(short, long, value_name = "N", default_value_t = 5)]
-    repetitions: usize,
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repetitions: u32,
     /// Seconds to wait between tests
     #[arg(long, value_name = "S", default_value_t = 0)]
     delay: u32,
@@ -104,9 +105,13 @@ impl Args {
         tests.retain(|t| t.prompt + t.generate > 0);
         let mut cases = Vec::new();
         for batch in all(&self.batch_size) {
-            let mut ubatches: Vec<usize> = all(&self.ubatch_size).map(|n| n.min(batch)).collect();
             // Above the batch, several are one.
-            ubatches.dedup();
+            let mut ubatches = Vec::new();
+            for ubatch in all(&self.ubatch_size).map(|n| n.min(batch)) {
+                if !ubatches.contains(&ubatch) {
+                    ubatches.push(ubatch);
+                }
+            }
             for ubatch in ubatches {
                 for &k_type in &self.cache_type_k {
                     for &v_type in &self.cache_type_v {
@@ -121,18 +126,36 @@ impl Args {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    if a.repetitions == 0 {
-        bail!("--repetitions 0: expected at least 1");
-    }
     let models: Vec<Option<&str>> = match a.model.is_empty() {
         true => vec![None],
         false => a.model.iter().map(|m| Some(m.as_str())).collect(),
     };
-    let cases = a.cases();
-    let (mut done, of) = (0, models.len() * all(&a.threads).count() * cases.len());
+    // Not after hours of the models before it.
+    for &model in &models {
+        Gguf::open(&catalog::resolve(model)?.path)?;
+    }
     let mut out = Printer::new(a.output, std::io::stdout().lock());
     let mut err = a.output_err.map(|form| Printer::new(form, std::io::stderr()));
-    for &model in &models {
+    let measured = measure_all(&a, &models, |row| {
+        // Nobody has to read stderr.
+        let _ = err.as_mut().map_or(Ok(()), |err| err.row(row));
+        out.row(row)
+    });
+    // What was measured is told also where the rest fails.
+    let _ = err.map_or(Ok(()), Printer::finish);
+    let told = out.finish();
+    measured?;
+    Ok(told?)
+}
+
+fn measure_all(
+    a: &Args,
+    models: &[Option<&str>],
+    mut tell_row: impl FnMut(&Row) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let cases = a.cases();
+    let (mut done, of) = (0, models.len() * all(&a.threads).count() * cases.len());
+    for &model in models {
         for threads in all(&a.threads) {
             let e = a.compute.open(model, Some(threads))?;
             let mut told = false;
@@ -146,15 +169,11 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                         tell!("bench: {done}/{of} {}: {what}", case.test.name());
                     }
                 };
-                let row = measure(&e, &a, case, !std::mem::replace(&mut told, true), progress)?;
-                out.row(&row)?;
-                // Nobody has to read stderr.
-                let _ = err.as_mut().map_or(Ok(()), |err| err.row(&row));
+                tell_row(&measure(&e, a, case, !std::mem::replace(&mut told, true), progress)?)?;
             }
         }
     }
-    let _ = err.map_or(Ok(()), Printer::finish);
-    Ok(out.finish()?)
+    Ok(())
 }
 
 fn measure(
@@ -184,9 +203,7 @@ fn measure(
     let (ts, ts_dev) = timing.rate();
     let (ns, ns_dev) = mean_and_deviation(timing.seconds.iter().map(|s| s * 1e9));
     let (c, w) = (&e.model.config, &e.model.weights);
-    // A forward pass reads the weights once, however many tokens it feeds.
-    let passes = test.prompt.div_ceil(b.walk()) + test.generate;
-    let read = passes as f64 * w.bytes_per_token(c) as f64 / (ns / 1e9) / 1e9;
+    let read = b.n_bytes(test) / ns;
     // All but the last token of a prompt go without the output matrix.
     let outputs = test.generate + (test.prompt > 0) as usize;
     let inner = w.parameters_per_token(c) - c.n_vocab * c.dim;

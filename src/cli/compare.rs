@@ -5,7 +5,7 @@ use super::perplexity::run::{Run, Work};
 use super::perplexity::{check_memory, tokens};
 use super::text::note_bytes;
 use crate::disk;
-use crate::engine::Session;
+use crate::engine::{Session, common_prefix};
 use crate::perplexity::compare::{Contender, add, group, kept_bytes, whose};
 use crate::perplexity::plot::{Point, svg};
 use crate::perplexity::state::Key;
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Chunk size in tokens
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::chunk)]
     ctx_size: usize,
     /// Batch size in tokens; chunks are evaluated in batches of N tokens, one model after another
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::batch)]
@@ -74,9 +74,6 @@ enum Form {
 }
 
 pub fn run(a: Args) -> anyhow::Result<()> {
-    if !(4..=1 << 24).contains(&a.ctx_size) {
-        bail!("--ctx-size {}: expected 4 to {}", a.ctx_size, 1 << 24);
-    }
     if let Some(plot) = &a.plot {
         // Now, not after the work.
         disk::target(plot).with_context(|| plot.display().to_string())?;
@@ -96,7 +93,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
                 bail!("{model}: a vocabulary of {found} tokens, the reference has {n}");
             }
             if encoded != text {
-                let at = text.iter().zip(&encoded).take_while(|(a, b)| a == b).count();
+                let at = common_prefix(&text, &encoded);
                 bail!("{model}: tokenizes the text differently from the reference, from token {at} on");
             }
         }

@@ -132,6 +132,11 @@ pub fn batch(s: &str) -> Result<usize, String> {
     tokens(s).ok().filter(|&n| n > 0).ok_or_else(|| "expected 1 to 2^31 tokens".into())
 }
 
+/// Tokens of a chunk of a text.
+pub fn chunk(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|n| (4..=1 << 24).contains(n)).ok_or_else(|| "expected 4 to 2^24 tokens".into())
+}
+
 /// A number of workers; 0 where it is left to the program.
 pub fn threads(s: &str) -> Result<usize, String> {
     let n = s.parse::<i64>().ok().filter(|&n| n <= 4096).ok_or("expected 1 to 4096, or 0 for the default")?;

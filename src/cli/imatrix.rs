@@ -4,6 +4,7 @@ use super::engine::{EngineArgs, SessionArgs, items, tell_facts};
 use super::interrupt::interruptible;
 use super::perplexity::tokens;
 use super::text::note_bytes;
+use super::usage_error;
 use crate::disk;
 use crate::imatrix::collect::{self, Collector};
 use crate::imatrix::statistics::Statistics;
@@ -48,8 +49,8 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = super::engine::limit, allow_negative_numbers = true)]
     chunks: Option<usize>,
     /// Chunk size in tokens
-    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
-    ctx_size: u32,
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = super::engine::chunk)]
+    ctx_size: usize,
     /// Batch size in tokens; as many chunks as fit are evaluated together
     #[arg(short, long, value_name = "N", default_value_t = 2048, value_parser = super::engine::batch)]
     batch_size: usize,
@@ -90,7 +91,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     }
     // Now, not after the first chunks.
     disk::target(&a.output).with_context(|| a.output.display().to_string())?;
-    let mut known = Imatrix { chunk_size: a.ctx_size, ..Imatrix::default() };
+    let mut known = Imatrix { chunk_size: a.ctx_size as u32, ..Imatrix::default() };
     for file in a.in_files() {
         let m = Imatrix::read(&file)?;
         tell!("imatrix: {}: {} entries, {} chunks", file.display(), m.entries.len(), m.chunks);
@@ -108,7 +109,9 @@ pub fn run(a: Args) -> anyhow::Result<()> {
 /// A line for each tensor, those of one role together and the largest sums first.
 fn show_statistics(a: &Args) -> anyhow::Result<()> {
     let files = a.in_files();
-    let [file] = files.as_slice() else { bail!("--show-statistics: {} files, expected one", files.len()) };
+    let [file] = files.as_slice() else {
+        usage_error(&format!("--show-statistics: {} files, expected one", files.len()));
+    };
     let m = Imatrix::read(file)?;
     let mut all: Vec<_> = m.entries.keys().filter_map(|name| Some((name, Statistics::of(&m, name)?))).collect();
     let role = |name: &str| name.splitn(3, '.').last().unwrap_or_default().to_string();
@@ -153,7 +156,7 @@ fn show_statistics(a: &Args) -> anyhow::Result<()> {
 
 /// What the files hold and what was seen of the text.
 fn joined(known: &Imatrix, seen: &Collector, a: &Args, model: &Path, text: &Path) -> anyhow::Result<Imatrix> {
-    let mut seen = seen.imatrix(a.ctx_size).with_context(|| model.display().to_string())?;
+    let mut seen = seen.imatrix(a.ctx_size as u32).with_context(|| model.display().to_string())?;
     seen.datasets.push(text.display().to_string());
     let mut m = known.clone();
     m.join(&seen).map_err(|problem| anyhow::anyhow!("--in-file and this model: entry {problem}"))?;
@@ -164,7 +167,7 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     let e = a.engine.open()?;
     let bytes = disk::read(text, disk::MOST_TEXT).with_context(|| text.display().to_string())?;
     note_bytes(&text.display().to_string(), &bytes);
-    let context = a.ctx_size as usize;
+    let context = a.ctx_size;
     let tokens = tokens("imatrix", &e, &bytes, a.parse_special).with_context(|| text.display().to_string())?;
     let skip = a.chunk.saturating_mul(context);
     let tokens = tokens.get(skip..).with_context(|| {

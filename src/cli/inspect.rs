@@ -72,6 +72,7 @@ fn values(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
             Value::Plain(MetadataValue::String(s)) => writeln!(out, "{}", printable(s))?,
             Value::Strings(s) => s.iter().try_for_each(|s| writeln!(out, "{}", one_line(s, usize::MAX)))?,
             Value::Numbers(n) => n.iter().try_for_each(|v| writeln!(out, "{}", Value::Plain(v)))?,
+            Value::Plain(MetadataValue::Array(a)) => a.iter().try_for_each(|v| writeln!(out, "{}", whole_value(v)))?,
             Value::Plain(_) => writeln!(out, "{v}")?,
         }
     }
@@ -79,6 +80,15 @@ fn values(a: &Args, g: &Gguf, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::Value::Object(object))?;
     }
     Ok(())
+}
+
+/// A value on one line, arrays with all their elements.
+fn whole_value(v: &MetadataValue) -> String {
+    match v {
+        MetadataValue::String(s) => one_line(s, usize::MAX),
+        MetadataValue::Array(a) => format!("[{}]", a.iter().map(whole_value).collect::<Vec<_>>().join(", ")),
+        v => Value::Plain(v.clone()).to_string(),
+    }
 }
 
 /// A text of many lines that a terminal takes for text alone.

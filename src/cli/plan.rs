@@ -3,7 +3,7 @@
 use super::engine::{SessionArgs, kernels};
 use super::inspect::size;
 use crate::catalog::{self, Model};
-use crate::engine::default_threads;
+use crate::engine::{WALK, default_threads, most_taken};
 use crate::gguf::{Gguf, one_line};
 use crate::machine::Machine;
 use crate::plan::{self, Active, Fit, Geometry, Needs, Probe};
@@ -105,7 +105,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let advice = machine.advice(threads);
     // What finds no room, and what a token reads of it.
     let beyond = match (fit, machine.available) {
-        (Fit::Disk, Some(a)) => needs.total.saturating_sub(crate::engine::most_taken(a)).min(needs.weights),
+        (Fit::Disk, Some(a)) => needs.total.saturating_sub(most_taken(a)).min(needs.weights),
         _ => 0,
     };
     let disk = (beyond, subject.active.from_disk(beyond));
@@ -162,13 +162,13 @@ fn verdict(fit: Fit, n: &Needs, m: &Machine, (beyond, go): (u64, u64)) -> String
     match fit {
         Fit::Memory => format!("fits: {} of {available} available", size(n.total)),
         Fit::Disk => {
-            let (all, seconds, walk) = (size(n.total), go as f64 / 1e9, crate::engine::WALK);
+            let (all, seconds, walk) = (size(n.total), go as f64 / 1e9, WALK);
             let (read, once) = match go < beyond {
                 true => (format!("about {} of the experts", size(go)), size(beyond) + " "),
                 false => (format!("{} of the weights", size(go)), String::new()),
             };
             format!(
-                "does not fit in memory: {all} of {available} available; {read} are read from the disk for every token, \
+                "does not fit in memory: {all} of {available} available, of which a sixteenth is left to others; {read} are read from the disk for every token, \
                  {seconds:.1} s at 1 GB/s, and {once}once for up to {walk} tokens of a prompt"
             )
         }
@@ -183,13 +183,13 @@ fn verdict(fit: Fit, n: &Needs, m: &Machine, (beyond, go): (u64, u64)) -> String
 
 /// The largest other quantization of the catalogue's entry that fits, where the one asked for does not.
 fn smaller(s: &Subject, n: &Needs, m: &Machine) -> Option<String> {
-    let (entry, available) = (s.entry?, m.available?);
-    if n.total <= available {
+    let (entry, memory) = (s.entry?, most_taken(m.available?));
+    if n.total <= memory {
         return None;
     }
     let rest = n.total - n.weights;
     let sizes = entry.files.iter().filter_map(|f| Some((plan::file_bytes(entry, f)?, f)));
-    let best = sizes.filter(|(bytes, _)| bytes.saturating_add(rest) <= available).max_by_key(|&(bytes, _)| bytes);
+    let best = sizes.filter(|(bytes, _)| bytes.saturating_add(rest) <= memory).max_by_key(|&(bytes, _)| bytes);
     Some(match best {
         Some((bytes, f)) => format!("fits instead: {}:{} ({})", entry.name, f.quant, size(bytes)),
         None => format!("no quantization of {} in the catalogue fits", entry.name),

@@ -1,9 +1,11 @@
 //! `oxcart quantize`: a smaller model from a larger one, with llama-quantize's names and bytes.
 
+use super::engine::threads;
 use super::interrupt::interruptible;
 use super::usage_error;
 use crate::convert;
 use crate::disk::{self, partial};
+use crate::engine::default_threads;
 use crate::gguf::{Gguf, MetadataValue, Value, parse_override};
 use crate::quantize::importance::Importance;
 use crate::quantize::recipe::{MIXES, Mix, Wishes};
@@ -94,7 +96,7 @@ pub struct Args {
 struct Target {
     output: PathBuf,
     mix: Option<&'static Mix>, // none: COPY
-    threads: u16,
+    threads: usize,
 }
 
 impl Target {
@@ -112,16 +114,12 @@ impl Target {
             let names: Vec<_> = MIXES.iter().map(|m| m.name).collect();
             return Err(format!("TYPE: found {kind:?}, expected one of {} COPY", names.join(" ")));
         };
-        let all = || std::thread::available_parallelism().map_or(1, |n| n.get().min(u16::MAX as usize) as u16);
         let threads = match rest {
-            [] => all(),
-            [n] => match n.to_str().and_then(|n| n.parse().ok()) {
-                Some(0) => all(),
-                Some(n) => n,
-                None => return Err(format!("THREADS: found {n:?}, expected 0 (one for each core) to {}", u16::MAX)),
-            },
+            [] => 0,
+            [n] => threads(&n.to_string_lossy()).map_err(|e| format!("THREADS: found {n:?}, {e}"))?,
             [_, more, ..] => return Err(format!("found {more:?} behind THREADS")),
         };
+        let threads = if threads == 0 { default_threads() } else { threads };
         let output = output.unwrap_or_else(|| {
             let folder = if input.is_dir() { input } else { input.parent().unwrap_or(Path::new("")) };
             folder.join(format!("ggml-model-{}.gguf", mix.map_or("COPY", |m| m.name)))
@@ -235,7 +233,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             (false, Some(most)) => Split::Size(most),
             (false, None) => Split::Whole,
         },
-        threads: target.threads.into(),
+        threads: target.threads,
         report: a.report,
         resume: a.resume,
     };

@@ -4,8 +4,8 @@ use super::engine::{file_here, items};
 use super::text::EscapeArgs;
 use crate::catalog;
 use crate::disk;
+use crate::engine::tokenizer;
 use crate::gguf::Gguf;
-use crate::tokenizer::Tokenizer;
 use anyhow::Context;
 use std::io::Write;
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     for spec in a.override_kv.iter().flat_map(|list| items(list)) {
         g.override_kv(&spec)?;
     }
-    let t = Tokenizer::from_gguf(&g).with_context(|| g.path().display().to_string())?;
+    let t = tokenizer(&g)?;
     t.notes().iter().for_each(|n| tell!("{n}"));
     let text = match (&a.prompt, &a.file) {
         (Some(p), _) => a.escapes.bytes(p),

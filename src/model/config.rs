@@ -80,6 +80,14 @@ pub struct Experts {
     pub used: usize,
 }
 
+impl Experts {
+    /// The share of a layer's experts that so many tokens use, as chance has it.
+    pub fn share(&self, tokens: usize) -> f64 {
+        let unused = 1.0 - self.used as f64 / self.count as f64;
+        1.0 - unused.powi(tokens.min(1 << 16) as i32)
+    }
+}
+
 impl Config {
     /// What to say of a context that is longer than what the model was trained for.
     pub fn note_on(&self, context: usize) -> Option<String> {

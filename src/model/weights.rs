@@ -263,14 +263,21 @@ impl Weights {
         bytes.map(|b| b.len() as u64).sum()
     }
 
-    /// The bytes that decoding one token reads: all layers (of experts, those used) and the output.
-    pub fn bytes_per_token(&self, c: &Config) -> usize {
-        let layers = self.layers.iter().map(|l| {
+    /// The bytes that a pass over so many tokens reads, with the logits of `wanted` of them: all layers, of experts those that
+    /// [`Experts::share`] tells, and the output. Only the tokens that are wanted go through the output, and through what the
+    /// last layer has behind its keys and values.
+    ///
+    /// [`Experts::share`]: super::config::Experts::share
+    pub fn bytes_per_pass(&self, c: &Config, tokens: usize, wanted: usize) -> f64 {
+        let layer = |(i, l): (usize, &Layer)| {
+            let behind = if i + 1 == c.n_layers { wanted } else { tokens };
+            let share = if behind == 0 { 0.0 } else { c.experts.map_or(1.0, |e| e.share(behind)) };
             let ffn = l.ffn.gate.n_bytes() + l.ffn.up.n_bytes() + l.ffn.down.n_bytes();
-            let ffn = c.experts.map_or(ffn, |e| ffn / e.count * e.used);
-            l.q.n_bytes() + l.k.n_bytes() + l.v.n_bytes() + l.o.n_bytes() + ffn
-        });
-        layers.sum::<usize>() + self.output.n_bytes()
+            let o = if behind == 0 { 0 } else { l.o.n_bytes() };
+            (l.q.n_bytes() + l.k.n_bytes() + l.v.n_bytes() + o) as f64 + ffn as f64 * share
+        };
+        let output = if wanted == 0 { 0 } else { self.output.n_bytes() };
+        self.layers.iter().enumerate().map(layer).sum::<f64>() + output as f64
     }
 
     /// The weights that decoding one token multiplies by.

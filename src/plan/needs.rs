@@ -1,7 +1,7 @@
 //! What a model needs: bytes of weights, of KV cache, of buffers.
 
 use crate::catalog;
-use crate::engine::SessionOptions;
+use crate::engine::{SessionOptions, most_taken};
 use crate::gguf::{Gguf, GgufError, Value};
 use oxcart_quant::attention::{BLOCK, KvType};
 use serde::Serialize;
@@ -50,6 +50,14 @@ impl Geometry {
             _ => vec![g.uint(&kv)?.unwrap_or(heads); layers as usize],
         };
         let key_len = g.uint(&key("attention.key_length"))?.unwrap_or(dim / heads);
+        // The second key counts for experts of another width than the dense layers.
+        let width = most("feed_forward_length")?.unwrap_or(0).max(most("expert_feed_forward_length")?.unwrap_or(0));
+        let used = g.uint(&key("expert_used_count"))?.filter(|n| (1..=1024).contains(n)).unwrap_or(1);
+        let ffn = width.checked_mul(used).ok_or_else(|| GgufError {
+            file: g.path().to_path_buf(),
+            field: key("feed_forward_length"),
+            problem: format!("found {width}, expected at most {} for {used} experts", u64::MAX / used),
+        })?;
         Ok(Some(Geometry {
             trained: g.uint(&key("context_length"))?.filter(|&n| n > 0),
             layers_kv_heads,
@@ -57,10 +65,7 @@ impl Geometry {
             value_len: g.uint(&key("attention.value_length"))?.unwrap_or(key_len),
             heads,
             dim,
-            ffn: most("feed_forward_length")?.unwrap_or(0).max(
-                // The key counts for experts of another width than the dense layers.
-                most("expert_feed_forward_length")?.unwrap_or(0),
-            ) * g.uint(&key("expert_used_count"))?.filter(|n| (1..=1024).contains(n)).unwrap_or(1),
+            ffn,
             vocab: g.tensor("token_embd.weight").and_then(|t| t.dims.get(1).copied()).unwrap_or(0),
         }))
     }
@@ -157,9 +162,10 @@ impl Needs {
         self.kv_cache + self.buffers
     }
 
-    /// The longest context for which `memory` bytes hold everything, in whole blocks; 0 where not even one does.
-    pub fn longest(&self, memory: u64) -> u64 {
-        let left = memory.saturating_sub(self.weights).saturating_sub(self.buffers);
+    /// The longest context for which everything stays in memory, of which so many bytes are available, in whole blocks; 0 where
+    /// not even one does.
+    pub fn longest(&self, available: u64) -> u64 {
+        let left = most_taken(available).saturating_sub(self.weights).saturating_sub(self.buffers);
         let block = BLOCK as u64;
         let most = left.checked_div(self.kv_cache_per_token).unwrap_or(u64::MAX) / block * block;
         most.min(self.trained_context.unwrap_or(u64::MAX))
@@ -225,7 +231,9 @@ mod tests {
         for (memory, want) in
             [(0, 0), (1100, 0), (1100 + 159, 0), (1100 + 160, 16), (1100 + 339, 32), (u64::MAX, 32768)]
         {
-            assert_eq!(m.longest(memory), want, "{memory}");
+            let available = memory.saturating_add(memory / 15);
+            assert!(memory == u64::MAX || most_taken(available) == memory);
+            assert_eq!(m.longest(available), want, "{memory}");
         }
     }
 }

@@ -19,6 +19,8 @@ const MOST_TOKENS: usize = 4 << 20;
 pub(crate) const MOST_BYTES: usize = 4096;
 /// The texts of all special tokens: what finds them takes some 40 bytes of memory for each.
 const MOST_SPECIAL: usize = 4 << 20;
+/// Bytes of all tokens: ten times what any vocabulary has, and ends of tokens are counted in 32 bits.
+const MOST_TOKEN_BYTES: usize = 64 << 20;
 /// More ways to make a piece of two others than any vocabulary has.
 const MOST_MERGES: usize = 2 << 20;
 
@@ -162,6 +164,10 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     }
     if let Some(t) = tokens.iter().find(|t| t.len() > MOST_BYTES) {
         return Err(unfit("tokens", format_args!("a token of {} bytes, expected at most {MOST_BYTES}", t.len())));
+    }
+    let bytes: usize = tokens.iter().map(str::len).sum();
+    if bytes > MOST_TOKEN_BYTES {
+        return Err(unfit("tokens", format_args!("{bytes} bytes, expected at most {MOST_TOKEN_BYTES}")));
     }
     let mut kinds = kinds(g, n)?;
     let mut notes = Vec::new();

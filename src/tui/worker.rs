@@ -7,7 +7,7 @@ use super::Msg;
 use crate::catalog;
 use crate::chat::{self, Message, Template};
 use crate::draft::Drafter;
-use crate::engine::{Engine, EngineOptions, Session, SessionOptions};
+use crate::engine::{Engine, EngineOptions, Session, SessionOptions, common_prefix};
 use crate::generate::{End, Event as Heard, generate_with};
 use crate::kv_store::{self, KvStore};
 use crate::machine::Machine;
@@ -293,7 +293,7 @@ impl Desk {
         let engine = Arc::new(Engine::open_watched(&found.path, &o, &watch).map_err(|e| text(&e))?);
         let c = &engine.model.config;
         let context = self.opening.context.unwrap_or(c.n_context);
-        let per_token = engine.model.weights.bytes_per_token(c);
+        let per_token = engine.model.weights.bytes_per_pass(c, 1, 1) as usize;
         let ubatch = self.opening.session.ubatch.min(stoppable(per_token));
         let template = match &self.opening.template {
             Some((source, origin)) => Template::from_source(source, origin.clone(), &engine.tokenizer),
@@ -432,7 +432,7 @@ impl Desk {
         if let Some(store) = &mut kv.store {
             store.restore(session, &prompt);
         }
-        let common = session.tokens(0).iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let common = common_prefix(session.tokens(0), &prompt);
         let reused = common.min(prompt.len().saturating_sub(1));
         self.say(Event::Reading { done: 0, of: prompt.len() - reused, reused, time: Duration::ZERO });
         let start = Instant::now();

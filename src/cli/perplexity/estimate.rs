@@ -2,6 +2,7 @@
 
 use super::Args;
 use crate::cli::engine::tell_facts;
+use crate::cli::usage_error;
 use crate::disk::{folder, free_space};
 use crate::engine::Engine;
 use crate::perplexity::base::{BaseWriter, Layout};
@@ -13,7 +14,7 @@ use std::path::Path;
 pub fn run(a: &Args) -> anyhow::Result<()> {
     let context = a.context();
     if a.kl_divergence_base.is_some() && a.until_error.is_some() {
-        bail!("--until-error: a base file has all its chunks, expected one or the other");
+        usage_error("--until-error: a base file has all its chunks, expected one or the other");
     }
     let e = a.engine.open()?;
     let tokens = a.tokens(&e)?;

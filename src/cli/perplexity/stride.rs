@@ -2,18 +2,19 @@
 
 use super::Args;
 use crate::cli::engine::tell_facts;
+use crate::cli::usage_error;
 use crate::perplexity::Score;
 use crate::perplexity::stride::Windows;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::ops::ControlFlow;
 
 pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
     let context = a.context();
     if stride >= context {
-        bail!("--ppl-stride {stride}: expected below the context, {context}");
+        usage_error(&format!("--ppl-stride {stride}: expected below the context, {context}"));
     }
     if a.kl_divergence_base.is_some() {
-        bail!("--kl-divergence-base: a base file has chunks, expected no --ppl-stride");
+        usage_error("--kl-divergence-base: a base file has chunks, expected no --ppl-stride");
     }
     let e = a.engine.open()?;
     let tokens = a.tokens(&e)?;

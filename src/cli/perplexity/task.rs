@@ -2,9 +2,10 @@
 
 use super::Args;
 use crate::cli::engine::tell_facts;
+use crate::cli::usage_error;
+use crate::engine::Engine;
 use crate::perplexity::task::{Place, Question, Tally, TaskError, choices, hellaswag, score, winogrande};
-use crate::tokenizer::Tokenizer;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::json;
 use std::ops::ControlFlow;
 
@@ -21,13 +22,13 @@ enum Task {
 pub fn run(a: &Args) -> anyhow::Result<()> {
     let task = Task::of(a);
     if a.kl_divergence_base.is_some() {
-        bail!("--kl-divergence-base: a base file is of a text, expected no questions");
+        usage_error("--kl-divergence-base: a base file is of a text, expected no questions");
     }
     let bytes = a.bytes()?;
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
     let name = a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let e = a.engine.open()?;
-    let questions = task.questions(a, bytes, &e.tokenizer).with_context(|| name.clone())?;
+    let questions = task.questions(a, bytes, &e).with_context(|| name.clone())?;
     let n = questions.len();
     let most = 4 * a.context();
     if let Some(q) = questions.iter().find(|q| q.positions() > most) {
@@ -93,7 +94,8 @@ impl Task {
     }
 
     /// The questions of a file.
-    fn questions(self, a: &Args, bytes: &[u8], t: &Tokenizer) -> Result<Vec<Question>, TaskError> {
+    fn questions(self, a: &Args, bytes: &[u8], e: &Engine) -> Result<Vec<Question>, TaskError> {
+        let t = &e.tokenizer;
         match self {
             Task::HellaSwag => hellaswag(bytes, a.hellaswag_tasks)?.iter().map(|c| c.question(t)).collect(),
             Task::Winogrande => winogrande(bytes, a.winogrande_tasks)?.iter().map(|b| b.question(t)).collect(),
