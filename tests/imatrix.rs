@@ -10,7 +10,8 @@ use oxcart_quant::{Format, Quantizer};
 use std::path::Path;
 use std::sync::Arc;
 
-const CONTEXT: usize = 32;
+/// Half of two such chunks, which are scored, go to the same kernel as the whole.
+const CONTEXT: usize = 64;
 
 fn text() -> String {
     (1..40).map(|i| format!("Cart {i} carried {} sacks of salt to the market at the river. ", 3 * i + 5)).collect()
@@ -140,7 +141,7 @@ fn a_text_is_read_as_for_its_perplexity() {
     }
     std::fs::write(&txt, text.clone() + "\n").unwrap();
     assert_eq!(count(&(text.clone() + "\n")) % CONTEXT, 0);
-    let args = ["imatrix", "-f", &txt, "-c", "32", "--no-ppl", "-o", &out];
+    let args = ["imatrix", "-f", &txt, "-c", "64", "--no-ppl", "-o", &out];
     oxcart(&args).assert().success();
     assert_eq!(Imatrix::read(Path::new(&out)).unwrap().chunks as usize, count(&text) / CONTEXT);
     std::fs::write(&txt, b"a line\n\x7fELF\0\0").unwrap();
