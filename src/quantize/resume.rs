@@ -81,7 +81,8 @@ impl Journal {
         let of = if self.whole > 0 { Partial::of_another_run } else { Partial::new };
         let (path, ours) = (self.file.clone(), of(self.file.clone()));
         let own = ours.survivor();
-        let thread = std::thread::spawn(move || {
+        // Where the system gives no thread, nothing is noted.
+        let thread = std::thread::Builder::new().name("oxcart-notes".into()).spawn(move || {
             for (file, written, note) in due {
                 file.sync_data()?;
                 save(&path, &note)?;
@@ -89,7 +90,7 @@ impl Journal {
             }
             Ok(())
         });
-        (self.syncs, self.thread, self.ours) = (Some(syncs), Some(thread), Some(ours));
+        (self.syncs, self.thread, self.ours) = (Some(syncs), thread.ok(), Some(ours));
     }
 
     /// Tensors that were whole when the other run ended.
