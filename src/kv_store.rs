@@ -229,7 +229,8 @@ impl KvStore {
         std::thread::scope(|scope| {
             let (give, take) = sync_channel::<Result<Vec<u8>, String>>(1);
             let (give_back, take_back) = channel::<Vec<u8>>();
-            scope.spawn(move || {
+            // Where the system gives no thread, nothing is taken: it is computed anew.
+            let _ = std::thread::Builder::new().name("oxcart-cache".into()).spawn_scoped(scope, move || {
                 for (&(i, _), &size) in chain.iter().zip(&sizes) {
                     let mut data = take_back.try_recv().unwrap_or_default();
                     data.resize(size, 0);

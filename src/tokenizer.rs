@@ -249,7 +249,9 @@ impl Tokenizer {
             std::iter::from_fn(|| part().map(|i| (i, encode(parts[i])))).collect::<Vec<_>>()
         };
         let mut done = std::thread::scope(|s| {
-            let helpers: Vec<_> = (1..threads).map(|_| s.spawn(work)).collect();
+            // As many as the system gives.
+            let helper = |_| std::thread::Builder::new().name("oxcart-tokens".into()).spawn_scoped(s, work).ok();
+            let helpers: Vec<_> = (1..threads).map_while(helper).collect();
             let mut done = work();
             done.extend(helpers.into_iter().flat_map(|h| h.join().unwrap_or_else(|e| std::panic::resume_unwind(e))));
             done
