@@ -3,11 +3,11 @@
 #[path = "common/program.rs"]
 mod program;
 
-use program::{ends, oxcart};
+use program::{ends, oxcart, process};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 const MODEL: &str = "SmolLM2-135M-Instruct";
 
@@ -214,14 +214,8 @@ fn wrong_usage_is_told_with_status_2() {
 /// Runs it until `begun` is read from stdout, or, if that is nothing, until it says on stderr that it begins; then sends the
 /// signal. The rest of stdout, stderr, and the status.
 fn stopped(args: &[&str], begun: usize, signal: Signal) -> (String, String, Option<i32>) {
-    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("oxcart"))
-        .args(args)
-        .env("OXCART_CONFIG", "/dev/null")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it starts");
+    let mut child =
+        process(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut out = child.stdout.take().expect("a pipe");
     let mut err = BufReader::new(child.stderr.take().expect("a pipe"));
     let (mut rest, mut told) = (String::new(), String::new());

@@ -1,8 +1,12 @@
 //! Verbs that print line by line on a pseudo-terminal, on the default model.
 
+#[path = "common/program.rs"]
+mod program;
+
 use oxcart::chat::history::{Conversation, list};
 use oxcart::engine::{Engine, EngineOptions};
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
+use program::{ends, oxcart};
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -35,8 +39,8 @@ fn a_text_does_not_command_the_terminal() {
     let (shown, status) = typed(Path::new("/dev/null"), &args, "");
     assert!(status == 0 && shown.contains("The[31m ox\r\n"), "{shown:?}");
     assert!(!shown.contains(byte) && !shown.contains('\u{1b}'), "{shown:?}");
-    let piped = assert_cmd::Command::cargo_bin("oxcart").unwrap().env("OXCART_CONFIG", "/dev/null").args(args).unwrap();
-    assert_eq!(String::from_utf8_lossy(&piped.stdout), format!("The\u{1b}[31m ox{byte}{byte}{byte}\n"));
+    let (piped, ..) = ends(&mut oxcart(&args));
+    assert_eq!(piped, format!("The\u{1b}[31m ox{byte}{byte}{byte}\n"));
 }
 
 #[test]

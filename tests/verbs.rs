@@ -4,7 +4,7 @@
 mod program;
 
 use oxcart::chat::history::Conversation;
-use program::{ends, oxcart};
+use program::{ends, oxcart, process};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -48,10 +48,8 @@ fn a_question_may_begin_with_a_slash() {
 #[test]
 fn a_chat_that_is_ended_answers_no_more() {
     use std::io::{Read, Write};
-    use std::process::{Command, Stdio};
-    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("oxcart"))
-        .args(["chat", "--temp", "0", "-n", "400", "-c", "2048"])
-        .env("OXCART_CONFIG", "/dev/null")
+    use std::process::Stdio;
+    let mut child = process(&["chat", "--temp", "0", "-n", "400", "-c", "2048"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -238,8 +236,7 @@ fn weights_come_into_memory_in_many_ways() {
 /// The processors that the threads of a chat may run on, each list once. It waits for its first question.
 #[cfg(target_os = "linux")]
 fn places(flags: &[&str]) -> BTreeSet<String> {
-    let mut c = std::process::Command::new(assert_cmd::cargo::cargo_bin!("oxcart"));
-    c.env("OXCART_CONFIG", "/dev/null").args(["chat", "--no-save", "-c", "64"]).args(flags);
+    let mut c = process(&[&["chat", "--no-save", "-c", "64"], flags].concat());
     let (stdin, out) = (std::process::Stdio::piped(), std::process::Stdio::null());
     let mut child = c.stdin(stdin).stdout(out).stderr(std::process::Stdio::piped()).spawn().unwrap();
     // Its facts come when the model is loaded, and the workers are where they stay.
@@ -380,8 +377,7 @@ fn failures_are_one_line_and_have_their_status() {
 fn unread(args: &[&str], stdout: bool) -> std::process::Output {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let mut c = std::process::Command::new(assert_cmd::cargo::cargo_bin("oxcart"));
-    c.env("OXCART_CONFIG", "/dev/null").args(args);
+    let mut c = process(args);
     if stdout { c.stdout(writer).output() } else { c.stderr(writer).output() }.expect("it runs")
 }
 

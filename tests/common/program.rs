@@ -2,12 +2,17 @@
 
 use assert_cmd::Command;
 
-/// The program with these words.
-pub fn oxcart(args: &[&str]) -> Command {
-    let mut c = Command::cargo_bin("oxcart").expect("the binary is built");
+/// The program with these words, to be spoken with while it runs.
+pub fn process(args: &[&str]) -> std::process::Command {
+    let mut c = std::process::Command::new(assert_cmd::cargo::cargo_bin!("oxcart"));
     // Whoever runs the tests may have a configuration.
     c.env("OXCART_CONFIG", "/dev/null").args(args);
     c
+}
+
+/// The program with these words.
+pub fn oxcart(args: &[&str]) -> Command {
+    Command::from_std(process(args))
 }
 
 /// stdout, stderr and exit status.
