@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! gemv   4 rows at once (four memory streams), for each slab:
-//!            slab = transposed(unpack(row))        4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
+//!            slab = transposed(unpack(row))    4 x 64 codes; a lane has 4 codes of the same 16 weights in each vector
 //!            for each column (with groups of 32 each two, whose lanes are folded to one vector):
 //!                acc += float(4 vpdpbusd, one after the other) * (scale * d)       16 lanes, 16 weights each
 //!                acc -= min * (d * sum)                                            16 groups, or 8

@@ -27,10 +27,10 @@ const COUNTERS: usize = 16;
 /// Turns of its loop that a worker waits in before it sleeps: 50 microseconds and more, about as long as another's task, and
 /// several times as long as to be woken.
 const SPINS: usize = 2_000;
-/// A turn, at least. One pause takes 3 nanoseconds on Haswell, 25 on Zen 4, 50 on Xeons since Skylake.
-const TURN: Duration = Duration::from_nanos(25);
 /// And where others want the processors.
 const FEWEST_SPINS: usize = 32;
+/// A turn, at least. One pause takes 3 nanoseconds on Haswell, 25 on Zen 4, 50 on Xeons since Skylake.
+const TURN: Duration = Duration::from_nanos(25);
 /// A wait of this length was not for a task: the other worker had lost its processor.
 const LOST: Duration = Duration::from_micros(500);
 
