@@ -40,6 +40,7 @@ pub struct Team {
     threads: usize,
     spins: Vec<Padded<AtomicUsize>>, // how long each worker spins by now
     most_spins: usize,
+    pauses: u32, // of a turn
     // Two regions at once on one pool would each hold threads that the other's barriers wait for.
     busy: Mutex<()>,
 }
@@ -59,7 +60,8 @@ impl Team {
         let processors = std::thread::available_parallelism().map_or(threads, |n| n.get());
         let most_spins = if threads > processors { FEWEST_SPINS } else { SPINS };
         let spins = (0..threads).map(|_| Padded(AtomicUsize::new(most_spins))).collect();
-        Team { pool, threads, spins, most_spins, busy: Mutex::new(()) }
+        let pauses = if threads > 1 { pauses() } else { 1 };
+        Team { pool, threads, spins, most_spins, pauses, busy: Mutex::new(()) }
     }
 
     /// The same, of threads that are all the team's own, each of which begins with `start` and its index: to be pinned to
@@ -107,6 +109,7 @@ impl Team {
                 region: &region,
                 spins: &self.spins[index].0,
                 most_spins: self.most_spins,
+                pauses: self.pauses,
                 phase: Cell::new(0),
                 since_sync: Cell::new(0),
                 generation: Cell::new(0),
@@ -218,6 +221,7 @@ pub struct Worker<'t> {
     region: &'t Region,
     spins: &'t AtomicUsize,
     most_spins: usize,
+    pauses: u32,
     phase: Cell<usize>,      // splits so far
     since_sync: Cell<usize>, // splits since the last barrier
     generation: Cell<usize>, // barriers passed
@@ -285,13 +289,13 @@ impl Worker<'_> {
     fn wait(&self, generation: usize) {
         let r = self.region;
         let passed = || r.generation.0.load(Ordering::Acquire) != generation || r.poisoned.0.load(Ordering::Relaxed);
-        let (spins, pauses) = (self.spins.load(Ordering::Relaxed), pauses());
+        let spins = self.spins.load(Ordering::Relaxed);
         for _ in 0..spins {
             if passed() {
                 self.spins.store(patience(spins, None).min(self.most_spins), Ordering::Relaxed);
                 return;
             }
-            (0..pauses).for_each(|_| std::hint::spin_loop());
+            (0..self.pauses).for_each(|_| std::hint::spin_loop());
         }
         let asleep = Instant::now();
         self.sleep(generation);
