@@ -24,6 +24,7 @@ mod sampling;
 mod sessions;
 mod text;
 mod tokenize;
+mod units;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};

@@ -361,6 +361,17 @@ fn offline_is_offline() {
 }
 
 #[test]
+fn certificates_are_a_file_with_an_end_and_at_least_one() {
+    let home = tempfile::tempdir().unwrap();
+    let none = home.path().join("none.pem");
+    fs::write(&none, "-----").unwrap();
+    for (file, want) in [(none.as_path(), "no certificate"), (Path::new("/dev/zero"), "the most that is read")] {
+        let o = command("http://127.0.0.1:1", home.path()).env("SSL_CERT_FILE", file).args(["pull", MODEL]).output();
+        refused(&o.unwrap(), want);
+    }
+}
+
+#[test]
 fn without_a_python_the_error_says_what_was_tried() {
     let home = tempfile::tempdir().unwrap();
     let none = home.path().join("no-python");

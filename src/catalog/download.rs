@@ -6,10 +6,11 @@
 
 use super::disk::{self, env, hash_file, hex};
 use super::{CatalogError, Result, io_error};
+use crate::disk::read;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 use ureq::http::{HeaderMap, Method, Request, Response, Uri};
@@ -24,6 +25,8 @@ const FEW: u32 = 5;
 const LONGEST: Duration = Duration::from_secs(30);
 /// Redirects before a request is given up, as in browsers.
 const REDIRECTS: usize = 20;
+/// Bytes of a file of certificates, at most; a system's are a quarter of a megabyte.
+const MOST_CERTIFICATES: u64 = 16 << 20;
 /// A connection that brings nothing for so long is dead.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -294,14 +297,18 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
 
 /// The certificates to trust: those of `SSL_CERT_FILE`, as OpenSSL has it, or the ones that are built in.
 fn roots() -> Result<RootCerts> {
-    let Some(path) = env("SSL_CERT_FILE") else { return Ok(RootCerts::WebPki) };
-    let pem = std::fs::read(&path).map_err(io_error(Path::new(&path)))?;
+    let Some(file) = env("SSL_CERT_FILE") else { return Ok(RootCerts::WebPki) };
+    let file = Path::new(&file);
+    let pem = read(file, MOST_CERTIFICATES).map_err(io_error(file))?;
     let certs: Vec<_> = parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(c)) => Some(c),
             _ => None,
         })
         .collect();
+    if certs.is_empty() {
+        return Err(io_error(file)(io::Error::other("SSL_CERT_FILE: no certificate, expected PEM")));
+    }
     Ok(RootCerts::new_with_certs(&certs))
 }
 

@@ -13,6 +13,7 @@
 use super::disk::{self, env};
 use super::download::{Client, Job, check_rest, explain, header};
 use super::{CatalogError, Local, ModelFile, Result, io_error};
+use crate::disk::{MOST_SETTINGS, read_text};
 use serde::Deserialize;
 use std::fs::{self, File};
 use std::io::Write;
@@ -51,7 +52,7 @@ impl Hub {
         };
         let token = env("HF_TOKEN").or_else(|| {
             let path = env("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-            fs::read_to_string(path).ok()
+            read_text(&path, MOST_SETTINGS).ok()
         });
         Ok(Hub {
             endpoint: env("HF_ENDPOINT")
@@ -75,7 +76,7 @@ impl Hub {
     pub fn cached(&self, repo: &str, file: &ModelFile) -> Option<Local> {
         let folder = self.folder(repo);
         let snapshots = folder.join("snapshots");
-        let main = fs::read_to_string(folder.join("refs").join(REVISION)).ok();
+        let main = read_text(&folder.join("refs").join(REVISION), MOST_SETTINGS).ok();
         let others = fs::read_dir(&snapshots).ok()?.flatten().map(|e| e.path());
         let dirs = main.map(|c| snapshots.join(c.trim())).into_iter().chain(others);
         dirs.filter_map(|dir| {

@@ -4,6 +4,7 @@ use super::engine::{ComputeArgs, SessionArgs, tell_facts};
 use super::perplexity::run::{Run, Work};
 use super::perplexity::{check_memory, tokens};
 use super::text::note_bytes;
+use super::units::gib;
 use crate::disk;
 use crate::engine::{Session, common_prefix};
 use crate::perplexity::compare::{Contender, add, group, kept_bytes, whose};
@@ -156,10 +157,6 @@ fn key(a: &Args, models: &[Contender], text: &[u32], n: usize) -> Key {
     key.add(format!("compare {isa} {k} {v} {sizes:?}"));
     key.add_tokens(text);
     key
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / (1u64 << 30) as f64
 }
 
 /// The models' files, without ending, and with their folder where names are equal otherwise.

@@ -1,8 +1,8 @@
 //! The flags that every verb with a model has, and the opening of it.
 
-use super::inspect::size;
 use super::interrupt::asked;
 use super::progress::Reading;
+use super::units::size;
 use crate::catalog;
 use crate::engine::{Engine, EngineError, EngineOptions, Session, SessionOptions, default_threads};
 use crate::gguf::one_line;
@@ -328,9 +328,13 @@ pub fn model_type(e: &Engine) -> String {
 /// One line of facts: name, types, size, instruction set, threads, context, and where the weights are if not in memory.
 pub fn facts(e: &Engine, context: usize) -> String {
     let name = one_line(e.gguf.str("general.name").ok().flatten().unwrap_or("unnamed"), 100);
-    let gib = e.gguf.file_size() as f64 / (1u64 << 30) as f64;
     let isa = e.kernels.label();
-    let facts = format!("{name} | {} {gib:.2} GiB | {isa} | {} threads | ctx {context}", model_type(e), e.threads());
+    let facts = format!(
+        "{name} | {} {} | {isa} | {} threads | ctx {context}",
+        model_type(e),
+        size(e.gguf.file_size()),
+        e.threads()
+    );
     match beyond_memory(e) {
         None => facts,
         Some(divided) => format!("{facts} | {divided}"),

@@ -3,6 +3,7 @@
 use super::engine::{EngineArgs, SessionArgs, items, tell_facts};
 use super::interrupt::interruptible;
 use super::perplexity::tokens;
+use super::progress::bar;
 use super::text::note_bytes;
 use super::usage_error;
 use crate::disk;
@@ -11,7 +12,7 @@ use crate::imatrix::statistics::Statistics;
 use crate::imatrix::{FileFormat, Imatrix};
 use crate::perplexity::{Score, chunks, score};
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -190,9 +191,10 @@ fn collect(a: &Args, known: &Imatrix, text: &Path) -> anyhow::Result<()> {
     tell!("imatrix: computing over {n} chunks, n_ctx={context}, batch_size={}, n_seq={n_seq}", a.batch_size);
 
     let stop = interruptible()?;
-    let bar = if a.no_ppl || a.json { ProgressBar::new((n * context) as u64) } else { ProgressBar::hidden() };
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} tokens {per_sec} {eta}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = match a.no_ppl || a.json {
+        true => bar(Some((n * context) as u64), "{bar:30} {pos}/{len} tokens {per_sec} {eta}"),
+        false => ProgressBar::hidden(),
+    };
     let (mut total, mut done, start) = (Score::default(), 0, Instant::now());
     while done < n && !stop.asked() {
         let count = n_seq.min(n - done);

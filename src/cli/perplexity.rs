@@ -9,6 +9,7 @@ mod task;
 
 use super::engine::{EngineArgs, SessionArgs};
 use super::text::{note_bytes, without_line_break};
+use super::units::size;
 use crate::disk;
 use crate::engine::{Engine, Session, SessionOptions};
 use crate::machine::Machine;
@@ -189,14 +190,13 @@ pub(super) fn tokens(verb: &str, e: &Engine, bytes: &[u8], special: bool) -> any
 /// Refuses to begin what there is no memory for: `needed` bytes beside the models, which the system may drop and read again.
 pub(super) fn check_memory(models: &[&Arc<Engine>], needed: u64) -> anyhow::Result<()> {
     let Some(free) = Machine::here().available else { return Ok(()) };
-    let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
     if needed > free {
-        bail!("memory: {:.2} GiB needed beside the model, {:.2} GiB available", gib(needed), gib(free));
+        bail!("memory: {} needed beside the model, {} available", size(needed), size(free));
     }
     let files = dropped(models);
     if files > free - needed {
-        let (files, free) = (gib(files), gib(free - needed));
-        tell!("memory: {files:.2} GiB of weights, {free:.2} GiB available: they are read again for every batch");
+        let (files, free) = (size(files), size(free - needed));
+        tell!("memory: {files} of weights, {free} available: they are read again for every batch");
     }
     Ok(())
 }

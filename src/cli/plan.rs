@@ -1,7 +1,7 @@
 //! `oxcart plan`: whether a model fits this machine and how fast it will be, before anything is fetched or read.
 
 use super::engine::{SessionArgs, kernels};
-use super::inspect::size;
+use super::units::size;
 use crate::catalog::{self, Model};
 use crate::engine::{WALK, default_threads, most_taken};
 use crate::gguf::{Gguf, one_line};

@@ -1,13 +1,19 @@
 //! How far a long measurement is: a bar with the time left on a terminal, plain lines elsewhere.
 
-use super::inspect::size;
 use super::interrupt::asked;
+use super::units::size;
 use crate::engine::Session;
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+/// A bar on stderr, hidden where that is no terminal.
+pub fn bar(length: Option<u64>, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
 
 /// Between plain lines.
 const EVERY: Duration = Duration::from_secs(60);
@@ -19,9 +25,7 @@ pub fn reading(s: &mut Session, tokens: usize) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let units = tokens.div_ceil(s.walk()) * (s.engine().model.config.n_layers + 1);
-    let bar = ProgressBar::with_draw_target(Some(units as u64), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("reading the prompt {bar:20} {pos} of {len} layers{msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar(Some(units as u64), "reading the prompt {bar:20} {pos} of {len} layers{msg}");
     let told = bar.clone();
     s.watch(Some(Arc::new(move |_, _| {
         // The passes after it are no longer the prompt's.
@@ -47,10 +51,8 @@ pub struct Reading {
 impl Reading {
     /// Nothing is read yet.
     pub fn new() -> Reading {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let template = "{bar:30} {binary_bytes}/{binary_total_bytes} of weights, {binary_bytes_per_sec}, {eta} left";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Reading { bar, told: Mutex::new(Instant::now()) }
+        Reading { bar: bar(None, template), told: Mutex::new(Instant::now()) }
     }
 
     /// So many bytes of so many are read.
@@ -89,9 +91,7 @@ pub struct Progress {
 impl Progress {
     /// Of `total` units.
     pub fn new(unit: &'static str, total: usize) -> Progress {
-        let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let bar = bar(Some(total as u64), "{bar:30} {pos}/{len} {msg}");
         Progress { bar, unit, total, begun: None, told: Instant::now(), values: String::new() }
     }
 

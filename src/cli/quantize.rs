@@ -2,6 +2,7 @@
 
 use super::engine::threads;
 use super::interrupt::interruptible;
+use super::progress::bar;
 use super::usage_error;
 use crate::convert;
 use crate::disk::{self, partial};
@@ -12,7 +13,6 @@ use crate::quantize::recipe::{MIXES, Mix, Wishes};
 use crate::quantize::source::Source;
 use crate::quantize::{Event, Loss, Options, Split, Step, files, plan, write};
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oxcart_quant::Format;
 use oxcart_quant::format::FORMATS;
 use regex::{Regex, RegexBuilder};
@@ -192,8 +192,31 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if !a.prune_layers.is_empty() {
         g.prune(&a.prune_layers)?;
     }
+    let overrides = overridden(&mut g, &a.override_kv);
+    let o = options(&a, &g, &target, overrides)?;
+    let steps = plan(&g, &o)?;
+    let files = files(&g, &steps, &o, &target.output)?;
+    let start = Instant::now();
+    let errors = if a.dry_run {
+        if let Some(s) = steps.iter().find(|s| s.lacks_importance) {
+            tell!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
+        }
+        vec![None; steps.len()]
+    } else {
+        let read: Vec<PathBuf> = g.files().iter().chain(&a.imatrix).chain(&a.tensor_type_file).cloned().collect();
+        if let Some(file) = overwritten(&files, &read) {
+            bail!("{}: is also an input, expected another file", file.display());
+        }
+        written(&g, &steps, &o, &target.output)?
+    };
+    let name = target.mix.map_or("COPY", |m| m.name);
+    print(&a, name, &steps, &errors, &files, start.elapsed().as_secs_f64())
+}
+
+/// Sets metadata as `--override-kv` says. Returns each key's last value.
+fn overridden(g: &mut Source, flags: &[(String, MetadataValue)]) -> Vec<(String, Value)> {
     let mut overrides: Vec<(String, Value)> = Vec::new();
-    for (key, value) in &a.override_kv {
+    for (key, value) in flags {
         if let MetadataValue::String(text) = value
             && let Some(other) = text.split(',').skip(1).find(|part| parse_override(part).is_ok())
         {
@@ -203,6 +226,11 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         overrides.retain(|(k, _)| k != key);
         overrides.push((key.clone(), value.clone().into()));
     }
+    overrides
+}
+
+/// What the flags and the files that they name ask for.
+fn options(a: &Args, g: &Source, target: &Target, overrides: Vec<(String, Value)>) -> anyhow::Result<Options> {
     let mut tensors = a.tensor_type.clone();
     tensors.extend(a.tensor_type_file.as_deref().map(named_formats).transpose()?.into_iter().flatten());
     for (name, _) in tensors.iter().filter(|(name, _)| !g.tensors().iter().any(|t| name.is_match(&t.name))) {
@@ -216,7 +244,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
             Some(i).filter(|i| !i.is_empty())
         }
     };
-    let o = Options {
+    Ok(Options {
         importance,
         mix: target.mix,
         wishes: Wishes {
@@ -236,46 +264,39 @@ pub fn run(a: Args) -> anyhow::Result<()> {
         threads: target.threads,
         report: a.report,
         resume: a.resume,
-    };
-    let steps = plan(&g, &o)?;
-    let files = files(&g, &steps, &o, &target.output)?;
+    })
+}
+
+/// Takes all steps, and tells how far they are. Returns what each tensor lost.
+fn written(g: &Source, steps: &[Step<'_>], o: &Options, to: &Path) -> anyhow::Result<Vec<Option<Loss>>> {
     let mut errors = vec![None; steps.len()];
-    let start = Instant::now();
-    if let Some(s) = steps.iter().find(|s| a.dry_run && s.lacks_importance) {
-        tell!("tensor {}: {} will need an importance matrix (--imatrix)", s.new.name, s.new.kind);
-    }
-    if !a.dry_run {
-        let read: Vec<PathBuf> = g.files().iter().chain(&a.imatrix).chain(&a.tensor_type_file).cloned().collect();
-        if let Some(file) = overwritten(&files, &read) {
-            bail!("{}: is also an input, expected another file", file.display());
+    let stop = interruptible()?;
+    let bytes = steps.iter().map(|s| s.tensor.n_bytes()).sum();
+    let bar = bar(Some(bytes), "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}");
+    let next = |i: usize| bar.set_message(steps.get(i).map_or(String::new(), |s| s.new.name.clone()));
+    next(0);
+    let watch = |event: Event<'_>| match event {
+        Event::Resumed(whole) => {
+            tell!("{whole} of {} tensors are there already", steps.len());
+            let there: u64 = steps[..whole].iter().map(|s| s.tensor.n_bytes()).sum();
+            bar.set_length(bar.length().unwrap_or(0).saturating_sub(there));
+            next(whole);
         }
-        let stop = interruptible()?;
-        let bar = bar(g.tensors().iter().map(|t| t.n_bytes()).sum());
-        bar.set_message(steps.first().map_or(String::new(), |s| s.new.name.clone()));
-        let watch = |event: Event<'_>| match event {
-            Event::Resumed(whole) => {
-                tell!("{whole} of {} tensors are there already", steps.len());
-                let there: u64 = steps[..whole].iter().map(|s| s.tensor.n_bytes()).sum();
-                bar.set_length(bar.length().unwrap_or(0).saturating_sub(there));
-                bar.set_message(steps.get(whole).map_or(String::new(), |s| s.new.name.clone()));
+        Event::Read(bytes) => bar.inc(bytes),
+        Event::Done(i, done) => {
+            let s = &steps[i];
+            errors[i] = done.error;
+            if bar.is_hidden() {
+                let speed = s.tensor.n_bytes() as f64 / 1e6 / done.time.as_secs_f64().max(1e-9);
+                let (no, all, name) = (i + 1, steps.len(), &s.new.name);
+                tell!("[{no}/{all}] {name}: {} to {}, {speed:.0} MB/s", s.tensor.kind, s.new.kind);
             }
-            Event::Read(bytes) => bar.inc(bytes),
-            Event::Done(i, done) => {
-                let s = &steps[i];
-                errors[i] = done.error;
-                if bar.is_hidden() {
-                    let speed = s.tensor.n_bytes() as f64 / 1e6 / done.time.as_secs_f64().max(1e-9);
-                    let (no, all, name) = (i + 1, steps.len(), &s.new.name);
-                    tell!("[{no}/{all}] {name}: {} to {}, {speed:.0} MB/s", s.tensor.kind, s.new.kind);
-                }
-                bar.set_message(steps.get(i + 1).map_or(String::new(), |s| s.new.name.clone()));
-            }
-        };
-        write(&g, &steps, &o, &target.output, watch, || !stop.asked())?;
-        bar.finish_and_clear();
-    }
-    let name = target.mix.map_or("COPY", |m| m.name);
-    print(&a, name, &steps, &errors, &files, start.elapsed().as_secs_f64())
+            next(i + 1);
+        }
+    };
+    write(g, steps, o, to, watch, || !stop.asked())?;
+    bar.finish_and_clear();
+    Ok(errors)
 }
 
 /// What is written in the place of something that is read: a part of the output, or what it is called until it is whole.
@@ -283,14 +304,6 @@ fn overwritten(files: &[(PathBuf, u64)], read: &[PathBuf]) -> Option<PathBuf> {
     let read: Vec<PathBuf> = read.iter().filter_map(|p| p.canonicalize().ok()).collect();
     let mut written = files.iter().flat_map(|(file, _)| [file.clone(), partial(file)]);
     written.find(|p| p.canonicalize().is_ok_and(|p| read.contains(&p)))
-}
-
-/// A bar on a terminal, hidden elsewhere.
-fn bar(bytes: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-    let template = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }
 
 /// A line for every tensor, and totals.

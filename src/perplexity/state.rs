@@ -8,13 +8,15 @@
 //! resumed run ends with the same digits. The key says of which run they are.
 
 use super::PerplexityError;
-use crate::disk::write;
+use crate::disk;
 use crate::gguf::Gguf;
 use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"oxcartM1";
+/// Bytes of a state, at most: a hundred million values.
+const MOST_BYTES: u64 = 1 << 30;
 
 /// What makes a run the same run: a hash of everything that its figures depend on.
 #[derive(Clone)]
@@ -77,7 +79,7 @@ impl State {
 
     /// Reads what an earlier run left. Returns whether there was something.
     pub fn load(&mut self) -> Result<bool, PerplexityError> {
-        let bytes = match std::fs::read(&self.path) {
+        let bytes = match disk::read(&self.path, MOST_BYTES) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(PerplexityError::Io { file: self.path.clone(), what: "read", error }),
@@ -113,7 +115,8 @@ impl State {
         }
         let hash = Sha256::digest(&out);
         out.extend(hash);
-        let saved = self.path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| write(&self.path, &out));
+        let saved =
+            self.path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| disk::write(&self.path, &out));
         saved.map_err(|error| PerplexityError::Io { file: self.path.clone(), what: "write", error })
     }
 

@@ -2,6 +2,7 @@
 
 use super::Args;
 use crate::cli::engine::tell_facts;
+use crate::cli::units::size;
 use crate::cli::usage_error;
 use crate::disk::{folder, free_space};
 use crate::engine::Engine;
@@ -108,13 +109,8 @@ fn check_space(path: &Path, layout: &Layout) -> anyhow::Result<()> {
     let dir = folder(path);
     let free = free_space(dir).with_context(|| dir.display().to_string())?;
     if free < needed {
-        let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
-        bail!(
-            "{}: {:.2} GiB needed, {:.2} GiB free (--kl-divergence-base-compact needs 24 times less)",
-            path.display(),
-            gib(needed),
-            gib(free)
-        );
+        let (file, needed, free) = (path.display(), size(needed), size(free));
+        bail!("{file}: {needed} needed, {free} free (--kl-divergence-base-compact needs 24 times less)");
     }
     Ok(())
 }
