@@ -156,12 +156,13 @@ impl ActBuf {
     /// Room for `cols` columns of `k` values.
     pub fn new(k: usize, cols: usize) -> std::io::Result<ActBuf> {
         let slabs = k.div_ceil(SLAB);
+        let room = || Shared::new(slabs * cols);
         // Every encoding has its room; pages of those that no matrix wants are never touched.
         Ok(ActBuf {
             q8: Shared::new(slabs * cols)?,
-            f32: Shared::new(slabs * cols)?,
+            f32: room()?,
             bf16: Shared::new(slabs * cols.div_ceil(COLUMNS) * size_of::<Bf16Block>() / 4)?,
-            ggml: [Shared::new(slabs * cols)?, Shared::new(slabs * cols)?, Shared::new(slabs * cols)?],
+            ggml: [room()?, room()?, room()?, room()?],
             slabs,
         })
     }
@@ -289,6 +290,7 @@ impl ActBuf {
 fn bf16_at(stride: usize, col: usize, slab: usize) -> usize {
     (slab * stride.div_ceil(COLUMNS) + col / COLUMNS) * size_of::<Bf16Block>() / 4 + col % COLUMNS
 }
+
 /// What a gemm needs of each column's sums over groups of `G`: `-offset * sum` as integers, or `d * sum` as floats where the
 /// format has minimums.
 #[cfg(target_arch = "x86_64")]

@@ -15,16 +15,19 @@ pub enum Rounding {
     Q8_0,
     /// bf16.
     Bf16,
+    /// f16. (Not so where ggml was compiled for AMX: its kernel for F16 leaves them f32.)
+    F16,
 }
 
 impl Rounding {
     /// All of them.
-    pub const ALL: [Rounding; 3] = [Rounding::Q8K, Rounding::Q8_0, Rounding::Bf16];
+    pub const ALL: [Rounding; 4] = [Rounding::Q8K, Rounding::Q8_0, Rounding::Bf16, Rounding::F16];
 
-    /// The format's; none where activations stay f32. (So they do beside F16 in batches, which is all that is measured.)
+    /// The format's; none where activations stay f32.
     pub fn of(format: Format) -> Option<Rounding> {
         match format {
-            Format::F32 | Format::F16 => None,
+            Format::F32 => None,
+            Format::F16 => Some(Rounding::F16),
             Format::BF16 => Some(Rounding::Bf16),
             Format::Q4_0
             | Format::Q4_1
@@ -64,6 +67,7 @@ impl Rounding {
                 }
             }),
             Rounding::Bf16 => x.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32()),
+            Rounding::F16 => x.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32()),
         }
     }
 }
@@ -71,6 +75,17 @@ impl Rounding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::FORMATS;
+
+    /// `type_traits_cpu` in ggml-cpu.c: only weights in f32 meet activations as they are.
+    #[test]
+    fn activations_beside_all_formats_but_f32_are_rounded() {
+        let stay = FORMATS.iter().filter(|s| Rounding::of(s.format).is_none()).map(|s| s.name);
+        assert_eq!(stay.collect::<Vec<_>>(), ["f32"]);
+        let mut x = [1.0 + 1.0 / 4096.0, 1.0 + 3.0 / 4096.0];
+        Rounding::F16.round(&mut x);
+        assert_eq!(x, [1.0, 1.0 + 1.0 / 1024.0]);
+    }
 
     #[test]
     fn numbers_too_small_to_divide_by_become_zero_and_nan_stays() {
@@ -93,7 +108,11 @@ mod tests {
             if r != Rounding::Q8_0 {
                 assert_eq!(x, want, "{r:?}");
             }
-            let step = if r == Rounding::Bf16 { 0.25 } else { 0.51 };
+            let step = match r {
+                Rounding::Bf16 => 0.25,
+                Rounding::F16 => 1.0 / 32.0,
+                Rounding::Q8K | Rounding::Q8_0 => 0.51,
+            };
             let mut y: Vec<f32> = want.iter().map(|v| v * 0.99 + 0.1).collect();
             let before = y.clone();
             r.round(&mut y);
