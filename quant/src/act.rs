@@ -167,7 +167,8 @@ impl ActBuf {
         })
     }
 
-    /// Bytes when every column is written in the largest encoding that the kernels' matrices want.
+    /// Bytes when every column is written in the encoding that the kernels want beside quantized weights. (Beside floats it may
+    /// be [`F32Block`]s, also natively.)
     pub fn n_bytes(&self, k: &Kernels) -> usize {
         let block = match (k.arithmetic, k.isa) {
             (Arithmetic::Native, Isa::Amx) => size_of::<Bf16Block>() / COLUMNS,

@@ -51,7 +51,8 @@ pub(crate) unsafe trait Lanes: Copy {
     /// `self * 2^n` of a whole number n that comes as `n + ROUND`, where the result is a normal number.
     fn times_power(self, n: Self) -> Self;
 
-    /// e to the power of each lane, within 3 ulp down to -87, 0 below; NaN stays. Not for more than 88.
+    /// e to the power of each lane, within 3 ulp down to -87, 0 below; NaN stays, as long as the low nine bits of its payload are
+    /// zero (as in those that arise from numbers, and in all that came from f16 or bf16). Not for more than 88.
     ///
     /// Range reduction `x = n ln 2 + r`, `|r| <= ln 2 / 2`, with ln 2 in two parts (Cody and Waite), then a polynomial of
     /// degree 6: the Taylor terms, whose remainder is below half an ulp on that interval.
