@@ -161,6 +161,8 @@ pub fn tokenizer(g: &Gguf) -> Result<Tokenizer, EngineError> {
 
 /// Workers where they shall run.
 fn team(threads: usize, p: &Placement, notes: &mut Vec<String>) -> Result<Team, EngineError> {
+    // As a team has one at least.
+    let threads = threads.max(1);
     if !p.is_some() {
         return Team::new(threads).map_err(system("threads"));
     }

@@ -121,6 +121,12 @@ fn workers_are_where_they_shall_be() {
         assert!(logits(&e) == want, "{placement:?}");
     }
     assert_eq!(allowed(), all, "the caller is pinned nowhere");
+    let none = EngineOptions {
+        threads: 0,
+        placement: Placement { strict: true, ..Placement::default() },
+        ..EngineOptions::default()
+    };
+    assert_eq!(Engine::open(&model(), &none).unwrap().threads(), 1, "no workers are one");
     let absent = Placement { processors: Some(vec![1023]), ..Placement::default() };
     let e = open(&model(), EngineOptions { placement: absent, ..EngineOptions::default() }).err().unwrap().to_string();
     assert!(e.starts_with("--cpu-mask, --cpu-range: processor 1023, of those that may be used: "), "{e}");
