@@ -57,7 +57,7 @@ pub struct Args {
     /// When the context is full, discard half of it and continue with the rest shifted; otherwise generation ends
     #[arg(long)]
     context_shift: bool,
-    /// With --context-shift: number of initial prompt tokens kept when the context shifts; -1 for all
+    /// With --context-shift: number of initial prompt tokens kept when the context shifts, beside BOS; -1 for all
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0)]
     keep: i64,
     /// Do not print the prompt before its continuation
@@ -80,9 +80,7 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     // Before it is printed.
     fits(&s, &prompt)?;
     if a.context_shift {
-        // A text's beginning is marked by its first token, where the model has such a mark.
-        let least = e.tokenizer.add_bos() as usize;
-        s.shift_when_full(usize::try_from(a.keep).unwrap_or(usize::MAX).max(least).min(prompt.len()));
+        s.shift_when_full(kept(a.keep, e.tokenizer.add_bos(), prompt.len()));
     }
     // Before it is said that it begins: from here on, what stops it is heard.
     let work = interruptible()?;
@@ -174,6 +172,12 @@ impl Args {
     }
 }
 
+/// How many of a prompt's tokens stay: as many as `--keep` says, and the one that marks a text's beginning where the model has
+/// such a mark, as in llama.cpp.
+fn kept(keep: i64, bos: bool, prompt: usize) -> usize {
+    usize::try_from(keep).map_or(prompt, |n| n.saturating_add(bos as usize).min(prompt))
+}
+
 /// What comes to stdout.
 struct Output {
     out: StdoutLock<'static>,
@@ -248,7 +252,24 @@ fn stop(text: &str, from: usize, stops: &[Vec<u8>]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::stop;
+    use super::{kept, stop};
+
+    #[test]
+    fn bos_is_kept_beside_what_is_asked_for() {
+        for (keep, bos, want) in [
+            (0, true, 1),
+            (0, false, 0),
+            (3, true, 4),
+            (3, false, 3),
+            (9, true, 10),
+            (10, true, 10),
+            (i64::MAX, true, 10),
+            (-1, true, 10),
+            (-1, false, 10),
+        ] {
+            assert_eq!(kept(keep, bos, 10), want, "{keep} {bos}");
+        }
+    }
 
     #[test]
     fn texts_stop_behind_the_first_of_the_words() {
