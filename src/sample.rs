@@ -88,15 +88,21 @@ impl Sampler {
         let copied = self.adjust(logits);
         let adjusted = std::mem::take(&mut self.adjusted);
         let logits = if copied { &adjusted } else { logits };
-        let id = if self.params.temp <= 0.0 {
+        let greedy = self.params.temp <= 0.0;
+        // Of the filters, only the typical one may leave out the most likely token.
+        let id = if greedy && self.params.typical_p >= 1.0 {
             most_likely(logits)
         } else {
             self.top_k(logits);
             self.typical();
-            self.top_p();
-            self.min_p();
-            self.temperature();
-            self.draw()
+            if greedy {
+                self.candidates.iter().min_by(|a, b| by_logit(a, b)).map_or(0, |c| c.id)
+            } else {
+                self.top_p();
+                self.min_p();
+                self.temperature();
+                self.draw()
+            }
         };
         self.adjusted = adjusted;
         id
@@ -376,6 +382,8 @@ mod tests {
         // Entropy 1.37 nats; surprises 0.92 1.20 1.61 2.81 3.22: the nearest are 1, 2, 0.
         assert_eq!(kept(SampleParams { typical_p: 0.45, ..open() }), [1, 2]);
         assert_eq!(kept(SampleParams { temp: 0.0, ..open() }), [0]);
+        assert_eq!(kept(SampleParams { temp: 0.0, typical_p: 0.45, ..open() }), [1], "the most likely of the typical");
+        assert_eq!(kept(SampleParams { temp: 0.0, typical_p: 0.45, top_p: 0.1, min_p: 1.0, ..open() }), [1]);
         assert_eq!(kept(SampleParams { temp: 0.0, logit_bias: vec![(3, 9.0)], ..open() }), [3]);
     }
 

@@ -8,7 +8,7 @@ use std::fmt;
 /// What a person may set. The defaults are llama.cpp's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleParams {
-    /// 0 or less: always the most likely token.
+    /// 0 or less: always the most likely token, of those that are typical enough.
     pub temp: f32,
     /// Keep the K most likely; 0 for all.
     pub top_k: usize,
@@ -51,16 +51,18 @@ impl Default for SampleParams {
 }
 
 impl fmt::Display for SampleParams {
-    /// Those that change something, by their flags; where the most likely token is always taken, no filter does.
+    /// Those that change something, by their flags. Where the most likely token is taken, only the typical filter does, which
+    /// may leave it out, and top-k, which it looks at.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let greedy = self.temp <= 0.0;
         write!(f, "temp {}", if greedy { 0.0 } else { self.temp })?;
-        if self.top_k > 0 && !greedy {
+        let typical = self.typical_p < 1.0;
+        if self.top_k > 0 && (!greedy || typical) {
             write!(f, " top-k {}", self.top_k)?;
         }
         let penalized = self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0;
         for (name, value, shown) in [
-            ("typical", self.typical_p, self.typical_p < 1.0 && !greedy),
+            ("typical", self.typical_p, typical),
             ("top-p", self.top_p, self.top_p < 1.0 && !greedy),
             ("min-p", self.min_p, self.min_p > 0.0 && !greedy),
             ("repeat-penalty", self.repeat_penalty, self.repeat_penalty != 1.0),
@@ -210,6 +212,7 @@ mod tests {
             (SampleParams { temp: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..d() }, "temp 1"),
             (SampleParams { temp: 0.0, repeat_penalty: 1.1, ..d() }, "temp 0 repeat-penalty 1.1 repeat-last-n 64"),
             (SampleParams { temp: 0.0, logit_bias: vec![(1, 1.0)], ..d() }, "temp 0 logit-bias of 1"),
+            (SampleParams { temp: 0.0, typical_p: 0.5, ..d() }, "temp 0 top-k 40 typical 0.5"),
         ] {
             assert_eq!(p.to_string(), want);
         }
