@@ -215,6 +215,9 @@ mod tests {
         assert_eq!((c.system_prompt.as_deref(), c.theme.as_deref()), (Some("Be brief."), Some("light")));
         assert_eq!(c.sampling.over(d()), SampleParams { temp: 0.5, top_k: 7, ..d() });
         assert_eq!((c.conversations_dir().unwrap(), c.kv_cache_bytes()), ("/tmp/c".into(), 0));
+        // Numbers that stand for all, as in the flags.
+        let c = Config::parse("[sampling]\ntop-k = -1\nrepeat-last-n = -1\n", Path::new("c.toml")).unwrap();
+        assert_eq!(c.sampling.over(d()), SampleParams { top_k: 0, repeat_last_n: usize::MAX, ..d() });
         let empty = Config::parse("", Path::new("c.toml")).unwrap();
         assert_eq!((&empty, empty.sampling.over(d())), (&Config::default(), d()));
         assert_eq!(empty.kv_cache_bytes(), 20 << 30);
@@ -236,6 +239,10 @@ mod tests {
             ("threads = -1", "c.toml: line 1: threads = -1: "),
             ("threads = 0", "c.toml: line 1: threads: 0, expected 1 to 4096"),
             ("[sampling]\ntop-p = 1.5", "c.toml: line 2: sampling.top-p: 1.5, expected 0 to 1"),
+            (
+                "[sampling]\nrepeat-last-n = -2",
+                "c.toml: line 2: repeat-last-n = -2: expected a number of tokens, or -1 for all of the context",
+            ),
             ("\nsampling.temp = nan", "c.toml: line 2: sampling.temp: NaN, expected -100 to 100"),
             ("[conversations]\nkv-cache-gib = -1", "c.toml: line 2: conversations.kv-cache-gib: -1, expected 0 to"),
             ("theme = \"blue\"", "c.toml: line 1: theme: \"blue\", expected dark, light, none"),

@@ -2,7 +2,8 @@
 
 use super::parse::{last_n, number, penalty, top_k};
 use crate::gguf::{Gguf, GgufError};
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
 /// What a person may set. The defaults are llama.cpp's.
@@ -95,7 +96,7 @@ pub struct Overrides {
     pub temp: Option<f32>,
     /// Keep the K most likely tokens; 0 or less for all [default: 40, or the model's]
     #[arg(long, value_name = "K", value_parser = top_k, allow_negative_numbers = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "top_k_of", skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// Keep the most likely tokens up to a cumulative probability of P [default: 0.95, or the model's]
     #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
@@ -115,7 +116,7 @@ pub struct Overrides {
     pub repeat_penalty: Option<f32>,
     /// How many recent tokens are penalized; -1: the whole context [default: 64, or the model's]
     #[arg(long, value_name = "N", value_parser = last_n, allow_negative_numbers = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "last_n_of", skip_serializing_if = "Option::is_none")]
     pub repeat_last_n: Option<usize>,
     /// Subtracted from the logits of recent tokens [default: 0]
     #[arg(long, value_name = "X", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
@@ -125,6 +126,16 @@ pub struct Overrides {
     #[arg(long, value_name = "X", value_parser = number::<-100, 100>, allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frequency_penalty: Option<f32>,
+}
+
+/// A whole number of a file, which means what it means as a flag.
+fn top_k_of<'a, D: Deserializer<'a>>(d: D) -> Result<Option<usize>, D::Error> {
+    top_k(&i64::deserialize(d)?.to_string()).map(Some).map_err(D::Error::custom)
+}
+
+/// The same of the recent tokens.
+fn last_n_of<'a, D: Deserializer<'a>>(d: D) -> Result<Option<usize>, D::Error> {
+    last_n(&i64::deserialize(d)?.to_string()).map(Some).map_err(D::Error::custom)
 }
 
 impl Overrides {
