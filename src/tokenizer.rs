@@ -1,12 +1,13 @@
 //! Text to tokens and back, from a GGUF's own metadata.
 //!
-//! The crate tokenizers merges and splits; this module builds it from `tokenizer.ggml.*` and does what llama.cpp does
-//! around it: special tokens are cut out of the text first, pieces between them are encoded, invalid UTF-8 is let through
+//! The crate tokenizers splits and merges byte-level vocabularies, [`scores`] merges SentencePiece's; this module builds them
+//! from `tokenizer.ggml.*` and does what llama.cpp does around them: special tokens are cut out of the text first, pieces between them are encoded, invalid UTF-8 is let through
 //! byte by byte, BOS and EOS are added where the file says so.
 
 mod build;
 mod cut;
 mod decoder;
+mod scores;
 
 pub(crate) use build::{MOST_BYTES, merged};
 pub use decoder::TextDecoder;
@@ -14,6 +15,7 @@ pub use decoder::TextDecoder;
 use crate::gguf::{Gguf, GgufError};
 use aho_corasick::AhoCorasick;
 use cut::Cuts;
+use scores::Scores;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -50,13 +52,13 @@ enum Kind {
 /// How the text between special tokens is encoded.
 enum Scheme {
     /// Byte-level BPE behind a pre-tokenizer.
-    Bytes,
+    Bytes(Box<tokenizers::Tokenizer>),
     /// SentencePiece's BPE: spaces as U+2581, bytes where no piece fits.
     SentencePiece {
         /// Whether text at the start and after a special token gets a space before it.
         space_prefix: bool,
-        /// The token of each byte.
-        bytes: Box<[u32; 256]>,
+        /// What merges characters to tokens.
+        scores: Scores,
     },
 }
 
@@ -73,7 +75,6 @@ const MOST_TOGETHER: usize = 8 << 20;
 
 /// Encodes and decodes.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
     together: usize,
     cuts: Cuts,
     scheme: Scheme,
@@ -180,7 +181,7 @@ impl Tokenizer {
             return Ok(());
         }
         match &self.scheme {
-            Scheme::Bytes => match std::str::from_utf8(text) {
+            Scheme::Bytes(_) => match std::str::from_utf8(text) {
                 Ok(text) => self.encode_str(text, out),
                 Err(_) => {
                     // As llama.cpp: each byte that is in no character is one replacement character. (It lets overlong forms
@@ -193,7 +194,7 @@ impl Tokenizer {
                     self.encode_str(&whole, out)
                 }
             },
-            Scheme::SentencePiece { space_prefix, bytes } => {
+            Scheme::SentencePiece { space_prefix, scores } => {
                 let mut escaped = Vec::with_capacity(text.len() * 3 / 2);
                 let spaces = if *space_prefix { " " } else { "" };
                 for &b in spaces.as_bytes().iter().chain(text) {
@@ -206,7 +207,7 @@ impl Tokenizer {
                     let end = escaped.len().min(at + LENGTHS[escaped[at] as usize >> 4]);
                     if escaped[at] >= 0x80 && std::str::from_utf8(&escaped[at..end]).is_err() {
                         self.encode_utf8(&escaped[run..at], out)?;
-                        out.extend(escaped[at..end].iter().map(|&b| bytes[b as usize]));
+                        out.extend(escaped[at..end].iter().map(|&b| scores.bytes[b as usize]));
                         run = end;
                     }
                     at = end;
@@ -233,9 +234,12 @@ impl Tokenizer {
             parts.push(part);
             text = rest;
         }
-        let encode = |part: &str| match self.inner.encode_fast(part, false) {
-            Ok(e) => Ok(e.get_ids().to_vec()),
-            Err(e) => Err(TokenizerError::Encode(e.to_string())),
+        let encode = |part: &str| match &self.scheme {
+            Scheme::Bytes(bpe) => match bpe.encode_fast(part, false) {
+                Ok(e) => Ok(e.get_ids().to_vec()),
+                Err(e) => Err(TokenizerError::Encode(e.to_string())),
+            },
+            Scheme::SentencePiece { scores, .. } => Ok(scores.encode(part)),
         };
         if let [part] = parts[..] {
             out.extend(encode(part)?);

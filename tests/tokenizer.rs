@@ -313,14 +313,6 @@ fn files_that_lie_give_an_error() {
             let n = m.list().len();
             m.set("tokenizer.ggml.token_type", V::N([vec![1; 260], vec![3; n - 260]].concat()));
         }),
-        ("tokenizer.ggml.tokens: more than 2097152 ways to make a token of two others", spm, |m| {
-            // Each piece can be cut anywhere into two others.
-            let all = (0..=128).flat_map(|a| (0..=128).map(move |b| "a".repeat(a) + &"b".repeat(b)));
-            let all: Vec<_> = all.filter(|t| !t.is_empty()).collect();
-            m.set("tokenizer.ggml.token_type", V::N([vec![2, 3, 3], vec![1; all.len()]].concat()));
-            m.set("tokenizer.ggml.scores", V::F(vec![0.0; all.len() + 3]));
-            m.set("tokenizer.ggml.tokens", V::A([vec!["<unk>".into(), "<s>".into(), "</s>".into()], all].concat()));
-        }),
         ("tokenizer.ggml.unknown_token_id: found 99999, expected below ", spm, |m| {
             m.set("tokenizer.ggml.unknown_token_id", V::I(99_999))
         }),
@@ -362,6 +354,19 @@ fn pieces_that_stand_twice_are_the_last_of_them() {
     m.set("tokenizer.ggml.scores", V::F((0..all).map(|i| -(i as f32)).collect()));
     let t = m.tokenizer().unwrap();
     assert_eq!(t.encode(b"aaaa", false, false).unwrap().last(), Some(&(all as u32 - 1)));
+}
+
+/// A file whose tokens all have the same score is merged from the left.
+#[test]
+fn tokens_of_one_score_are_merged_from_the_left() {
+    let mut m = spm();
+    let n = m.list().len() as u32;
+    m.list().extend(["z", "y", "x", "zy", "xz"].map(String::from));
+    let all = m.list().len();
+    m.set("tokenizer.ggml.token_type", V::N([vec![2, 3, 3], vec![6; 256], vec![1; all - 259]].concat()));
+    m.set("tokenizer.ggml.scores", V::F(vec![-1000.0; all]));
+    let t = m.tokenizer().unwrap();
+    assert_eq!(t.encode(b"xzy", false, false).unwrap(), [259, n + 4, n + 1]);
 }
 
 /// Texts that make naive tokenizers quadratic.

@@ -1,11 +1,12 @@
 //! Building a tokenizer from metadata.
 
 use super::cut::Cuts;
+use super::scores::Scores;
 use super::{Kind, Pieces, Scheme, Special, Tokenizer, TokenizerError};
 use crate::gguf::{Gguf, Strings, one_line};
 use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -21,8 +22,6 @@ pub(crate) const MOST_BYTES: usize = 4096;
 const MOST_SPECIAL: usize = 4 << 20;
 /// Bytes of all tokens: ten times what any vocabulary has, and ends of tokens are counted in 32 bits.
 const MOST_TOKEN_BYTES: usize = 64 << 20;
-/// More ways to make a piece of two others than any vocabulary has.
-const MOST_MERGES: usize = 2 << 20;
 
 /// Tokens that end generation wherever a vocabulary has them, beside those that metadata names; they are control tokens
 /// even where the file calls them plain (as in llama.cpp's llama-vocab.cpp).
@@ -171,16 +170,15 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     }
     let mut kinds = kinds(g, n)?;
     let mut notes = Vec::new();
-    let (inner, scheme, cuts, bos_by_default) = match model {
+    let (scheme, cuts, bos_by_default) = match model {
         "gpt2" => {
             let rule = rule(g, &mut notes)?;
-            (byte_bpe(g, tokens, rule)?, Scheme::Bytes, Cuts::of_rule(rule.cuts), rule.add_bos)
+            (Scheme::Bytes(byte_bpe(g, tokens, rule)?.into()), Cuts::of_rule(rule.cuts), rule.add_bos)
         }
         "llama" => {
             let space_prefix = g.bool(&key("add_space_prefix"))?.unwrap_or(true);
-            let bytes = byte_tokens(tokens, &kinds);
-            let scheme = Scheme::SentencePiece { space_prefix, bytes };
-            (sentence_piece(g, tokens, &kinds)?, scheme, Cuts::of_pieces(tokens), true)
+            let scores = sentence_piece(g, tokens, &kinds)?;
+            (Scheme::SentencePiece { space_prefix, scores }, Cuts::of_pieces(tokens), true)
         }
         other => {
             return Err(unfit(
@@ -205,7 +203,8 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     let add_eos = g.bool(&key("add_eos_token"))?.unwrap_or(false);
 
     // Some files mark tokens that control as plain ones: their texts tell.
-    let find = |text: &str| inner.token_to_id(text);
+    let ids: AHashMap<&str, u32> = tokens.iter().zip(0..).collect();
+    let find = |text: &str| ids.get(text).copied();
     let ends: Vec<u32> = END_TEXTS.iter().filter_map(|t| find(t)).collect();
     let eot = id("eot_token_id", None)?.or_else(|| TURN_TEXTS.iter().find_map(|t| find(t)));
     let eom = id("eom_token_id", None)?;
@@ -245,7 +244,7 @@ pub(super) fn tokenizer(g: &Gguf) -> Result<Tokenizer, TokenizerError> {
     let special = special(&named)?;
     let eog = eog.into_iter().collect();
     let together = super::TOGETHER;
-    Ok(Tokenizer { inner, together, cuts, scheme, pieces, kinds, special, bos, eos, add_bos, add_eos, eog, notes })
+    Ok(Tokenizer { together, cuts, scheme, pieces, kinds, special, bos, eos, add_bos, add_eos, eog, notes })
 }
 
 fn kinds(g: &Gguf, n: usize) -> Result<Vec<Kind>, TokenizerError> {
@@ -338,57 +337,24 @@ fn pre_tokenizer(rule: &Rule) -> Result<PreTokenizerWrapper, TokenizerError> {
     Ok(Sequence::new(steps).into())
 }
 
-/// SentencePiece files carry scores instead of merges: every way to make a piece of two others is a merge, better scores
-/// first.
-fn sentence_piece(g: &Gguf, tokens: &Strings, kinds: &[Kind]) -> Result<tokenizers::Tokenizer, TokenizerError> {
+/// What merges characters to SentencePiece's tokens.
+fn sentence_piece(g: &Gguf, tokens: &Strings, kinds: &[Kind]) -> Result<Scores, TokenizerError> {
+    let n = tokens.len();
     let scores = g.floats("tokenizer.ggml.scores")?.ok_or_else(|| unfit("scores", "missing"))?;
-    if scores.len() != tokens.len() {
-        return Err(unfit("scores", format_args!("{} scores of {} tokens", scores.len(), tokens.len())));
+    if scores.len() != n {
+        return Err(unfit("scores", format_args!("{} scores of {n} tokens", scores.len())));
     }
-    let texts: Vec<&str> = tokens.iter().collect();
-    let usable = |i: usize| matches!(kinds[i], Kind::Normal | Kind::UserDefined | Kind::Unused);
-    let ids: HashMap<&str, u32> = (0..texts.len()).filter(|&i| usable(i)).map(|i| (texts[i], i as u32)).collect();
-    let mut merges: Vec<(f32, u32, u32, usize, usize)> = Vec::new();
-    for (i, t) in texts.iter().enumerate() {
-        // A longer piece would make a table of pairs as large as the square of its length. Of pieces of the same text, one
-        // is made.
-        if ids.get(t) != Some(&(i as u32)) || t.len() > 256 {
-            continue;
-        }
-        for (at, _) in t.char_indices().skip(1) {
-            if let (Some(&a), Some(&b)) = (ids.get(&t[..at]), ids.get(&t[at..])) {
-                merges.push((scores[i], a, b, i, at));
-            }
-        }
-        if merges.len() > MOST_MERGES {
-            let problem = format!("more than {MOST_MERGES} ways to make a token of two others, as no vocabulary has");
-            return Err(unfit("tokens", problem));
-        }
-    }
-    merges.sort_by(|x, y| y.0.total_cmp(&x.0).then((x.1, x.2).cmp(&(y.1, y.2))));
-    let merges =
-        merges.into_iter().map(|(.., i, at)| (texts[i][..at].to_string(), texts[i][at..].to_string())).collect();
-    let vocab: AHashMap<String, u32> = texts.iter().map(|t| t.to_string()).zip(0..).collect();
     let unknown = match g.uint("tokenizer.ggml.unknown_token_id")? {
-        Some(i) => {
-            let problem = || unfit("unknown_token_id", format_args!("found {i}, expected below {}", texts.len()));
-            texts.get(i as usize).ok_or_else(problem)?
-        }
-        None => texts[0],
+        Some(i) if i < n as u64 => i as u32,
+        Some(i) => return Err(unfit("unknown_token_id", format_args!("found {i}, expected below {n}"))),
+        None => 0,
     };
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .byte_fallback(true)
-        .fuse_unk(true)
-        .unk_token(unknown.to_string())
-        .build()
-        .map_err(|e| unfit("tokens", e))?;
-    Ok(tokenizers::Tokenizer::new(bpe))
+    Ok(Scores::new(tokens, kinds, &scores, byte_tokens(tokens, kinds, unknown)))
 }
 
-/// The token of each byte; 0, the unknown token, where the vocabulary lacks one.
-fn byte_tokens(tokens: &Strings, kinds: &[Kind]) -> Box<[u32; 256]> {
-    let mut table = Box::new([0; 256]);
+/// The token of each byte; the unknown token where the vocabulary lacks one.
+fn byte_tokens(tokens: &Strings, kinds: &[Kind], unknown: u32) -> Box<[u32; 256]> {
+    let mut table = Box::new([unknown; 256]);
     for ((i, t), kind) in (0..).zip(tokens.iter()).zip(kinds) {
         if let (Kind::Byte, Some(b)) = (kind, byte_of(t)) {
             table[b as usize] = i;
@@ -416,7 +382,7 @@ fn pieces(tokens: &Strings, kinds: &[Kind], scheme: &Scheme) -> Result<Pieces, T
     for (t, kind) in tokens.iter().zip(kinds) {
         match (scheme, kind) {
             (_, Kind::Control | Kind::UserDefined | Kind::Unknown) => p.bytes.extend_from_slice(t.as_bytes()),
-            (Scheme::Bytes, _) => {
+            (Scheme::Bytes(_), _) => {
                 for c in t.chars() {
                     match byte_of_char.get(c as usize).copied().flatten() {
                         Some(b) => p.bytes.push(b),

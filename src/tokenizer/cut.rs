@@ -37,9 +37,8 @@ impl Cuts {
         if !tokens.iter().any(|t| t.len() > 1 && t.contains('\n')) {
             ways.push(r"(\n)");
         }
-        // A space that is no token would be made one with what is unknown before it.
         let joins = |t: &str| t.trim_start_matches('\u{2581}').contains('\u{2581}');
-        if tokens.iter().any(|t| t == "\u{2581}") && !tokens.iter().any(joins) {
+        if !tokens.iter().any(joins) {
             ways.push("([^\u{2581}])\u{2581}");
         }
         if ways.is_empty() { Cuts { ways: None } } else { Cuts::new(&ways.join("|")) }
