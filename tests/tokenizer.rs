@@ -254,6 +254,21 @@ fn control_tokens_in_a_text_need_leave() {
     assert_eq!((t.piece(id), t.piece(u32::MAX)), (&b"<|im_end|>"[..], &b""[..]));
 }
 
+/// Vocabularies are padded to the size of the model; a token that stands for nothing has no text.
+#[test]
+fn unused_tokens_have_no_text() {
+    for base in [bpe, spm] {
+        let mut m = base();
+        let n = m.list().len();
+        m.list().push("[PAD300]".into());
+        let kinds = [vec![1; n], vec![5]].concat();
+        m.set("tokenizer.ggml.token_type", V::N(kinds));
+        m.set("tokenizer.ggml.scores", V::F(vec![0.0; n + 1]));
+        let t = m.tokenizer().unwrap();
+        assert_eq!((t.piece(n as u32), t.decoder().push(n as u32)), (&b""[..], String::new()));
+    }
+}
+
 #[test]
 fn messages_cannot_forge_turns() {
     let t = tokenizer(&file("qwen2"));

@@ -382,6 +382,8 @@ fn pieces(tokens: &Strings, kinds: &[Kind], scheme: &Scheme) -> Result<Pieces, T
     for (t, kind) in tokens.iter().zip(kinds) {
         match (scheme, kind) {
             (_, Kind::Control | Kind::UserDefined | Kind::Unknown) => p.bytes.extend_from_slice(t.as_bytes()),
+            // As in llama.cpp: what pads a vocabulary is no text where a model says it nonetheless.
+            (_, Kind::Unused) => {}
             (Scheme::Bytes(_), _) => {
                 for c in t.chars() {
                     match byte_of_char.get(c as usize).copied().flatten() {
