@@ -85,8 +85,10 @@ impl Journal {
         let thread = std::thread::Builder::new().name("oxcart-notes".into()).spawn(move || {
             for (file, written, note) in due {
                 file.sync_data()?;
-                save(&path, &note)?;
-                written.iter().chain([&own]).for_each(Survivor::survive);
+                // Without a note another run begins anew: no reason to lose what this one makes.
+                if save(&path, &note).is_ok() {
+                    written.iter().chain([&own]).for_each(Survivor::survive);
+                }
             }
             Ok(())
         });
@@ -162,5 +164,21 @@ fn read(file: &Path, inputs: &[Input], demand: &str) -> Result<usize, String> {
             Err(format!("is of a run that made {was}, expected {is}; run without --resume"))
         }
         None => Ok(note.tensors),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_that_cannot_be_written_is_done_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("m.gguf");
+        fs::create_dir(dir.path().join("m.gguf.partial.json")).unwrap();
+        let mut journal = Journal::open(&out, &[], "", false).unwrap();
+        journal.begin();
+        journal.note(File::create(disk::partial(&out)).unwrap(), Vec::new(), 1);
+        journal.stop().unwrap();
     }
 }
