@@ -311,7 +311,10 @@ fn metadata(g: &Source, o: &Options) -> Vec<(String, Value)> {
     }
     all.retain(|(k, _)| !overridden(k));
     all.extend(o.overrides.iter().cloned());
-    all.extend(o.importance.iter().flat_map(|i| i.metadata()));
+    for (key, value) in o.importance.iter().flat_map(|i| i.metadata()) {
+        all.retain(|(k, _)| *k != key);
+        all.push((key, value));
+    }
     if let Some(left) = g.layers_left() {
         all.retain(|(k, _)| !k.ends_with(".block_count"));
         let arch = g.str("general.architecture").ok().flatten().unwrap_or_default();

@@ -209,6 +209,14 @@ fn quantize_weighs_each_expert_by_its_own() {
     assert_eq!(g.str("quantize.imatrix.dataset").unwrap(), Some("a text"));
     assert_eq!(g.uint("quantize.imatrix.entries_count").unwrap(), Some(3));
     assert_eq!(g.uint("quantize.imatrix.chunks_count").unwrap(), Some(7));
+    // What a file, or a person, says of a matrix gives way to the one that is taken.
+    let (other, copy) = (path("other.gguf"), path("copy.gguf"));
+    m.write(Path::new(&other), FileFormat::Gguf).unwrap();
+    let key = "quantize.imatrix.dataset=str:another text";
+    oxcart(&["quantize", "--imatrix", &other, "--override-kv", key, &to, &copy, "COPY"]).assert().success();
+    let copied = Gguf::open(Path::new(&copy)).unwrap();
+    assert_eq!(copied.str("quantize.imatrix.file").unwrap(), Some(other.as_str()));
+    assert_eq!(copied.str("quantize.imatrix.dataset").unwrap(), Some("a text"));
 
     let name = "blk.0.ffn_down_exps.weight";
     let t = g.tensor(name).unwrap();
