@@ -176,7 +176,7 @@ impl Hub {
         let mut metas = Vec::new();
         for name in &parts.names {
             let m = self.meta(client, repo, name)?;
-            metas.push(m.ok_or_else(|| bad(format!("{name} is is listed but missing")))?);
+            metas.push(m.ok_or_else(|| bad(format!("{name} is listed but missing")))?);
         }
         Ok(metas)
     }
