@@ -233,7 +233,7 @@ fn is_kind(part: &str) -> bool {
 /// The size that a part says in its usual form: `7b` is `7B`, `A2.7b` is `A2.7B`, `8x7B`, `mini`, `7b1` is `7.1B`.
 fn size(part: &str) -> Option<String> {
     let lower = part.to_ascii_lowercase();
-    if ["small", "mini", "medium", "large", "l", "xl", "xxl"].contains(&lower.as_str()) && lower != "l" {
+    if ["small", "mini", "medium", "large", "xl", "xxl"].contains(&lower.as_str()) {
         return Some(part.to_string());
     }
     let mut part = part.replace('_', ".");
