@@ -127,20 +127,20 @@ pub fn tensors(checkpoint: &Checkpoint, c: &Config) -> Result<Vec<Tensor>, Check
 }
 
 /// Llama 3.1's divisors of RoPE's frequencies: 1 for short wavelengths, `factor` for long ones, between them a blend. In
-/// f32 throughout, as the converter computes them.
+/// f32 throughout, as the converter computes them: torch divides a number by a tensor by way of the tensor's reciprocal.
 fn rope_factors(c: &Config) -> Option<Vec<f32>> {
     let Some(Scaling::Llama3 { factor, high, low, original }) = c.scaling else { return None };
     let (factor, high, low, original) = (factor as f32, high as f32, low as f32, original as f32);
     let one = |i: u64| {
         let freq = 1.0 / (c.rope_base as f32).powf((2 * i) as f32 / c.head_dim as f32);
-        let wavelength = 2.0 * PI / freq;
+        let wavelength = 1.0 / freq * (2.0 * PI);
         if wavelength < original / high {
             return 1.0;
         }
         if wavelength > original / low {
             return factor;
         }
-        let smooth = (original / wavelength - low) / (high - low);
+        let smooth = (1.0 / wavelength * original - low) / (high - low);
         1.0 / ((1.0 - smooth) / factor + smooth)
     };
     Some((0..c.head_dim / 2).map(one).collect())
