@@ -373,6 +373,92 @@ fn merges_give_scores_where_there_are_none() {
     assert!(scores[6] == 0.0 && scores[7] == -1.0 && scores[3..6].iter().all(|s| *s < -2.0), "{:?}", &scores[..9]);
 }
 
+/// The value of every key that begins so, without its beginning.
+fn keys(g: &Gguf, begin: &str) -> String {
+    let of = |(k, v): (&str, &oxcart::gguf::Value)| k.strip_prefix(begin).map(|k| format!("{k}={v}"));
+    g.metadata().filter_map(of).collect::<Vec<_>>().join(" ")
+}
+
+/// Special tokens by what the settings say and what the post-processor puts around one text and between two.
+#[test]
+fn special_tokens_are_those_of_the_converter() {
+    let dir = tempfile::tempdir().unwrap();
+    let (begin, end) = (json!({"SpecialToken": {"id": "<|begin|>"}}), json!({"SpecialToken": {"id": "<|end|>"}}));
+    let (a, b) = (json!({"Sequence": {"id": "A"}}), json!({"Sequence": {"id": "B"}}));
+    let around = |single: Value, pair: Value| json!({"type": "TemplateProcessing", "single": single, "pair": pair});
+    let settings = json!({"bos_token": "<|begin|>", "eos_token": "<|end|>"});
+    let cases = [
+        // Llama 3's.
+        (
+            json!({"type": "Sequence", "processors": [{"type": "ByteLevel"}, around(json!([begin, a]), json!([begin, a, begin, b]))]}),
+            settings.clone(),
+            "bos_token_id=256 eos_token_id=257 add_bos_token=true add_eos_token=false add_sep_token=false",
+        ),
+        // What begins a text is not called BOS.
+        (
+            around(json!([begin, a]), json!([begin, a, b])),
+            json!({"bos_token": "<|end|>", "eos_token": "<|end|>"}),
+            "bos_token_id=257 eos_token_id=257 add_bos_token=true",
+        ),
+        (
+            around(json!([begin, a]), json!([begin, a, b])),
+            json!({"bos_token": "<|end|>", "eos_token": "<|end|>", "cls_token": "<tool>"}),
+            "bos_token_id=257 eos_token_id=257 add_bos_token=false",
+        ),
+        (around(json!([begin, a]), Value::Null), json!({}), "bos_token_id=256 eos_token_id=257 add_bos_token=true"),
+        // What ends it is not called EOS.
+        (
+            around(json!([a, end]), json!([a, end, b, end])),
+            json!({"eos_token": "<tool>", "add_bos_token": false}),
+            "bos_token_id=256 eos_token_id=257 eot_token_id=259 add_eos_token=true add_sep_token=false add_bos_token=false",
+        ),
+        // A separator, which has no other name.
+        (
+            around(json!([begin, a]), json!([begin, a, end, b])),
+            settings.clone(),
+            "bos_token_id=256 eos_token_id=257 seperator_token_id=257 add_bos_token=true add_sep_token=true",
+        ),
+        (
+            around(json!([begin, a, end]), json!([begin, a, end, end, b, end])),
+            settings.clone(),
+            "bos_token_id=256 eos_token_id=257 seperator_token_id=257 add_bos_token=true add_eos_token=true \
+             add_sep_token=true",
+        ),
+        // BERT's names.
+        (
+            Value::Null,
+            json!({"cls_token": "<|begin|>", "sep_token": "<|end|>"}),
+            "bos_token_id=256 eos_token_id=257 seperator_token_id=257",
+        ),
+    ];
+    let mut m = model(CLASSES[0], "F16", 5);
+    let mut wrong = Vec::new();
+    for (i, (post, settings, want)) in cases.into_iter().enumerate() {
+        m.tokenizer["post_processor"] = post;
+        m.settings = settings;
+        let g = Gguf::open(&written(dir.path(), &format!("{i}"), &m, 1, &["Q8_0"])).unwrap();
+        let found = keys(&g, "tokenizer.ggml.");
+        let found = found.split_once("merges=[\"t h\"] ").map_or("", |(_, rest)| rest);
+        if found != want {
+            wrong.push(format!("{i}: {found}, expected {want}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// CodeLlama is told by its vocabulary.
+#[test]
+fn code_llama_ends_what_it_fills_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut m = model(CLASSES[1], "F16", 5);
+    (m.config["vocab_size"], m.config["tie_word_embeddings"]) = (32016.into(), true.into());
+    m.tensors.remove("lm_head.weight");
+    let embeddings = m.tensors.get_mut("model.embed_tokens.weight").unwrap();
+    (embeddings.shape[0], embeddings.values) = (32016, vec![0.5; 32016 * DIM]);
+    let g = Gguf::open(&written(dir.path(), "m", &m, 1, &["F16"])).unwrap();
+    assert_eq!(g.uint("tokenizer.ggml.eot_token_id").unwrap(), Some(32010));
+}
+
 /// What may be wrong with a folder: what is done to it, and what is said.
 type Damage = (&'static str, Box<dyn Fn(&Path)>, &'static str);
 

@@ -30,15 +30,10 @@ const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
 /// Special tokens by their names in Hugging Face's files and in GGUF, in the order in which they are written.
-const SPECIAL: &[(&str, &str)] = &[
-    ("bos", "bos"),
-    ("eos", "eos"),
-    ("unk", "unknown"),
-    ("sep", "seperator"),
-    ("pad", "padding"),
-    ("cls", "cls"),
-    ("mask", "mask"),
-];
+const SPECIAL: &[(&str, &str)] =
+    &[("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("sep", "seperator"), ("pad", "padding"), ("mask", "mask")];
+/// The size of CodeLlama's vocabulary, and its end of what is filled in.
+const CODE_LLAMA: (u64, u64) = (32016, 32010);
 
 /// What of `tokenizer.json` is used.
 #[derive(Deserialize)]
@@ -381,13 +376,35 @@ fn content(v: &Value) -> Option<&str> {
     v.as_str().or_else(|| v.get("content")?.as_str())
 }
 
+/// The special token that a template of the post-processor has in a place.
+fn special(place: Option<&Value>) -> Option<&str> {
+    place?.get("SpecialToken")?.get("id")?.as_str()
+}
+
+/// Whether a template of two texts has one of `ends` between them, as its own token: not the end of the first text, where a
+/// single text has a `last` token. `None` where nothing is between them, or the template is of another form.
+fn separates(pair: &[Value], first: Option<&str>, last: Option<&str>, ends: [Option<&str>; 2]) -> Option<bool> {
+    let begin = usize::from(first.is_some() && special(pair.first()) == first);
+    let end = pair.len() - usize::from(last.is_some() && special(pair.last()) == last);
+    let [a, between @ .., b] = pair.get(begin..end)? else { return None };
+    let sequence = |v: &'_ Value, id: &str| v.get("Sequence").and_then(|s| s.get("id")).is_some_and(|s| s == id);
+    if between.is_empty() || !sequence(a, "A") || !sequence(b, "B") {
+        return None;
+    }
+    let is_end = |i: usize| special(between.get(i)).is_some_and(|t| ends.contains(&Some(t)));
+    Some(is_end(0) && last.is_none() || between.len() == 2 && is_end(1))
+}
+
 /// Ids of special tokens, and which of them begin and end a text.
 fn specials(json: Option<&Tokenizer>, settings: &Value, config: &Config, n: usize, m: &mut Metadata) {
     let setting = |kind: &str| settings.get(format!("{kind}_token")).and_then(content);
-    let (mut bos, mut eos) = (setting("bos"), setting("eos"));
+    let (mut cls, mut sep) = (setting("cls"), setting("sep"));
+    let (mut bos, mut eos, mut eot) = (setting("bos"), setting("eos"), None);
     // In the order in which they were learnt of.
     let mut adds: Vec<(&str, bool)> = Vec::new();
-    let mut eot = None;
+    if json.is_some() {
+        (bos, eos) = (bos.or(cls), eos.or(sep));
+    }
     let post = json.map_or(&Value::Null, |j| &j.post_processor);
     let one = std::slice::from_ref(post);
     let steps = post.get("processors").and_then(Value::as_array).map_or(one, Vec::as_slice);
@@ -397,24 +414,28 @@ fn specials(json: Option<&Tokenizer>, settings: &Value, config: &Config, n: usiz
             Some(_) => {}
             None => adds.push((kind, add)),
         };
+        let places = |key: &str| step.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         match step.get("type").and_then(Value::as_str) {
             Some("ByteLevel") => ["bos", "eos"].iter().for_each(|&kind| learn(&mut adds, kind, false, false)),
             Some("TemplateProcessing") => {
-                let single = step.get("single").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-                let special = |v: Option<&'_ Value>| Some(v?.get("SpecialToken")?.get("id")?.as_str()?.to_string());
-                let find = |text: &str| json.and_then(|j| j.added_tokens.iter().find(|t| t.content == text));
-                if single.len() > 1 {
-                    if let Some(first) = special(single.first()) {
-                        bos = bos.or(find(&first).map(|t| t.content.as_str()));
-                        learn(&mut adds, "bos", bos == Some(&first), true);
+                let single = Some(places("single")).filter(|s| s.len() > 1).unwrap_or_default();
+                let (first, last) = (special(single.first()), special(single.last()));
+                if first.is_some() {
+                    // A token that begins texts is one of the two, whichever there is none of yet.
+                    if ![bos, cls].contains(&first) {
+                        (bos, cls) = (bos.or(first), cls.or(first));
                     }
-                    if let Some(last) = special(single.last()) {
-                        if eos != Some(&last) {
-                            eot = eos;
-                            eos = find(&last).map(|t| t.content.as_str());
-                        }
-                        learn(&mut adds, "eos", true, true);
+                    learn(&mut adds, "bos", [bos, cls].contains(&first), true);
+                }
+                if last.is_some() {
+                    if eos != last {
+                        (eot, eos) = (eos, last);
                     }
+                    learn(&mut adds, "eos", true, true);
+                }
+                if let Some(add) = separates(places("pair"), first, last, [sep, eos]) {
+                    learn(&mut adds, "sep", add, true);
+                    sep = sep.or(eos.filter(|_| add));
                 }
             }
             _ => {}
@@ -427,6 +448,7 @@ fn specials(json: Option<&Tokenizer>, settings: &Value, config: &Config, n: usiz
         let text = match kind {
             "bos" => bos,
             "eos" => eos,
+            "sep" => sep,
             _ => setting(kind),
         };
         if let Some(id) = text.and_then(by_text).or_else(|| by_config(kind)).filter(|&id| id < n as u64) {
@@ -438,7 +460,8 @@ fn specials(json: Option<&Tokenizer>, settings: &Value, config: &Config, n: usiz
             adds.push((kind, *add));
         }
     }
-    if let Some(id) = eot.and_then(by_text) {
+    let code_llama = (config.family != Family::Qwen2 && config.n_vocab == CODE_LLAMA.0).then_some(CODE_LLAMA.1);
+    if let Some(id) = eot.and_then(by_text).or(code_llama) {
         m.u32("tokenizer.ggml.eot_token_id", id);
     }
     for (kind, add) in adds.into_iter().filter(|(kind, _)| ["bos", "eos", "sep"].contains(kind)) {
