@@ -459,6 +459,34 @@ fn code_llama_ends_what_it_fills_in() {
     assert_eq!(g.uint("tokenizer.ggml.eot_token_id").unwrap(), Some(32010));
 }
 
+#[test]
+fn chat_templates_have_files_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("m"), dir.path().join("m.gguf"));
+    let mut m = model(CLASSES[0], "F16", 5);
+    m.settings.as_object_mut().unwrap().remove("chat_template");
+    m.write(&from, 1);
+    let mut cases = vec![("chat_template.json", r#"{"chat_template": "old"}"#, "chat_template=old")];
+    cases.push(("chat_template.jinja", "new", "chat_template=new"));
+    cases.push((
+        "additional_chat_templates/tool-use.jinja",
+        "tools",
+        r#"chat_template.tool_use=tools chat_templates=["tool_use"] chat_template=new"#,
+    ));
+    fs::create_dir(from.join("additional_chat_templates")).unwrap();
+    for (file, text, want) in cases {
+        fs::write(from.join(file), text).unwrap();
+        quantize(&from, &to, &["Q8_0"]).assert().success();
+        assert_eq!(
+            keys(&Gguf::open(&to).unwrap(), "tokenizer.").split_once("chat_").unwrap().1,
+            &want["chat_".len()..]
+        );
+    }
+    fs::write(from.join("chat_template.jinja"), b"\xFF").unwrap();
+    let out = quantize(&from, &to, &["Q8_0"]).assert().code(1).get_output().stderr.clone();
+    assert!(String::from_utf8_lossy(&out).contains("chat_template.jinja: text: invalid utf-8"));
+}
+
 /// What may be wrong with a folder: what is done to it, and what is said.
 type Damage = (&'static str, Box<dyn Fn(&Path)>, &'static str);
 

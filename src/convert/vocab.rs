@@ -21,6 +21,10 @@ const ADDED: &str = "added_tokens.json";
 /// The most bytes of each of these files; the largest real ones have 33 million.
 const MOST_BYTES: u64 = 64 << 20;
 
+/// More chat templates than any model has, and the most bytes of a file of them; real ones have some ten thousand.
+const MOST_TEMPLATES: usize = 100;
+const MOST_TEMPLATE_BYTES: u64 = 1 << 20;
+
 /// Token types of GGUF.
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
@@ -471,38 +475,67 @@ fn specials(json: Option<&Tokenizer>, settings: &Value, config: &Config, n: usiz
 
 /// The chat template, or several by name.
 fn template(c: &Checkpoint, settings: &Value, m: &mut Metadata) -> Result<(), CheckpointError> {
-    const FILE: &str = "chat_template.jinja";
     // Like the converter, which reads templates only where there are settings.
     if settings.is_null() {
         return Ok(());
     }
-    let text = match (settings.get("chat_template"), c.read(FILE, MOST_BYTES)?) {
-        (Some(Value::String(text)), _) => text.clone(),
-        (Some(Value::Array(named)), _) => {
-            let mut default = None;
-            let mut names = Vec::new();
-            for t in named {
-                let (Some(name), Some(text)) = (t.get("name").and_then(Value::as_str), t.get("template")) else {
-                    continue;
-                };
-                let Some(text) = text.as_str() else { continue };
-                if name == "default" {
-                    default = Some(text);
-                    continue;
-                }
-                let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-                m.str(&format!("tokenizer.chat_template.{name}"), text);
-                names.push(name);
-            }
-            if !names.is_empty() {
-                m.set("tokenizer.chat_templates", GgufValue::Strings(names.iter().collect()));
-            }
-            let Some(default) = default else { return Ok(()) };
-            default.to_string()
-        }
-        (_, Some(bytes)) => String::from_utf8(bytes).map_err(|e| unfit(c, FILE, "text", e))?,
-        (_, None) => return Ok(()),
+    let template = match settings.get("chat_template") {
+        Some(said @ (Value::String(_) | Value::Array(_))) => said.clone(),
+        _ => template_file(c)?,
     };
-    m.str("tokenizer.chat_template", &text);
+    let named = match &template {
+        Value::String(text) => {
+            m.str("tokenizer.chat_template", text);
+            return Ok(());
+        }
+        Value::Array(named) => named,
+        _ => return Ok(()),
+    };
+    let mut default = None;
+    let mut names = Vec::new();
+    for t in named {
+        let text = |key: &str| t.get(key).and_then(Value::as_str);
+        let (Some(name), Some(text)) = (text("name").filter(|n| !n.is_empty()), text("template")) else { continue };
+        if name == "default" {
+            default = Some(text);
+            continue;
+        }
+        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        m.str(&format!("tokenizer.chat_template.{name}"), text);
+        names.push(name);
+    }
+    if !names.is_empty() {
+        m.set("tokenizer.chat_templates", GgufValue::Strings(names.iter().collect()));
+    }
+    default.into_iter().for_each(|text| m.str("tokenizer.chat_template", text));
     Ok(())
+}
+
+/// Templates in files of their own, as newer and older tools store them.
+fn template_file(c: &Checkpoint) -> Result<Value, CheckpointError> {
+    const MORE: &str = "additional_chat_templates";
+    let text = |file: &str| match c.read(file, MOST_TEMPLATE_BYTES)? {
+        Some(bytes) => String::from_utf8(bytes).map(Some).map_err(|e| unfit(c, file, "text", e)),
+        None => Ok(None),
+    };
+    let Some(default) = text("chat_template.jinja")? else {
+        let json: Option<Value> = c.json("chat_template.json", MOST_TEMPLATE_BYTES)?;
+        return Ok(json.and_then(|j| j.get("chat_template").cloned()).unwrap_or_default());
+    };
+    let names = std::fs::read_dir(c.dir().join(MORE)).into_iter().flatten().flatten();
+    let names = names.filter_map(|e| Some(e.file_name().to_str()?.strip_suffix(".jinja")?.to_string()));
+    let mut names: Vec<String> = names.take(MOST_TEMPLATES + 1).collect();
+    if names.is_empty() {
+        return Ok(default.into());
+    }
+    if names.len() > MOST_TEMPLATES {
+        return Err(unfit(c, MORE, "files", format!("more than {MOST_TEMPLATES} templates")));
+    }
+    names.sort_unstable();
+    let mut all = vec![serde_json::json!({ "name": "default", "template": default })];
+    for name in names {
+        let template = text(&format!("{MORE}/{name}.jinja"))?;
+        all.push(serde_json::json!({ "name": name, "template": template }));
+    }
+    Ok(all.into())
 }
