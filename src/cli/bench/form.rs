@@ -103,6 +103,12 @@ fn text<'a>(row: &'a Row, key: &str) -> &'a str {
     row.iter().find(|(k, _)| *k == key).and_then(|(_, v)| v.as_str()).unwrap_or("")
 }
 
+/// A number in a unit of so many, and below one in the next smaller unit.
+fn scaled(n: f64, (large, name): (f64, &str), (small, below): (f64, &str)) -> String {
+    let (unit, name) = if n < large { (small, below) } else { (large, name) };
+    format!("{:.2} {name}", n / unit)
+}
+
 fn markdown(out: &mut impl Write, row: &Row, first: bool) -> io::Result<()> {
     if first {
         writeln!(
@@ -132,10 +138,10 @@ fn markdown(out: &mut impl Write, row: &Row, first: bool) -> io::Result<()> {
     let kv = if k == v { k.to_string() } else { format!("{k}/{v}") };
     writeln!(
         out,
-        "| {:<30} | {:>6.2} GiB | {:>8.2} B | {:<7} | {:>7} | {:>6} | {kv:>9} | {:>15} | {:>7.2} ± {:>6.2} | {:>6.2} | {:>6.1} | {:>6.3} | {:>6.1} |",
+        "| {:<30} | {:>10} | {:>10} | {:<7} | {:>7} | {:>6} | {kv:>9} | {:>15} | {:>7.2} ± {:>6.2} | {:>6.2} | {:>6.1} | {:>6.3} | {:>6.1} |",
         text(row, "model_type"),
-        number(row, "model_size") / (1u64 << 30) as f64,
-        number(row, "model_n_params") / 1e9,
+        scaled(number(row, "model_size"), (f64::from(1 << 30), "GiB"), (f64::from(1 << 20), "MiB")),
+        scaled(number(row, "model_n_params"), (1e9, "B"), (1e6, "M")),
         text(row, "isa"),
         number(row, "n_threads"),
         number(row, "n_ubatch"),
@@ -163,6 +169,20 @@ mod tests {
             let bars = |line: &str| line.chars().enumerate().filter(|c| c.1 == '|').map(|c| c.0).collect::<Vec<_>>();
             let bars: Vec<_> = table.lines().map(bars).collect();
             assert!(bars[0] == bars[1] && bars[1] == bars[2], "{table}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_in_llama_bench_s_units() {
+        for (bytes, params, want) in [
+            (91_727_424u64, 134_515_008u64, "87.48 MiB |   134.52 M |"),
+            (67_164_897_280, 111_209_914_368, "62.55 GiB |   111.21 B |"),
+        ] {
+            let row: Row = vec![("model_size", bytes.into()), ("model_n_params", params.into())];
+            let mut table = Vec::new();
+            markdown(&mut table, &row, false).expect("memory takes all");
+            let table = String::from_utf8(table).expect("UTF-8");
+            assert!(table.contains(want), "{table}");
         }
     }
 
