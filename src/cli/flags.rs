@@ -28,7 +28,14 @@ const IDLE: &[(&[&str], Value)] = &[
     (&["-dev", "--device"], Value::One),
     (&["-fa", "--flash-attn"], Value::Switch),
     (&["-nkvo", "--no-kv-offload"], Value::Switch),
+    (&["-cmoe", "--cpu-moe"], Value::None),
+    (&["-ncmoe", "--n-cpu-moe"], Value::One),
+    (&["-nopo", "--no-op-offload", "--no-host"], Value::Switch),
+    (&["-fit", "--fit"], Value::One),
+    (&["-np", "--parallel"], Value::One),
+    (&["-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified"], Value::None),
     (&["-mmp", "--mmap"], Value::Switch),
+    (&["-lm", "--load-mode"], Value::One),
     (&["--repack"], Value::Switch),
     (&["--no-repack", "-nr"], Value::None),
     (&["--warmup", "--no-warmup"], Value::None),
@@ -91,10 +98,14 @@ pub fn read(cli: &Command, line: impl Iterator<Item = OsString>) -> Result<Line,
             if *value == Value::One && given.is_none() {
                 return Err(format!("{name}: its value is missing"));
             }
-            match (long.as_str(), given) {
-                ("-mmp" | "--mmap", Some(off)) if off == "0" && find(verb, "--no-mmap").is_some() => {
-                    words.push("--no-mmap".into());
-                }
+            let meant: &[&str] = match (long.as_str(), given.as_ref().and_then(|value| value.to_str())) {
+                ("-mmp" | "--mmap", Some("0")) | ("-lm" | "--load-mode", Some("none")) => &["--no-mmap"],
+                ("-lm" | "--load-mode", Some("mlock")) => &["--no-mmap", "--mlock"],
+                ("-lm" | "--load-mode", Some("mmap+mlock")) => &["--mlock"],
+                _ => &[],
+            };
+            match meant.iter().all(|flag| find(verb, flag).is_some()) {
+                true if !meant.is_empty() => words.extend(meant.iter().map(OsString::from)),
                 _ => idle.push(name.to_string()),
             }
             continue;
@@ -178,6 +189,11 @@ mod tests {
             ("bench -mmp 0 -ngl 0,99 -fa 0,1 -nkvo 1", "bench --no-mmap", "-ngl -fa -nkvo"),
             ("bench -mmp 1", "bench", "-mmp"),
             ("plan -mmp 0", "plan", "-mmp"),
+            ("run -lm none -p x", "run --no-mmap -p x", ""),
+            ("run -lm mlock --load-mode mmap+mlock", "run --no-mmap --mlock --mlock", ""),
+            ("run -lm mmap --load_mode=auto", "run", "-lm --load_mode"),
+            ("perplexity -ncmoe 8 -cmoe -np 4 -kvu -fit off -f x", "perplexity -f x", "-ncmoe -cmoe -np -kvu -fit"),
+            ("bench -ncmoe 0,8 -nopo 1 --no-host 0", "bench", "-ncmoe -nopo --no-host"),
             ("perplexity -s 7 -f x", "perplexity -f x", "-s"),
             ("run -s 7 -b 2048", "run -s 7", "-b"),
             ("run --top_k 3 --n_gpu_layers 9", "run --top-k 3", "--n_gpu_layers"),
