@@ -62,12 +62,15 @@ impl Blank {
     }
 }
 
-/// The sentences of a data file, llama.cpp's CSV or JSONL: `tasks` of them (0: all), in llama-perplexity's order. (It leaves
-/// out the last line of a file, even of one that ends in a line break; here every line counts.)
+/// The sentences of a data file, llama.cpp's CSV or JSONL: `tasks` of them (0: all), in llama-perplexity's order. It leaves
+/// out the last line of a file, even of one that ends in a line break: here every line counts, but the same are drawn.
 pub fn winogrande(bytes: &[u8], tasks: usize) -> Result<Vec<Blank>, TaskError> {
     let text = choice::text(bytes)?;
-    let all = if jsonl::is_jsonl(bytes)? { jsonl::blanks(text)? } else { csv(text)? };
-    Ok(select::sampled(all.len(), tasks).into_iter().map(|i| all[i].clone()).collect())
+    let jsonl = jsonl::is_jsonl(bytes)?;
+    let all = if jsonl { jsonl::blanks(text)? } else { csv(text)? };
+    let drawn = (1..all.len()).contains(&tasks);
+    let from = if drawn && !jsonl { all.len() - 1 } else { all.len() };
+    Ok(select::sampled(from, tasks).into_iter().map(|i| all[i].clone()).collect())
 }
 
 fn csv(text: &str) -> Result<Vec<Blank>, TaskError> {
