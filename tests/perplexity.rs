@@ -339,6 +339,23 @@ fn a_model_does_not_diverge_from_itself() {
     }
 }
 
+/// Chunks that fill forward passes go one by one; from the disk together, since each walk over it reads all weights.
+#[test]
+fn chunks_share_a_walk_over_the_disk() {
+    let b = Bench::new();
+    let runs: [&[&str]; 2] = [
+        &["-f", "text", "-c", "64", "-ub", "32", "-b", "256", "--chunks", "6", "--kl-divergence-base", "base"],
+        &["--kl-divergence", "--kl-divergence-base", "base", "-ub", "32", "-b", "256"],
+    ];
+    for args in runs {
+        let (want, err, code) = b.ends(args);
+        assert!(code == Some(0) && err.contains("n_seq=1\n"), "{args:?}: {err}");
+        let (out, err, code) = b.ends(&[args, &["--resident-memory", "0"]].concat());
+        assert!(code == Some(0) && err.contains("n_seq=4\n"), "{args:?}: {err}");
+        assert_eq!(out, want, "{args:?}");
+    }
+}
+
 /// Kills a run as soon as something of it is saved, by SIGKILL.
 fn kill_early(mut command: std::process::Command) {
     let mut child = command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();

@@ -136,9 +136,10 @@ impl Args {
     }
 
     /// Chunks that are computed, told and saved together: those of a batch, or each by itself where it fills forward passes
-    /// alone and would gain nothing from company.
-    fn together(&self, context: usize) -> usize {
-        if context.is_multiple_of(self.ubatch()) { 1 } else { self.n_seq(context) }
+    /// alone and would gain nothing from company. Where weights come from the disk, it would: they are read once for all.
+    fn together(&self, e: &Engine, context: usize) -> usize {
+        let alone = context.is_multiple_of(self.ubatch()) && e.stream().is_none();
+        if alone { 1 } else { self.n_seq(context) }
     }
 
     /// Tokens of a forward pass.

@@ -23,8 +23,8 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
         base.check_text(&a.tokens(&e)?).with_context(|| text.display().to_string())?;
     }
     let n = a.chunks.map_or(layout.n_chunk, |limit| layout.n_chunk.min(limit));
-    let group = a.together(context);
-    let mut s = a.session(&e, context, group.min(n))?;
+    let mut s = a.session(&e, context, a.n_seq(context).min(n))?;
+    let group = a.together(&e, context);
     tell_facts(&e, context);
     if let Some(k) = layout.top {
         tell!("kl_divergence: {} is compact: the {k} most probable tokens and the mass of the others", path.display());

@@ -22,8 +22,8 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let n = chunks(tokens.len(), context).with_context(name)?;
     let n = a.chunks.map_or(n, |limit| n.min(limit));
-    let group = a.together(context);
-    let mut s = a.session(&e, context, group.min(n))?;
+    let mut s = a.session(&e, context, a.n_seq(context).min(n))?;
+    let group = a.together(&e, context);
     tell_facts(&e, context);
     let tokens = &tokens[..n * context];
     let layout = layout(a, &e, context, n)?;
