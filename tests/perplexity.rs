@@ -458,25 +458,28 @@ fn a_base_file_that_cannot_be_written_stays_only_if_it_is_of_use() {
 #[test]
 fn windows_score_their_last_tokens() {
     let b = Bench::new();
-    let args = ["-f", "text", "-c", "96", "--ppl-stride", "32", "--chunks", "2", "--json"];
-    let got = b.json(&args);
     let e = engine();
     let all = fs::read(b.path("text")).unwrap();
     let tokens = e.tokenizer.encode(all.strip_suffix(b"\n").unwrap(), true, false).unwrap();
-    let w = Windows::new(tokens.len(), 96, 32).unwrap();
-    assert_eq!((w.window, w.stride), (256, 32));
-    assert!((w.count - 1) * 32 + 256 < tokens.len(), "the last window is whole");
-    let mut sums = Vec::new();
-    for first in [0, 32] {
-        let window = &tokens[first..first + 256];
-        let rows = rows_of(&e, window);
-        let sum: f64 = (224..256).map(|i| nll(ops(), &rows[i - 1], window[i])).sum();
-        sums.push(sum / 32.0);
+    // Less than the context, and more.
+    for stride in [32, 128] {
+        let args = ["-f", "text", "-c", "96", "--ppl-stride", &stride.to_string(), "--chunks", "2", "--json"];
+        let got = b.json(&args);
+        let w = Windows::new(tokens.len(), 96, stride).unwrap();
+        assert_eq!((w.window, w.stride), (256, stride));
+        assert!((w.count - 1) * stride + 256 < tokens.len(), "the last window is whole");
+        let mean = |first: usize| {
+            let window = &tokens[first..first + 256];
+            let rows = rows_of(&e, window);
+            let sum: f64 = (256 - stride..256).map(|i| nll(ops(), &rows[i - 1], window[i])).sum();
+            sum / stride as f64
+        };
+        let want = [mean(0), mean(stride)];
+        near("mean of windows", got["ppl"].as_f64().unwrap().ln(), (want[0] + want[1]) / 2.0, 2e-2);
+        let each: Vec<f64> = got["window_nll"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        near("first window", each[0], want[0], 2e-2);
+        near("second window", each[1], want[1], 2e-2);
     }
-    near("mean of windows", got["ppl"].as_f64().unwrap().ln(), (sums[0] + sums[1]) / 2.0, 2e-2);
-    let each: Vec<f64> = got["window_nll"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
-    near("first window", each[0], sums[0], 2e-2);
-    near("second window", each[1], sums[1], 2e-2);
 }
 
 /// A question, its answers, which of them is right.
@@ -800,7 +803,7 @@ fn some_sentences_are_those_that_llama_perplexity_draws() {
         (&["-f", "marked", "--hellaswag"], 1, "marked: line 1: 5 lines of a question"),
         (&["-f", "short"], 1, "short: 2 tokens, expected at least 1024"),
         (&["-f", "short", "--ppl-stride", "64"], 1, "short: 2 tokens, expected at least 1536"),
-        (&["-f", "text", "--ppl-stride", "512"], 2, "--ppl-stride 512: expected below"),
+        (&["-f", "text", "--ppl-stride", "1024"], 2, "--ppl-stride 1024: expected below the window, 1024"),
         (&["-f", "missing"], 1, "missing: No such file"),
         (&["-f", "text", "-c", "64", "--ppl-stride", "8", "--kl-divergence-base", "x"], 2, "expected no --ppl-stride"),
         (&["-f", "hs.txt", "--hellaswag", "--kl-divergence-base", "x"], 2, "expected no questions"),

@@ -25,9 +25,14 @@ pub struct Windows {
 }
 
 impl Windows {
+    /// Tokens of a window; a stride is below them.
+    pub fn window(context: usize, stride: usize) -> usize {
+        (context + stride / 2).next_multiple_of(PADDING)
+    }
+
     /// The windows of a text of `tokens`; an error where it is too short.
     pub fn new(tokens: usize, context: usize, stride: usize) -> Result<Windows, PerplexityError> {
-        let window = (context + stride / 2).next_multiple_of(PADDING);
+        let window = Windows::window(context, stride);
         if tokens < 2 * window {
             return Err(PerplexityError::TooShort { found: tokens, expected: 2 * window });
         }

@@ -10,8 +10,9 @@ use std::ops::ControlFlow;
 
 pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
     let context = a.context();
-    if stride >= context {
-        usage_error(&format!("--ppl-stride {stride}: expected below the context, {context}"));
+    let window = Windows::window(context, stride);
+    if stride >= window {
+        usage_error(&format!("--ppl-stride {stride}: expected below the window, {window}"));
     }
     if a.kl_divergence_base.is_some() {
         usage_error("--kl-divergence-base: a base file has chunks, expected no --ppl-stride");
@@ -21,13 +22,12 @@ pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
     let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let windows = Windows::new(tokens.len(), context, stride).with_context(name)?;
     let n = a.chunks.map_or(windows.count, |limit| windows.count.min(limit));
-    let mut s = a.session(&e, windows.window, 1)?;
-    tell_facts(&e, windows.window);
+    let mut s = a.session(&e, window, 1)?;
+    tell_facts(&e, window);
     let mut key = a.key(&e, "stride");
     key.add_tokens(&tokens);
     key.add(format!("{windows:?} {n}"));
     let mut run = a.start(&key, "window", n, 1)?;
-    let window = windows.window;
     tell!("perplexity: have {} tokens. Calculation chunk = {window}", tokens.len());
     tell!("perplexity: computing over {n} chunks, n_ctx={window}, batch_size={}, n_seq=1", a.batch_size);
     let (mut total, mut each) = (Score::default(), Vec::new());
