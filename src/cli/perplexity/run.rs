@@ -36,13 +36,13 @@ pub struct Work {
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 impl Args {
-    /// The key of a run with these settings, to which the caller adds what is measured.
+    /// The key of a run with these settings, to which the caller adds what is measured, and in pieces of which size.
     pub fn key(&self, e: &Engine, what: &str) -> Key {
         let mut key = Key::of(&e.gguf);
         key.add(what);
         let isa = e.kernels.label();
         let (k, v) = (self.session.cache_type_k.name(), self.session.cache_type_v.name());
-        let sizes = (self.ctx_size, self.batch_size, self.session.ubatch_size);
+        let sizes = (self.batch_size, self.session.ubatch_size);
         key.add(format!("{isa} {k} {v} {sizes:?} {:?}", self.engine.compute.override_kv));
         key
     }
