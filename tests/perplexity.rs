@@ -825,6 +825,9 @@ fn some_sentences_are_those_that_llama_perplexity_draws() {
         (&["-f", "text", "-b", "0"], 2, "expected 1 to 2^31 tokens"),
         (&["--kl-divergence"], 2, "--kl-divergence-base"),
         (&["-f", "text", "--hellaswag", "--winogrande"], 2, "cannot be used with"),
+        (&["-f", "hs.txt", "--hellaswag-tasks", "9"], 2, "--hellaswag"),
+        (&["-f", "hs.txt", "--winogrande-tasks", "9"], 2, "--winogrande"),
+        (&["-f", "hs.txt", "--multiple-choice", "--winogrande-tasks", "9"], 2, "--winogrande"),
         (&["-f", "text", "--until-error", "0"], 2, "expected a number above 0"),
     ];
     let mut wrong = Vec::new();

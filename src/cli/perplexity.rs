@@ -83,19 +83,19 @@ pub struct Args {
     #[arg(long, requires = "file")]
     hellaswag: bool,
     /// Number of HellaSwag questions; 0: all
-    #[arg(long, value_name = "N", default_value_t = 400)]
+    #[arg(long, value_name = "N", default_value_t = 400, requires = "hellaswag")]
     hellaswag_tasks: usize,
     /// Winogrande: llama.cpp's CSV, or JSONL
     #[arg(long, requires = "file")]
     winogrande: bool,
     /// Number of Winogrande sentences; 0: all
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "winogrande")]
     winogrande_tasks: usize,
     /// Multiple choice (MMLU, ARC, TruthfulQA): llama.cpp's binary file, or JSONL
     #[arg(long, requires = "file")]
     multiple_choice: bool,
     /// Number of multiple-choice questions; 0: all
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "multiple_choice")]
     multiple_choice_tasks: usize,
     /// Stop once the standard error is at most X: of the perplexity; with --kl-divergence of the mean divergence, in nats;
     /// with questions of the score, in percent
