@@ -147,6 +147,11 @@ impl Args {
         self.session.ubatch_size.min(self.batch_size)
     }
 
+    /// The file's name, for errors.
+    fn name(&self) -> String {
+        self.file.as_ref().map_or(String::new(), |f| f.display().to_string())
+    }
+
     /// The file's bytes.
     fn bytes(&self) -> anyhow::Result<Vec<u8>> {
         let Some(file) = &self.file else { bail!("--file: expected a text") };
@@ -159,10 +164,9 @@ impl Args {
 
     /// The text's tokens; without its last line break, as llama-perplexity reads files.
     fn tokens(&self, e: &Engine) -> anyhow::Result<Vec<u32>> {
-        let file = self.file.as_ref().map_or(String::new(), |f| f.display().to_string());
         let bytes = self.bytes()?;
-        note_bytes(&file, &bytes);
-        tokens("perplexity", e, &bytes, false).context(file)
+        note_bytes(&self.name(), &bytes);
+        tokens("perplexity", e, &bytes, false).with_context(|| self.name())
     }
 
     /// A session of so many sequences, if there is memory for it.

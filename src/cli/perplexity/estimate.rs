@@ -19,8 +19,7 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     }
     let e = a.engine.open()?;
     let tokens = a.tokens(&e)?;
-    let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
-    let n = chunks(tokens.len(), context).with_context(name)?;
+    let n = chunks(tokens.len(), context).with_context(|| a.name())?;
     let n = a.chunks.map_or(n, |limit| n.min(limit));
     let mut s = a.session(&e, context, a.n_seq(context).min(n))?;
     let group = a.together(&e, context);

@@ -19,8 +19,7 @@ pub fn run(a: &Args, stride: usize) -> anyhow::Result<()> {
     }
     let e = a.engine.open()?;
     let tokens = a.tokens(&e)?;
-    let name = || a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
-    let windows = Windows::new(tokens.len(), context, stride).with_context(name)?;
+    let windows = Windows::new(tokens.len(), context, stride).with_context(|| a.name())?;
     let n = a.chunks.map_or(windows.count, |limit| windows.count.min(limit));
     let mut s = a.session(&e, window, 1)?;
     tell_facts(&e, window);

@@ -26,14 +26,13 @@ pub fn run(a: &Args) -> anyhow::Result<()> {
     }
     let bytes = a.bytes()?;
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
-    let name = a.file.as_ref().map_or(String::new(), |f| f.display().to_string());
     let e = a.engine.open()?;
-    let questions = task.questions(a, bytes, &e).with_context(|| name.clone())?;
+    let questions = task.questions(a, bytes, &e).with_context(|| a.name())?;
     let n = questions.len();
     let most = 4 * a.context();
     if let Some(q) = questions.iter().find(|q| q.positions() > most) {
         let problem = format!("{} tokens, expected at most {most}: four times --ctx-size", q.positions());
-        return Err(q.place().error(problem)).context(name);
+        return Err(q.place().error(problem)).with_context(|| a.name());
     }
     let longest = questions.iter().map(Question::positions).max().unwrap_or(1);
     let group = (4 * a.batch_size / longest).clamp(1, TOGETHER);
