@@ -18,6 +18,7 @@ pub use needs::{Geometry, Needs};
 use crate::catalog;
 use crate::engine::most_taken;
 use crate::gguf::Gguf;
+use crate::model::stream::AHEAD;
 use oxcart_quant::f32ops::Ops;
 use oxcart_quant::{Isa, Kernels, Shared, Team};
 use serde::Serialize;
@@ -42,6 +43,8 @@ pub struct Active {
     pub experts: f64,
     /// The share of the experts that a token uses.
     pub share: f64,
+    /// Layers.
+    pub layers: u64,
 }
 
 impl Active {
@@ -52,7 +55,7 @@ impl Active {
         let (used, experts) = (count("expert_used_count"), count("expert_count"));
         let share = if used > 0 && experts > used { used as f64 / experts as f64 } else { 1.0 };
         let tied = g.tensor("output.weight").is_none();
-        let mut active = Active { bytes: 0.0, parameters: 0.0, experts: 0.0, share };
+        let mut active = Active { bytes: 0.0, parameters: 0.0, experts: 0.0, share, layers: count("block_count") };
         for t in g.tensors().iter().filter(|t| t.dims.len() > 1 && (tied || t.name != "token_embd.weight")) {
             let expert = t.name.contains("_exps.");
             if expert {
@@ -71,14 +74,19 @@ impl Active {
         let part = |parameters: f64| bytes as f64 * parameters / self::parameters(g, count);
         let parameters = self::parameters(g, used);
         let experts = if g.experts.is_some() { part(self::parameters(g, count) - self::parameters(g, 0)) } else { 0.0 };
-        Active { bytes: part(parameters), parameters, experts, share: f64::from(used) / f64::from(count) }
+        let share = f64::from(used) / f64::from(count);
+        Active { bytes: part(parameters), parameters, experts, share, layers: g.layers.into() }
     }
 
     /// Bytes that a token reads from the disk where `beyond` bytes of the weights do not fit in memory. Experts are what does
-    /// not fit first; how often the chosen ones are there is taken as chance has it.
+    /// not fit first; how often the chosen ones are there is taken as chance has it. Of the rest, whole layers go, and others
+    /// give their room to those that are on their way.
     pub fn from_disk(&self, beyond: u64) -> u64 {
         let experts = self.experts.min(beyond as f64);
-        (experts * self.share + (beyond as f64 - experts)) as u64
+        let (rest, layers) = (beyond as f64 - experts, self.layers as f64);
+        let layer = (self.bytes - self.experts * self.share) / layers;
+        let gone = if rest > 0.0 { ((rest / layer).ceil() + AHEAD as f64).min(layers) } else { 0.0 };
+        (experts * self.share + gone * layer) as u64
     }
 }
 
@@ -248,10 +256,14 @@ mod tests {
 
     #[test]
     fn what_a_token_reads_from_the_disk() {
-        let mixture = Active { bytes: 35.0, parameters: 1.0, experts: 80.0, share: 0.25 };
-        for (beyond, want) in [(0, 0), (40, 10), (80, 20), (90, 30)] {
+        let mixture = Active { bytes: 40.0, parameters: 1.0, experts: 80.0, share: 0.25, layers: 10 };
+        // Behind the experts three layers of 2 for one that does not fit; all of them at most.
+        for (beyond, want) in [(0, 0), (40, 10), (80, 20), (81, 26), (83, 28), (99, 40), (100, 40)] {
             assert_eq!(mixture.from_disk(beyond), want, "{beyond}");
         }
-        assert_eq!(Active { experts: 0.0, share: 1.0, ..mixture }.from_disk(40), 40);
+        let dense = Active { experts: 0.0, share: 1.0, ..mixture };
+        for (beyond, want) in [(0, 0), (1, 12), (4, 12), (5, 16), (40, 40)] {
+            assert_eq!(dense.from_disk(beyond), want, "{beyond}");
+        }
     }
 }

@@ -187,6 +187,21 @@ fn a_plan_measures_the_instruction_set_that_is_named() {
     assert!(best == oxcart_quant::Isa::Scalar || tops(best.name()) > 1.5 * scalar, "{best}");
 }
 
+/// No machine has the memory for this cache.
+#[test]
+fn a_plan_tells_no_speed_of_what_does_not_fit() {
+    let plan = |more: &[&str]| -> serde_json::Value {
+        let (out, err, code) = ends(&mut oxcart(&[&["plan", "--json"][..], more].concat()));
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str(&out).expect("JSON")
+    };
+    let speeds =
+        |p: &serde_json::Value| [&p["decode_tokens_per_second"], &p["prefill_tokens_per_second"]].map(|s| s.is_null());
+    let (fits, not) = (plan(&[]), plan(&["Qwen1.5-110B-Chat", "-c", "2147483648"]));
+    assert_eq!((fits["fit"].as_str(), speeds(&fits)), (Some("memory"), [false; 2]), "{fits}");
+    assert_eq!((not["fit"].as_str(), speeds(&not)), (Some("not"), [true; 2]), "{not}");
+}
+
 #[test]
 fn sizes_that_nobody_told_are_estimates() {
     let (out, err, code) = ends(&mut oxcart(&["list"]));

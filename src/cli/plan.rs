@@ -103,19 +103,20 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     let longest = machine.available.map(|m| needs.longest(m));
     let smaller = smaller(&subject, &needs, &machine);
     let advice = machine.advice(threads);
-    // What finds no room, and what a token reads of it.
+    // What finds no room.
     let beyond = match (fit, machine.available) {
-        (Fit::Disk, Some(a)) => needs.total.saturating_sub(most_taken(a)).min(needs.weights),
+        (Fit::Disk, Some(available)) => needs.beyond(available),
         _ => 0,
     };
-    let disk = (beyond, subject.active.from_disk(beyond));
+    // Of weights in memory; from the disk it is the disk's.
+    let speed = probe.filter(|_| matches!(fit, Fit::Memory | Fit::Unknown)).map(|p| p.speed(subject.active, &needs));
     if a.json {
-        let speed = probe.map(|p| p.speed(subject.active, &needs));
         let report = json!({
             "model": subject.name, "size_is_estimate": subject.about, "needs": needs, "active": subject.active,
             "machine": machine, "threads": threads, "fit": fit, "longest_context": longest, "fits_instead": smaller,
             "probe": probe, "decode_tokens_per_second": speed.map(|s| s.0),
-            "prefill_tokens_per_second": speed.map(|s| s.1), "disk_bytes_per_token": disk.1, "advice": advice,
+            "prefill_tokens_per_second": speed.map(|s| s.1), "disk_bytes_per_token": subject.active.from_disk(beyond),
+            "advice": advice,
         });
         say!("{report:#}")?;
         return Ok(());
@@ -140,15 +141,14 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     if let Some(p) = probe {
         say!("  reads      {:>6.1} GB/s, multiplies bytes at {:.2} TOPS ({threads} threads)", p.read, p.tops)?;
     }
-    say!("{}", verdict(fit, &needs, &machine, disk))?;
+    say!("{}", verdict(fit, &needs, &machine, beyond, subject.active))?;
     if let Some(n) = longest.filter(|&n| n > 0 && fit == Fit::Memory) {
         say!("  a context of up to {n} tokens stays in memory")?;
     }
     if let Some(s) = &smaller {
         say!("  {s}")?;
     }
-    if let Some(p) = probe.filter(|_| fit == Fit::Memory || fit == Fit::Unknown) {
-        let (decode, prefill) = p.speed(subject.active, &needs);
+    if let Some((decode, prefill)) = speed {
         say!("  expect {decode:.2} tokens/s of answer with the context full, {prefill:.1} tokens/s of prompt")?;
     }
     for line in &advice {
@@ -157,15 +157,16 @@ pub fn run(a: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verdict(fit: Fit, n: &Needs, m: &Machine, (beyond, go): (u64, u64)) -> String {
+fn verdict(fit: Fit, n: &Needs, m: &Machine, beyond: u64, active: Active) -> String {
     let available = size(m.available.unwrap_or(0));
     match fit {
         Fit::Memory => format!("fits: {} of {available} available", size(n.total)),
         Fit::Disk => {
-            let (all, seconds, walk) = (size(n.total), go as f64 / 1e9, WALK);
-            let (read, once) = match go < beyond {
+            let (all, go, walk) = (size(n.total), active.from_disk(beyond), WALK);
+            let seconds = go as f64 / 1e9;
+            let (read, once) = match active.experts > 0.0 {
                 true => (format!("about {} of the experts", size(go)), size(beyond) + " "),
-                false => (format!("{} of the weights", size(go)), String::new()),
+                false => (format!("about {} of the weights", size(go)), String::new()),
             };
             format!(
                 "does not fit in memory: {all} of {available} available, of which a sixteenth is left to others; {read} are read from the disk for every token, \

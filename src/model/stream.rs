@@ -38,7 +38,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 /// Streamed units in memory at once: one in use, one on its way.
-const AHEAD: usize = 2;
+pub const AHEAD: usize = 2;
 /// Bytes that are asked for at once; between them the reader looks whether they are still wanted.
 const PART: usize = 32 << 20;
 /// Threads that fetch experts together.

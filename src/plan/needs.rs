@@ -162,6 +162,11 @@ impl Needs {
         self.kv_cache + self.buffers
     }
 
+    /// Bytes of the weights that find no room where so many bytes are available.
+    pub fn beyond(&self, available: u64) -> u64 {
+        self.total.saturating_sub(most_taken(available)).min(self.weights)
+    }
+
     /// The longest context for which everything stays in memory, of which so many bytes are available, in whole blocks; 0 where
     /// not even one does.
     pub fn longest(&self, available: u64) -> u64 {
