@@ -110,6 +110,17 @@ impl Bench {
         prompt.sum::<f64>() + test.generate as f64 * w.bytes_per_pass(c, 1, 1) + positions as f64 * position as f64
     }
 
+    /// Products with weights in a repetition. All but the last token of a prompt go without the output matrix, and without the
+    /// last layer behind its keys and values.
+    pub fn n_products(&self, test: Test) -> f64 {
+        let (c, w) = (&self.session.engine().model.config, &self.session.engine().model.weights);
+        let (layer, output) = (w.parameters_per_layer(c), c.n_vocab * c.dim);
+        let behind = layer - c.dim * (c.q_dim() + 2 * c.kv_dim());
+        let outputs = test.generate + (test.prompt > 0) as usize;
+        test.tokens() as f64 * (c.n_layers * layer) as f64 + (outputs * output) as f64
+            - test.prompt.saturating_sub(1) as f64 * behind as f64
+    }
+
     fn feed(&mut self, n: usize) -> Result<(), EngineError> {
         let at = self.session.len(0);
         self.session.forward(&Batch::of(&self.tokens[at..at + n], at, 0)).map(drop)

@@ -204,14 +204,7 @@ fn measure(
     let (ns, ns_dev) = mean_and_deviation(timing.seconds.iter().map(|s| s * 1e9));
     let (c, w) = (&e.model.config, &e.model.weights);
     let read = b.n_bytes(test) / ns;
-    // All but the last token of a prompt go without the output matrix.
-    let outputs = test.generate + (test.prompt > 0) as usize;
-    let inner = w.parameters_per_token(c) - c.n_vocab * c.dim;
-    // And without the last layer behind its keys and values.
-    let last = w.parameters_per_layer(c) - c.dim * (c.q_dim() + 2 * c.kv_dim());
-    let products = (test.prompt + test.generate) as f64 * inner as f64 + (outputs * c.n_vocab * c.dim) as f64
-        - test.prompt.saturating_sub(1) as f64 * last as f64;
-    let tflops = 2.0 * products / (ns / 1e9) / 1e12;
+    let tflops = 2.0 * b.n_products(test) / (ns / 1e9) / 1e12;
     let params: u64 = e.gguf.tensors().iter().map(|t| t.n_elements()).sum();
     let size: u64 = e.gguf.tensors().iter().map(|t| t.n_bytes()).sum();
     let isa = e.kernels.label();

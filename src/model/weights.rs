@@ -280,12 +280,7 @@ impl Weights {
         self.layers.iter().enumerate().map(layer).sum::<f64>() + output as f64
     }
 
-    /// The weights that decoding one token multiplies by.
-    pub fn parameters_per_token(&self, c: &Config) -> usize {
-        c.n_layers * self.parameters_per_layer(c) + c.n_vocab * c.dim
-    }
-
-    /// Those of one layer.
+    /// The weights of a layer that decoding one token multiplies by.
     pub fn parameters_per_layer(&self, c: &Config) -> usize {
         let ffn = 3 * c.dim * c.ffn_dim * c.experts.map_or(1, |e| e.used);
         ffn + 2 * c.dim * (c.q_dim() + c.kv_dim())
