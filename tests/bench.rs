@@ -27,7 +27,8 @@ fn all_combinations_are_run_and_recorded_as_they_were() {
     let model = oxcart::catalog::default_model().expect("the default model can be fetched");
     let model = model.to_str().expect("UTF-8");
     let args = "-t 1 -t 2 -p 4-8*2 -p 3 -n 1,0 -d 0 -b 2 -b 64 -ub 4 -o json";
-    let args: Vec<&str> = args.split(' ').chain(["-m", model, "-m", "SmolLM2-135M-Instruct"]).collect();
+    let models = format!("{model},SmolLM2-135M-Instruct");
+    let args: Vec<&str> = args.split(' ').chain(["-m", &models]).collect();
     let rows: Vec<Value> = serde_json::from_str(&done(&args).0).expect("JSON");
     let of = |key: &str| rows.iter().map(|r| r[key].as_u64().expect("a number")).collect::<Vec<_>>();
     // Two models, two numbers of workers, two sizes of batch, and pp4, pp8, pp3, tg1 of each.

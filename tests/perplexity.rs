@@ -766,6 +766,19 @@ fn questions_are_read_in_every_form_in_which_they_are_published() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// llama-perplexity does not know the last line of a file, which changes what it draws of the others: of 13, these six.
+#[test]
+fn some_sentences_are_those_that_llama_perplexity_draws() {
+    let csv: String = (0..13).map(|i| format!("{i},a{i} _ b,x,y,1\n")).collect();
+    let some = |n: usize| -> Vec<String> {
+        let some = task::winogrande(csv.as_bytes(), n).unwrap();
+        some.iter().map(|b| b.before.trim_matches(['a', ' ']).into()).collect()
+    };
+    assert_eq!(some(6), ["5", "10", "7", "8", "0", "9"]);
+    let first = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>();
+    assert_eq!((some(12), some(13), some(0)), (first(12), first(13), first(13)));
+}
+
 #[test]
 fn wilson_s_interval_is_wilson_s() {
     // 10 of 10: from 1 / (1 + z^2 / 10) to 1; 50 of 100: 0.4038 to 0.5962 (Wilson 1927).
@@ -788,19 +801,6 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
     b.write("base", "nonsense that is no base file");
     let cases: &[(&[&str], i32, &str)] = &[
         (&["-f", "empty"], 1, "empty: empty, expected a text"),
-/// llama-perplexity does not know the last line of a file, which changes what it draws of the others: of 13, these six.
-#[test]
-fn some_sentences_are_those_that_llama_perplexity_draws() {
-    let csv: String = (0..13).map(|i| format!("{i},a{i} _ b,x,y,1\n")).collect();
-    let some = |n: usize| -> Vec<String> {
-        let some = task::winogrande(csv.as_bytes(), n).unwrap();
-        some.iter().map(|b| b.before.trim_matches(['a', ' ']).into()).collect()
-    };
-    assert_eq!(some(6), ["5", "10", "7", "8", "0", "9"]);
-    let first = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>();
-    assert_eq!((some(12), some(13), some(0)), (first(12), first(13), first(13)));
-}
-
         (&["-f", "binary"], 1, "binary: line 2: a zero byte"),
         (&["-f", "marked", "--hellaswag"], 1, "marked: line 1: 5 lines of a question"),
         (&["-f", "short"], 1, "short: 2 tokens, expected at least 1024"),

@@ -25,7 +25,7 @@ lists may be repeated. All combinations are run.";
 #[command(after_help = LISTS)]
 pub struct Args {
     /// Models: GGUF files or names from the catalogue, NAME[:QUANT]; may be repeated [default: SmolLM2-135M-Instruct]
-    #[arg(short, long, value_name = "MODEL")]
+    #[arg(short, long, value_name = "MODEL,..", value_delimiter = ',')]
     model: Vec<String>,
     /// Worker threads; 0: the default [default: all available processors, or those that the flags below choose]
     #[arg(short, long, value_name = "LIST", value_parser = threads, allow_negative_numbers = true, default_value = "0", hide_default_value = true)]
@@ -202,7 +202,6 @@ fn measure(
     let timing = Timing { test, seconds };
     let (ts, ts_dev) = timing.rate();
     let (ns, ns_dev) = mean_and_deviation(timing.seconds.iter().map(|s| s * 1e9));
-    let (c, w) = (&e.model.config, &e.model.weights);
     let read = b.n_bytes(test) / ns;
     let tflops = 2.0 * b.n_products(test) / (ns / 1e9) / 1e12;
     let params: u64 = e.gguf.tensors().iter().map(|t| t.n_elements()).sum();
