@@ -827,7 +827,6 @@ fn texts_that_cannot_be_scored_are_one_clear_error() {
         (&["-f", "text", "--hellaswag", "--winogrande"], 2, "cannot be used with"),
         (&["-f", "hs.txt", "--hellaswag-tasks", "9"], 2, "--hellaswag"),
         (&["-f", "hs.txt", "--winogrande-tasks", "9"], 2, "--winogrande"),
-        (&["-f", "hs.txt", "--multiple-choice", "--winogrande-tasks", "9"], 2, "--winogrande"),
         (&["-f", "text", "--until-error", "0"], 2, "expected a number above 0"),
     ];
     let mut wrong = Vec::new();

@@ -88,14 +88,14 @@ fn a_plan_and_a_session_agree_on_what_comes_from_the_disk() {
     let o = SessionOptions { context: 512, ..SessionOptions::default() };
     let weights = g.tensors().iter().map(|t| t.n_bytes()).sum();
     let n = Needs::of(&Geometry::of(&g).unwrap().unwrap(), weights, 512, &o).unwrap();
-    // A thirtieth of the weights is more than a layer.
+    // A thirtieth of the weights is more than a layer: the output is a third of this model.
     for lacks in [weights / 30, weights / 8, weights / 3, weights / 2] {
         let available = (n.total - lacks) / 15 * 16;
         let told = Active::of(&g).from_disk(n.beyond(available)) as f64;
         let e = Arc::new(Engine::open(&model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap());
         e.session_on(&Machine { available: Some(available), ..Machine::default() }, &o).unwrap();
         let (_, read) = e.stream().expect("more than there is room for").bytes();
-        assert!((0.75..1.33).contains(&(told / read as f64)), "{told} bytes, {read} are read; {lacks} lack");
+        assert!((0.75..1.6).contains(&(told / read as f64)), "{told} bytes, {read} are read; {lacks} lack");
     }
 }
 
