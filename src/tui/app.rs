@@ -8,7 +8,7 @@ mod keys;
 mod turns;
 
 use super::editor::Editor;
-use super::panel::{Items, List, Panel};
+use super::panel::{Items, List, Panel, Settings};
 use super::store::Op;
 use super::theme::{Scheme, Theme};
 use super::transcript::Transcript;
@@ -355,9 +355,14 @@ impl App {
         let growing = self.answer.as_ref().and_then(|a| a.node);
         self.transcript.layout(&self.tree, cells, self.theme, growing, self.left_out);
         self.editor.layout(view::editor_cells(self.size.0));
-        if let Some(Panel::Find(f)) = &mut self.panel {
-            f.rows = self.transcript.find(&f.query);
-            f.at = f.at.min(f.rows.len().saturating_sub(1));
+        match &mut self.panel {
+            Some(Panel::Find(f)) => {
+                f.rows = self.transcript.find(&f.query);
+                f.at = f.at.min(f.rows.len().saturating_sub(1));
+            }
+            Some(Panel::Settings(Settings { editor: Some(e), .. })) => e.layout(view::setting_cells(self.size.0)),
+            Some(Panel::List(List { naming: Some((_, e)), .. })) => e.layout(view::naming_cells(self.size.0)),
+            _ => {}
         }
         let turns = self.transcript.places().len();
         self.selected = self.selected.filter(|&s| s < turns);

@@ -21,6 +21,9 @@ const MOST_CELLS: usize = 100;
 const GUTTER: u16 = 2;
 /// From so many rows on there is a line at the top.
 const HEADER_FROM: u16 = 16;
+/// Columns of the boxes of settings and of lists, at most.
+const SETTINGS: u16 = 84;
+const LIST: u16 = 90;
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 
 /// Columns of the conversation's text, on a screen of so many.
@@ -31,6 +34,22 @@ pub fn reading_cells(columns: u16) -> usize {
 /// Columns of the editor's text, on a screen of so many.
 pub fn editor_cells(columns: u16) -> usize {
     (columns.saturating_sub(GUTTER + 1) as usize).max(4)
+}
+
+/// Columns of a setting's value that is being changed, on a screen of so many.
+pub fn setting_cells(columns: u16) -> usize {
+    let inside = columns.min(SETTINGS).saturating_sub(4);
+    (inside.saturating_sub(setting_names(inside) + 2) as usize).max(4)
+}
+
+/// Columns of settings' names, in a box that has so many inside.
+fn setting_names(inside: u16) -> u16 {
+    if inside < 50 { 10 } else { 18 }
+}
+
+/// Columns of a name that is being written in a list, on a screen of so many.
+pub fn naming_cells(columns: u16) -> usize {
+    (columns.min(LIST).saturating_sub(4 + GUTTER + 1) as usize).max(4)
 }
 
 /// Where things are.
@@ -521,14 +540,14 @@ fn settings(buf: &mut Buffer, screen: Rect, s: &Settings, t: &Theme) -> Option<P
         (Some(e), 0) => (e.rows().len() as u16).clamp(1, (screen.height / 2).max(1)),
         _ => 1,
     };
-    let size = (screen.width.min(84), s.rows.len() as u16 + 3 + system_rows);
+    let size = (screen.width.min(SETTINGS), s.rows.len() as u16 + 3 + system_rows);
     let hint = if s.editor.is_some() {
         "Enter sets · Alt-Enter new line · Esc"
     } else {
         "↑ ↓ · Enter changes · Esc leaves"
     };
     let inside = frame(buf, screen, size, "system prompt and sampling", hint, t);
-    let names = if inside.width < 50 { 10 } else { 18 };
+    let names = setting_names(inside.width);
     let (mut y, mut cursor) = (inside.y, None);
     let from = (s.at + 2).saturating_sub(inside.height as usize);
     for (i, (name, value, what)) in s.rows.iter().enumerate().skip(from) {
@@ -537,8 +556,8 @@ fn settings(buf: &mut Buffer, screen: Rect, s: &Settings, t: &Theme) -> Option<P
         }
         let chosen = i == s.at;
         let rows = if i == 0 { system_rows } else { 1 };
-        buf.set_string(inside.x, y, ellipsis(name, names), if chosen { t.accent } else { t.text });
-        let x = inside.x + names as u16 + 1;
+        buf.set_string(inside.x, y, ellipsis(name, names as usize), if chosen { t.accent } else { t.text });
+        let x = inside.x + names + 1;
         let room = inside.right().saturating_sub(x);
         match &s.editor {
             Some(e) if chosen => cursor = editor(buf, Rect::new(x, y, room, rows), e, "", t.text, t),
@@ -567,7 +586,7 @@ fn list(buf: &mut Buffer, screen: Rect, l: &List, t: &Theme) -> Option<Position>
         }
         Items::Models(_) => ("models", "Enter loads · Esc", "none"),
     };
-    let size = (screen.width.min(90), (shown.len() as u16).clamp(3, 20) + 4);
+    let size = (screen.width.min(LIST), (shown.len() as u16).clamp(3, 20) + 4);
     let inside = frame(buf, screen, size, title, hint, t);
     let room = inside.width as usize;
     let page = inside.height.saturating_sub(1) as usize;

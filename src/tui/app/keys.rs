@@ -49,7 +49,6 @@ impl App {
             Some(Panel::Settings(s)) => {
                 if let Some(e) = &mut s.editor {
                     text.chars().for_each(|c| e.insert(c));
-                    e.layout(settings_cells(self.size.0));
                 }
             }
             Some(Panel::List(l)) => {
@@ -286,9 +285,6 @@ impl App {
             }
             _ => {}
         }
-        if let Some(e) = &mut s.editor {
-            e.layout(settings_cells(self.size.0));
-        }
         self.panel = Some(Panel::Settings(s));
     }
 
@@ -459,11 +455,6 @@ fn naming(l: &List) -> Option<(PathBuf, Editor)> {
     let (c, mut e) = (l.conversation()?, Editor::default());
     e.set(&c.title);
     Some((c.path.clone(), e))
-}
-
-/// Cells of a setting that is being changed.
-fn settings_cells(columns: u16) -> usize {
-    columns.saturating_sub(24).max(8) as usize
 }
 
 /// Keys that change a text. Whether this was one.

@@ -301,6 +301,16 @@ fn a_question_meant_for_another_conversation_is_not_asked_in_this_one() {
     }
 }
 
+fn summary(title: &str) -> Summary {
+    Summary {
+        path: format!("{title}.txt").into(),
+        title: title.into(),
+        model: String::new(),
+        modified: std::time::SystemTime::now(),
+        turns: 2,
+    }
+}
+
 fn opened(path: &str, turns: &[(&str, &str)]) -> Msg {
     let turn = |i: usize| (i.checked_sub(1), turns[i].0.to_string(), turns[i].1.to_string(), TurnState::Whole);
     Msg::Store(store::Event::Opened {
@@ -367,13 +377,6 @@ fn a_system_prompt_stays_in_its_conversation() {
 fn a_name_is_given_to_the_conversation_that_was_chosen() {
     let mut a = app((80, 24));
     a.ready();
-    let summary = |title: &str| Summary {
-        path: format!("{title}.txt").into(),
-        title: title.into(),
-        model: String::new(),
-        modified: std::time::SystemTime::now(),
-        turns: 2,
-    };
     a.press(KeyCode::Char('o'), CTRL);
     a.hear(Msg::Store(store::Event::Listed(vec![summary("hello"), summary("second")])));
     a.press(KeyCode::Down, NONE);
@@ -383,6 +386,31 @@ fn a_name_is_given_to_the_conversation_that_was_chosen() {
     a.write("p");
     let effects = a.press(KeyCode::Enter, NONE);
     assert_eq!(effects[0], Effect::Store(Op::RenameOther("second.txt".into(), "help".into())));
+}
+
+/// What is written in a panel can be read there, to its end, on a screen of any width.
+#[test]
+fn what_is_written_in_a_panel_is_seen() {
+    for columns in [40, 80, 120, 200] {
+        let mut a = app((columns, 24));
+        a.ready();
+        a.press(KeyCode::Char('p'), CTRL);
+        a.press(KeyCode::Enter, NONE);
+        a.write(&"word ".repeat(30));
+        a.write("end");
+        assert!(a.screen().contains("end"), "{}", a.screen());
+        // Also after the window has become narrower or wider.
+        a.hear(Msg::Terminal(Event::Resize(120 + 40 - columns.min(120), 24)));
+        assert!(a.screen().contains("end"), "{}", a.screen());
+        let mut a = app((columns, 24));
+        a.press(KeyCode::Char('o'), CTRL);
+        a.hear(Msg::Store(store::Event::Listed(vec![summary("old name")])));
+        a.press(KeyCode::F(2), NONE);
+        a.press(KeyCode::Char('u'), CTRL);
+        a.write(&"letter ".repeat(20));
+        a.write("end");
+        assert!(a.screen().contains("end"), "{}", a.screen());
+    }
 }
 
 #[test]
