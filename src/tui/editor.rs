@@ -204,10 +204,10 @@ impl Editor {
         Some(self.attachments.len() - 1)
     }
 
-    /// Puts text in the place of a range.
+    /// Puts text in the place of a range, however long it is.
     pub fn complete(&mut self, range: Range<usize>, with: &str) {
         self.save(false);
-        self.replace(range, with);
+        self.replace(range, &plain(with));
     }
 
     /// Replaces everything, e.g. by what came from another editor.

@@ -45,23 +45,25 @@ impl App {
     }
 
     fn paste(&mut self, text: &str) {
+        // Terminals send line ends as the key does.
+        let line = text.split(['\r', '\n']).next().unwrap_or_default();
         match &mut self.panel {
             Some(Panel::Settings(s)) => {
                 if let Some(e) = &mut s.editor {
-                    text.chars().for_each(|c| e.insert(c));
+                    e.complete(e.cursor()..e.cursor(), text);
                 }
             }
-            Some(Panel::List(l)) => {
-                let line = text.lines().next().unwrap_or_default();
-                match &mut l.naming {
-                    Some((_, e)) => line.chars().for_each(|c| e.insert(c)),
-                    None => {
-                        l.filter.push_str(line);
-                        l.at = 0;
-                    }
+            Some(Panel::List(l)) => match &mut l.naming {
+                Some((_, e)) => e.complete(e.cursor()..e.cursor(), line),
+                None => {
+                    l.filter.push_str(line);
+                    l.at = 0;
                 }
+            },
+            Some(Panel::Find(f)) => {
+                let query = std::mem::take(&mut f.query) + line;
+                self.find(query);
             }
-            Some(Panel::Find(f)) => f.query.push_str(text.lines().next().unwrap_or_default()),
             Some(_) => {}
             None => {
                 if let Some(i) = self.editor.paste(text) {

@@ -413,6 +413,35 @@ fn what_is_written_in_a_panel_is_seen() {
     }
 }
 
+/// Whole, in one step, with line ends as everywhere.
+#[test]
+fn a_paste_into_a_panel_is_one_change() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.press(KeyCode::Char('p'), CTRL);
+    a.press(KeyCode::Enter, NONE);
+    a.write("x");
+    a.hear(Msg::Terminal(Event::Paste("Be brief.\r\nBe kind.\rBe here.".into())));
+    let Some(Panel::Settings(Settings { editor: Some(e), .. })) = &mut a.panel else { panic!("no editor") };
+    assert_eq!(e.text(), "xBe brief.\nBe kind.\nBe here.");
+    e.undo();
+    assert_eq!(e.text(), "x");
+    // A search goes to what it was given.
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.answer(&(0..60).map(|i| format!("line {i}\n\n")).collect::<String>(), Some(End::Eog));
+    a.press(KeyCode::Char('f'), CTRL);
+    a.hear(Msg::Terminal(Event::Paste("line 7\rline 8".into())));
+    assert!(a.screen().contains("▶ line 7"), "{}", a.screen());
+    // Of several lines a list takes the first.
+    let mut a = app((80, 24));
+    a.press(KeyCode::Char('o'), CTRL);
+    a.hear(Msg::Store(store::Event::Listed(vec![summary("hello"), summary("second")])));
+    a.hear(Msg::Terminal(Event::Paste("sec\r".into())));
+    assert!(a.screen().contains("▸ second"), "{}", a.screen());
+}
+
 #[test]
 fn a_long_question_is_changed_as_text() {
     let mut a = app((80, 24));
