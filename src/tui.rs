@@ -33,7 +33,7 @@ use crate::catalog::{self, catalog};
 use crate::disk::{home_path, write_private};
 use crate::engine::Engine;
 use crate::sample::SampleParams;
-use crate::signals::on_end;
+use crate::signals::{INTERRUPT, on_end};
 use app::{App, Beginning, Effect};
 use crossterm::clipboard::CopyToClipboard;
 use crossterm::event;
@@ -123,11 +123,16 @@ pub struct Chat {
 /// Runs the chat until the person leaves. The terminal is as before when this returns.
 pub fn run(c: Chat) -> io::Result<()> {
     let (tell, inbox) = channel();
+    let elsewhere: Arc<AtomicBool> = Arc::default();
     {
-        let tell = tell.clone();
+        let (tell, elsewhere) = (tell.clone(), elsewhere.clone());
         // A closing terminal and its shell may each send one; a later signal does not wait for a screen that hangs.
         let asked = OnceLock::new();
-        on_end(move |_| {
+        on_end(move |signal| {
+            // The terminal sends it to all that run on it, and it is meant for the other editor.
+            if signal == INTERRUPT && elsewhere.load(Ordering::SeqCst) {
+                return;
+            }
             let again = asked.get_or_init(Instant::now).elapsed() > Duration::from_secs(1);
             if again || tell.send(Msg::Quit).is_err() {
                 term::give_back();
@@ -155,7 +160,7 @@ pub fn run(c: Chat) -> io::Result<()> {
     let keys = Keys::start(tell.clone())?;
     let store = Store::start(c.dir, tell.clone())?;
     let worker = Worker::start(c.opening, tell.clone())?;
-    let mut desk = Outside { screen, keys, store, worker, tell, engine: None };
+    let mut desk = Outside { screen, keys, store, worker, tell, engine: None, elsewhere };
     let result = event_loop(&mut app, &mut desk, &inbox);
     // What was said is in the file before the terminal is given back.
     let Outside { screen, store, .. } = desk;
@@ -230,6 +235,7 @@ struct Outside {
     worker: Worker,
     tell: Sender<Msg>,
     engine: Option<Arc<Engine>>,
+    elsewhere: Arc<AtomicBool>, // whether the person writes in another editor
 }
 
 impl Outside {
@@ -269,7 +275,10 @@ impl Outside {
                 });
             }
             Effect::Write(text) => {
-                let written = self.away(|| write_elsewhere(&text))?;
+                self.elsewhere.store(true, Ordering::SeqCst);
+                let written = self.away(|| write_elsewhere(&text));
+                self.elsewhere.store(false, Ordering::SeqCst);
+                let written = written?;
                 return Ok(Some(Msg::Written(written)));
             }
             Effect::Suspend => self.away(|| {

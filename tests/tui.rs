@@ -242,6 +242,25 @@ fn a_window_that_shrinks_under_another_editor() {
     assert_eq!(s.ended(), 0);
 }
 
+/// In vim and others it is a key like any other; the terminal sends it to this program, too.
+#[test]
+fn ctrl_c_in_another_editor_is_of_that_editor() {
+    let home = home();
+    let (script, pid) = (home.path().join("edit.sh"), home.path().join("pid"));
+    std::fs::write(&script, "kill -INT \"$(cat \"$PID\")\"\nsleep 1.5\nkill -INT \"$(cat \"$PID\")\"\necho written > \"$1\"\n")
+        .unwrap();
+    let editor = format!("sh '{}'", script.display());
+    let mut s = Seat::with(home.path(), 80, 24, &[], &[("VISUAL", &editor), ("PID", pid.to_str().unwrap())]);
+    std::fs::write(&pid, s.child.process_id().unwrap().to_string()).unwrap();
+    s.press("\x07"); // Ctrl-G
+    s.shows("› written");
+    s.press("!");
+    s.shows("› written!");
+    s.press(CTRL_U);
+    s.press(CTRL_D);
+    assert_eq!(s.ended(), 0);
+}
+
 #[test]
 fn a_long_paste_is_folded_and_scripts_of_all_directions_stay() {
     let home = home();
