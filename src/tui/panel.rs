@@ -34,7 +34,11 @@ pub enum Confirmed {
     Delete(PathBuf),
     /// Fetch a model over the network.
     Fetch(String),
-    /// End the program, what is not saved being lost.
+    /// Begin a new conversation, what is not saved of this one being lost.
+    New,
+    /// Go on with another one, likewise.
+    Open(PathBuf),
+    /// End the program, likewise.
     Quit,
 }
 

@@ -183,26 +183,12 @@ impl Shelf {
                 (self.model, self.open) = (model, None);
             }
             Op::Open(path) => {
-                if self.has_open(&path) {
-                    // Its lock would refuse us the file; and what is not in the file yet must not be lost.
-                    self.write_waiting();
-                    if let Some(problem) = &self.problem {
-                        return Err(problem.clone());
-                    }
-                } else {
-                    let c = Conversation::open(&path).map_err(text)?;
-                    // Only now is the one before left.
-                    self.give_up();
-                    let ids = c.turns().iter().map(|t| t.id).collect();
-                    self.open = Some((c, ids));
+                let opened = self.go_to(path);
+                // It is still the one before that is not saved.
+                if let (Err(_), Some(problem)) = (&opened, &self.problem) {
+                    self.say(Event::Unsaved(Some(problem.clone())));
                 }
-                let Some((c, ids)) = &self.open else { return Ok(()) };
-                let place = |id: TurnId| ids.iter().position(|&i| i == id);
-                let turns =
-                    c.turns().iter().map(|t| (t.parent.and_then(place), t.role.clone(), t.content.clone(), t.state));
-                let turns = turns.collect();
-                let (title, head, notes) = (c.title(), c.head().and_then(place), c.notes().to_vec());
-                self.say(Event::Opened { path, title, turns, head, notes });
+                opened?;
             }
             Op::List => {
                 let mut found = self.dir.as_deref().map(history::list).unwrap_or_default();
@@ -240,6 +226,30 @@ impl Shelf {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Goes on with a file.
+    fn go_to(&mut self, path: PathBuf) -> Result<(), String> {
+        if self.has_open(&path) {
+            // Its lock would refuse us the file; and what is not in the file yet must not be lost.
+            self.write_waiting();
+            if let Some(problem) = &self.problem {
+                return Err(problem.clone());
+            }
+        } else {
+            let c = Conversation::open(&path).map_err(|e| e.to_string())?;
+            // Only now is the one before left.
+            self.give_up();
+            let ids = c.turns().iter().map(|t| t.id).collect();
+            self.open = Some((c, ids));
+        }
+        let Some((c, ids)) = &self.open else { return Ok(()) };
+        let place = |id: TurnId| ids.iter().position(|&i| i == id);
+        let turns = c.turns().iter().map(|t| (t.parent.and_then(place), t.role.clone(), t.content.clone(), t.state));
+        let turns = turns.collect();
+        let (title, head, notes) = (c.title(), c.head().and_then(place), c.notes().to_vec());
+        self.say(Event::Opened { path, title, turns, head, notes });
         Ok(())
     }
 
@@ -345,6 +355,23 @@ mod tests {
         let c = Conversation::read(&found[0].path).unwrap();
         let said: Vec<_> = c.turns().iter().map(|t| (t.content.as_str(), t.state)).collect();
         assert_eq!(said, [("question", TurnState::Whole), ("answer", TurnState::Whole)]);
+    }
+
+    #[test]
+    fn where_another_one_cannot_be_opened_this_one_is_still_not_saved() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("kept");
+        std::fs::write(&dir, "in the way").unwrap();
+        let (tell, told) = channel();
+        let store = Store::start(Some(dir.clone()), tell).unwrap();
+        store.send(Op::Add { parent: None, role: "user".into(), content: "question".into() });
+        store.send(Op::Open(home.path().join("nothing.txt")));
+        let unsaved = || matches!(told.recv(), Ok(Msg::Store(Event::Unsaved(Some(_)))));
+        assert!(unsaved() && unsaved());
+        assert!(matches!(told.recv(), Ok(Msg::Store(Event::Failed(_)))));
+        std::fs::remove_file(&dir).unwrap();
+        drop(store);
+        assert_eq!(history::list(&dir)[0].title, "question");
     }
 
     #[test]

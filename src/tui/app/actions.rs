@@ -21,7 +21,8 @@ impl App {
     pub(super) fn act(&mut self, action: Action, argument: &str) {
         match action {
             Action::Help => self.panel = Some(Panel::Help(0)),
-            Action::New => self.begin_anew(),
+            Action::New if self.is_busy() => {}
+            Action::New => self.ask_to_leave(Confirmed::New),
             Action::Conversations => self.list(),
             Action::Rename if self.opening => _ = self.is_busy(),
             Action::Rename if argument.is_empty() => self.note("/rename TITLE"),
@@ -75,7 +76,7 @@ impl App {
                 });
             }
             Action::Stop => self.stop(),
-            Action::Quit => self.ask_to_quit(),
+            Action::Quit => self.ask_to_leave(Confirmed::Quit),
         }
     }
 
@@ -85,14 +86,15 @@ impl App {
         self.system_of_new = self.system.clone();
     }
 
-    /// Ends the program; not before it is agreed to where something would be lost.
-    pub(super) fn ask_to_quit(&mut self) {
+    /// Leaves this conversation for what comes then; not before it is agreed to where something would be lost.
+    pub(super) fn ask_to_leave(&mut self, then: Confirmed) {
         match &self.unsaved {
-            None => self.quit(),
             Some(problem) => {
-                let text = format!("The end of this conversation is not saved ({problem}). Enter quits and loses it.");
-                self.panel = Some(Panel::Confirm(text, Confirmed::Quit));
+                let does = if then == Confirmed::Quit { "quits" } else { "leaves it" };
+                let text = format!("The end of this conversation is not saved ({problem}). Enter {does} and loses it.");
+                self.panel = Some(Panel::Confirm(text, then));
             }
+            None => self.confirmed(then),
         }
     }
 
@@ -156,6 +158,8 @@ impl App {
     /// Opens another conversation; the one on the screen stays until it is there.
     pub fn open(&mut self, path: PathBuf) {
         self.opening = true;
+        // Whoever opens it says so again where this one stays.
+        self.unsaved = None;
         self.effects.push(Effect::Store(Op::Open(path)));
     }
 

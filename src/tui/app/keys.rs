@@ -106,7 +106,7 @@ impl App {
             return;
         }
         match self.quit_asked {
-            Some(at) if self.now - at < TWICE => self.ask_to_quit(),
+            Some(at) if self.now - at < TWICE => self.ask_to_leave(Confirmed::Quit),
             _ => {
                 self.quit_asked = Some(self.now);
                 self.note("press Ctrl-C again to quit");
@@ -352,7 +352,7 @@ impl App {
         self.show_row(row);
     }
 
-    fn confirmed(&mut self, then: Confirmed) {
+    pub(super) fn confirmed(&mut self, then: Confirmed) {
         match then {
             Confirmed::LeaveOut { leaf, go_on } => {
                 self.may_leave_out = true;
@@ -369,6 +369,8 @@ impl App {
                 self.list();
             }
             Confirmed::Fetch(name) => self.load(Some(name)),
+            Confirmed::New => self.begin_anew(),
+            Confirmed::Open(path) => self.open(path),
             Confirmed::Quit => self.quit(),
         }
     }
@@ -411,7 +413,7 @@ impl App {
                 Items::Conversations(_) if self.is_busy() => {}
                 Items::Conversations(_) => {
                     if let Some(c) = l.conversation() {
-                        return self.open(c.path.clone());
+                        return self.ask_to_leave(Confirmed::Open(c.path.clone()));
                     }
                 }
                 Items::Models(_) => {

@@ -675,6 +675,35 @@ fn what_is_not_saved_is_shown_until_it_is() {
 }
 
 #[test]
+fn what_is_not_saved_is_not_left_without_a_question() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.answer("a", Some(End::Eog));
+    a.hear(Msg::Store(store::Event::Unsaved(Some("c.txt: No space left on device".into()))));
+    // A new one.
+    assert_eq!(a.press(KeyCode::Char('n'), CTRL), []);
+    assert!(a.screen().contains("Enter leaves it and loses it"), "{}", a.screen());
+    a.press(KeyCode::Esc, NONE);
+    assert!(a.screen().contains(" not saved ") && a.tree.head.is_some());
+    // Another one.
+    let choose = |a: &mut App| {
+        a.press(KeyCode::Char('o'), CTRL);
+        a.hear(Msg::Store(store::Event::Listed(vec![summary("other")])));
+        a.press(KeyCode::Enter, NONE)
+    };
+    let open = Effect::Store(Op::Open("other.txt".into()));
+    assert_eq!(choose(&mut a), []);
+    assert_eq!(a.press(KeyCode::Enter, NONE), [open.clone()]);
+    // Its loss is not called a rescue.
+    a.hear(Msg::Store(store::Event::Unsaved(None)));
+    assert!(!a.screen().contains("saved again"), "{}", a.screen());
+    a.hear(opened("other.txt", &[("user", "there")]));
+    assert!(!a.screen().contains(" not saved "));
+    assert_eq!(choose(&mut a), [open]);
+}
+
+#[test]
 fn lines_go_on_after_a_backslash() {
     let mut a = app((80, 24));
     a.ready();
