@@ -187,7 +187,9 @@ impl App {
                 if !edit(&mut self.editor, k) {
                     return;
                 }
-                if before != (self.editor.text().len(), self.editor.cursor()) {
+                // Where somebody walks through earlier questions, the next key goes on with that.
+                let walks = matches!(k.code, KeyCode::Up | KeyCode::Down);
+                if !walks && before != (self.editor.text().len(), self.editor.cursor()) {
                     self.look_for_completions();
                 }
             }

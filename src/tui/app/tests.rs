@@ -587,6 +587,26 @@ fn completions_go_with_the_text_that_they_are_of() {
 }
 
 #[test]
+fn earlier_questions_are_walked_past_commands_and_files() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("first");
+    a.answer("1", Some(End::Eog));
+    a.write("/help");
+    a.press(KeyCode::Enter, NONE);
+    a.press(KeyCode::Esc, NONE);
+    for want in ["/help", "first"] {
+        a.press(KeyCode::Up, NONE);
+        assert_eq!(a.editor.text(), want);
+    }
+    a.press(KeyCode::Down, NONE);
+    assert_eq!((a.editor.text(), a.completion.choices.len()), ("/help", 0));
+    // What is then written is completed as ever.
+    a.press(KeyCode::Backspace, NONE);
+    assert_eq!(a.completion.choices[0].text, "/help");
+}
+
+#[test]
 fn files_come_in_before_they_are_sent() {
     let mut a = app((80, 24));
     a.ready();
