@@ -24,6 +24,8 @@ const HEADER_FROM: u16 = 16;
 /// Columns of the boxes of settings and of lists, at most.
 const SETTINGS: u16 = 84;
 const LIST: u16 = 90;
+/// Rows of the smallest box of a list in which something can be chosen.
+const LIST_ROWS: u16 = 4;
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 
 /// Columns of the conversation's text, on a screen of so many.
@@ -127,7 +129,12 @@ pub fn draw(f: &mut Frame, app: &App) {
             cursor = None;
         }
         Some(Panel::Settings(s)) => cursor = settings(buf, screen, s, t),
-        Some(Panel::List(l)) => cursor = list(buf, screen, l, t),
+        Some(Panel::List(l)) => {
+            // What comes of its keys is said below it.
+            let above = Rect { height: a.talk.y, ..screen };
+            let said = app.notice.is_some() && above.height >= LIST_ROWS;
+            cursor = list(buf, if said { above } else { screen }, l, t);
+        }
         Some(Panel::Confirm(text, _)) => {
             confirm(buf, screen, text, t);
             cursor = None;

@@ -443,6 +443,23 @@ fn a_paste_into_a_panel_is_one_change() {
 }
 
 #[test]
+fn what_a_key_in_a_list_leads_to_is_seen() {
+    for size in [(120, 40), (80, 24), (40, 12), (40, 8)] {
+        let mut a = app(size);
+        a.ready();
+        a.ask_for("q");
+        a.press(KeyCode::Char('o'), CTRL);
+        let many = (0..40).map(|i| summary(&format!("talk {i}"))).collect();
+        a.hear(Msg::Store(store::Event::Listed(many)));
+        a.press(KeyCode::Enter, NONE);
+        assert!(a.screen().contains("an answer is still coming"), "{}", a.screen());
+        assert!(a.screen().contains("▸ talk 0"), "{}", a.screen());
+        a.hear(Msg::Store(store::Event::Failed("talk-0.md: exists already".into())));
+        assert!(a.screen().contains("talk-0.md: exists already"), "{}", a.screen());
+    }
+}
+
+#[test]
 fn a_long_question_is_changed_as_text() {
     let mut a = app((80, 24));
     a.ready();
