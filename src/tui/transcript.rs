@@ -52,23 +52,53 @@ struct Stamp {
 struct Entry {
     stamp: Stamp,
     head: Vec<Line<'static>>,
+    thought: Option<Thought>,
+    gap: Option<Line<'static>>, // between thought and answer
     body: Option<Document>,
     foot: Vec<Line<'static>>,
 }
 
 impl Entry {
-    fn rows(&self) -> usize {
-        self.head.len() + self.body.as_ref().map_or(0, |b| b.lines.len()) + self.foot.len()
+    /// Its rows, one part after the other.
+    fn parts(&self) -> [&[Line<'static>]; 5] {
+        let thought = self.thought.as_ref().map_or(&[][..], |t| &t.rows[t.from..]);
+        let body = self.body.as_ref().map_or(&[][..], |b| &b.lines);
+        [&self.head, thought, self.gap.as_slice(), body, &self.foot]
     }
 
-    fn line(&self, i: usize) -> Option<&Line<'static>> {
-        let body = self.body.as_ref().map_or(&[][..], |b| &b.lines);
-        let after = i.checked_sub(self.head.len());
-        match after {
-            None => self.head.get(i),
-            Some(j) if j < body.len() => body.get(j),
-            Some(j) => self.foot.get(j - body.len()),
+    fn rows(&self) -> usize {
+        self.parts().iter().map(|p| p.len()).sum()
+    }
+
+    fn line(&self, mut i: usize) -> Option<&Line<'static>> {
+        for part in self.parts() {
+            match part.get(i) {
+                Some(line) => return Some(line),
+                None => i -= part.len(),
+            }
         }
+        None
+    }
+}
+
+/// A thought as rows. It grows like an answer; what of it has been laid out stays.
+#[derive(Default)]
+struct Thought {
+    rows: Vec<Line<'static>>,
+    ended: (usize, usize), // bytes and rows of the lines that have ended
+    from: usize,           // the first row that is shown
+}
+
+impl Thought {
+    /// Lays out `text`, which begins with what it was the last time.
+    fn update(&mut self, text: &str, cells: usize, t: &Theme) {
+        let rows = |text: &str| plain(text, cells, &[Span::styled("┊ ", t.rule)], t.quote, usize::MAX).0;
+        let (bytes, kept) = self.ended;
+        self.rows.truncate(kept);
+        let (ended, growing) = text[bytes..].split_at(text[bytes..].rfind('\n').map_or(0, |i| i + 1));
+        self.rows.extend(rows(ended));
+        self.ended = (bytes + ended.len(), self.rows.len());
+        self.rows.extend(rows(growing));
     }
 }
 
@@ -171,7 +201,7 @@ impl Transcript {
 
 fn entry(node: &Node, stamp: Stamp, old: Option<Entry>, cells: usize, t: Theme) -> Entry {
     let (mut head, mut foot) = (Vec::new(), Vec::new());
-    let mut body = None;
+    let (mut thinking, mut gap, mut body) = (None, None, None);
     if stamp.branch.1 > 1 {
         let text = format!("‹ {} of {} ›", stamp.branch.0 + 1, stamp.branch.1);
         head.push(Line::styled(text, t.dim));
@@ -182,22 +212,21 @@ fn entry(node: &Node, stamp: Stamp, old: Option<Entry>, cells: usize, t: Theme) 
                 Some((text, ended, answer)) => (Some((text, ended)), answer),
                 None => (None, node.content.as_str()),
             };
+            let old = old.filter(|o| o.stamp.bytes <= stamp.bytes && o.stamp.growing);
+            let (old_thought, old_body) = old.map_or((None, None), |o| (o.thought, o.body));
             if let Some((text, ended)) = thought {
                 let words = text.split_whitespace().count();
                 let (mark, verb) = (if stamp.open { "▾" } else { "▸" }, if ended { "thought" } else { "thinking" });
                 head.push(Line::styled(format!("{mark} {verb}, {words} words"), t.dim));
-                let rows = plain(text, cells, &[Span::styled("┊ ", t.rule)], t.quote, usize::MAX).0;
-                if stamp.open {
-                    head.extend(rows);
-                } else if !ended && stamp.growing {
-                    head.extend(rows[rows.len().saturating_sub(THOUGHT)..].iter().cloned());
+                if stamp.open || !ended && stamp.growing {
+                    let mut rows = old_thought.unwrap_or_default();
+                    rows.update(text, cells, &t);
+                    rows.from = if stamp.open { 0 } else { rows.rows.len().saturating_sub(THOUGHT) };
+                    thinking = Some(rows);
                 }
-                if !answer.is_empty() {
-                    head.push(Line::default());
-                }
+                gap = (!answer.is_empty()).then(Line::default);
             }
-            let reuse = old.filter(|o| o.stamp.bytes <= stamp.bytes && o.stamp.growing).and_then(|o| o.body);
-            let mut d = reuse.unwrap_or_else(|| Document::new(cells, t));
+            let mut d = old_body.unwrap_or_else(|| Document::new(cells, t));
             d.update(answer, !stamp.growing);
             body = Some(d);
             match node.state {
@@ -237,7 +266,7 @@ fn entry(node: &Node, stamp: Stamp, old: Option<Entry>, cells: usize, t: Theme) 
     if stamp.left_out {
         foot.push(Line::styled("╌╌ the model no longer reads what stands above ╌╌", t.warn));
     }
-    Entry { stamp, head, body, foot }
+    Entry { stamp, head, thought: thinking, gap, body, foot }
 }
 
 /// Text as it was typed, at most so many rows, and whether there would be more.
@@ -294,20 +323,51 @@ mod tests {
     #[test]
     fn a_growing_answer_ends_as_one_that_came_whole() {
         let theme = Theme::new(Scheme::None);
-        let text = "<think>\none two\n</think>\n# Head\n\nsome *text*\n\n- a\n- b\n\n```c\nint x;\n```\n";
-        let mut tree = Tree::default();
-        let a = tree.push(None, "assistant", "", TurnState::Partial);
-        let mut grown = Transcript::default();
-        for (end, _) in text.char_indices() {
-            tree.nodes[a].content = text[..end].into();
-            grown.layout(&tree, 24, theme, Some(a), 0);
+        let text = "<think>\none two\n\nthree, and more than a row has room for\n</think>\n# Head\n\nsome *text*\n\n- a\n- \
+            b\n\n```c\nint x;\n```\n";
+        for open in [false, true] {
+            let mut tree = Tree::default();
+            let a = tree.push(None, "assistant", "", TurnState::Partial);
+            let look = || Transcript { all_open: open, ..Transcript::default() };
+            let mut grown = look();
+            for (end, _) in text.char_indices() {
+                tree.nodes[a].content = text[..end].into();
+                grown.layout(&tree, 24, theme, Some(a), 0);
+                let mut whole = look();
+                whole.layout(&tree, 24, theme, Some(a), 0);
+                assert_eq!(rows(&grown), rows(&whole));
+            }
+            tree.nodes[a].content = text.into();
+            tree.nodes[a].state = TurnState::Whole;
+            grown.layout(&tree, 24, theme, None, 0);
+            let mut whole = look();
+            whole.layout(&tree, 24, theme, None, 0);
+            assert_eq!(rows(&grown), rows(&whole));
+            assert_eq!(whole.codes(a), ["int x;\n"]);
         }
-        tree.nodes[a].content = text.into();
-        tree.nodes[a].state = TurnState::Whole;
-        grown.layout(&tree, 24, theme, None, 0);
-        let mut whole = Transcript::default();
-        whole.layout(&tree, 24, theme, None, 0);
-        assert_eq!(rows(&grown), rows(&whole));
-        assert_eq!(whole.codes(a), ["int x;\n"]);
+    }
+
+    /// Models think for tens of thousands of tokens: a token must not cost what all before it did.
+    #[test]
+    fn what_was_thought_is_laid_out_once() {
+        let theme = Theme::new(Scheme::None);
+        for open in [false, true] {
+            let mut tree = Tree::default();
+            let a = tree.push(None, "assistant", "<think>\nfirst line\n", TurnState::Partial);
+            let mut t = Transcript { all_open: open, ..Transcript::default() };
+            let mut first = Vec::new();
+            for _ in 0..5 {
+                tree.nodes[a].content.push_str("another line\nand");
+                t.layout(&tree, 24, theme, Some(a), 0);
+                let rows = &t.entries[&a].thought.as_ref().unwrap().rows;
+                first.push(rows[0].spans.as_ptr());
+            }
+            first.dedup();
+            assert_eq!(first.len(), 1);
+            // Nor at all where it is folded.
+            tree.nodes[a].content.push_str("\n</think>\nanswer");
+            t.layout(&tree, 24, theme, Some(a), 0);
+            assert_eq!(t.entries[&a].thought.is_some(), open);
+        }
     }
 }
