@@ -233,6 +233,7 @@ pub struct App {
     not_files: HashSet<String>,
     reading_files: usize,
     attached: bool,
+    given: Option<String>, // a file that is to be attached, and that the text does not name
     unfit: Option<String>,
     quit_asked: Option<Instant>,
     listing: bool,
@@ -310,6 +311,7 @@ impl App {
             not_files: HashSet::new(),
             reading_files: 0,
             attached: false,
+            given: None,
             unfit: None,
             quit_asked: None,
             listing: false,

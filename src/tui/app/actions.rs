@@ -57,6 +57,7 @@ impl App {
             Action::File if argument.is_empty() => self.note("/file PATH, or @PATH in the question"),
             Action::File => {
                 (self.reading_files, self.attached, self.unfit) = (1, false, None);
+                self.given = Some(argument.into());
                 self.effects.push(Effect::Read(argument.into()));
             }
             Action::Fold => self.fold(),

@@ -10,10 +10,15 @@ impl App {
     pub(super) fn file(&mut self, word: String, result: Result<String, NoText>) {
         self.reading_files = self.reading_files.saturating_sub(1);
         self.completion = Completion::default();
+        let at = mentions(self.editor.text()).into_iter().find(|m| m.name == word).map(|m| m.range);
+        let given = self.given.take_if(|g| *g == word).is_some();
+        if at.is_none() && !given {
+            // It was asked for twice and is there, or the person has thought better of it.
+            return;
+        }
         match result {
             Ok(content) => {
-                let a = Attachment { name: Some(word.clone()), content: content.clone(), tokens: None };
-                let at = mentions(self.editor.text()).into_iter().find(|m| m.name == word).map(|m| m.range);
+                let a = Attachment { name: Some(word), content: content.clone(), tokens: None };
                 let range = at.unwrap_or(self.editor.cursor()..self.editor.cursor());
                 match self.editor.attach(range, a) {
                     Some(i) => {
@@ -25,15 +30,14 @@ impl App {
             }
             Err(e) => {
                 // A word with an @ that neither names a file nor looks as if it should is a word.
-                let in_text = mentions(self.editor.text()).iter().any(|m| m.name == word);
-                let is_word = in_text && !word.contains(['.', '/']);
+                let is_word = at.is_some() && !word.contains(['.', '/']);
                 match e {
                     NoText::Missing(_) if is_word => {}
                     NoText::Missing(e) | NoText::Unfit(e) => {
-                        self.unfit = Some(if in_text { format!("{e}; Enter sends the word as it is") } else { e });
+                        self.unfit = Some(if at.is_some() { format!("{e}; Enter sends the word as it is") } else { e });
                     }
                 }
-                if in_text {
+                if at.is_some() {
                     self.not_files.insert(word);
                 }
             }

@@ -644,6 +644,40 @@ fn files_come_in_before_they_are_sent() {
     assert_eq!(asked(&effects).unwrap().turns.last().unwrap().content, "hello @ada");
 }
 
+/// Over a slow line, keys that were pressed one after the other come together.
+#[test]
+fn a_file_comes_in_once_and_only_where_it_is_named() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.write("what says @notes.txt ?");
+    let read = [Effect::Read("notes.txt".into())];
+    let comes = || Msg::File("notes.txt".into(), Ok("some notes".into()));
+    assert!(a.press(KeyCode::Enter, NONE) == read && a.press(KeyCode::Enter, NONE) == read);
+    a.hear(comes());
+    a.hear(comes());
+    assert_eq!(a.editor.expanded(), "what says notes.txt:\n```txt\nsome notes\n```\n ?");
+    // One that is no longer wanted stays away.
+    a.editor.clear();
+    a.write("@notes.txt ");
+    assert_eq!(a.press(KeyCode::Enter, NONE), read);
+    a.editor.clear();
+    a.hear(comes());
+    assert!(a.editor.is_empty());
+    // What a command names comes to the cursor.
+    a.write("/file notes.txt");
+    assert_eq!(a.press(KeyCode::Enter, NONE), read);
+    a.hear(comes());
+    assert!(a.screen().contains("[@notes.txt 10 B]"), "{}", a.screen());
+    a.editor.clear();
+    // A word that is none is sent once.
+    a.write("hello @ada");
+    a.press(KeyCode::Enter, NONE);
+    a.press(KeyCode::Enter, NONE);
+    let missing = || Msg::File("ada".into(), Err(NoText::Missing("ada: no such file".into())));
+    assert!(asked(&a.hear(missing())).is_some());
+    assert!(asked(&a.hear(missing())).is_none() && !a.screen().contains("no such file"));
+}
+
 #[test]
 fn a_file_that_is_no_text_is_not_sent_unseen() {
     let unfit = |e: &str| NoText::Unfit(e.into());
