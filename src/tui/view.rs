@@ -1,6 +1,6 @@
 //! What is drawn, from what [`App`] says. Nothing is changed here.
 
-use super::app::{App, Scroll, State, Weight};
+use super::app::{App, Choice, Scroll, State, Weight};
 use super::command::{COMMANDS, KEYS};
 use super::editor::Editor;
 use super::panel::{Items, List, Panel, Settings};
@@ -354,19 +354,26 @@ fn completions(buf: &mut Buffer, bottom: u16, app: &App) {
     if c.choices.is_empty() || most == 0 || app.panel.is_some() {
         return;
     }
-    let names = c.choices.iter().map(|c| width(&c.text)).max().unwrap_or(0).min(40);
-    let from = (c.at + 1).saturating_sub(most);
-    let shown: Vec<_> = c.choices.iter().enumerate().skip(from).take(most).collect();
-    let y = bottom - shown.len() as u16;
     let room = buf.area.width as usize;
-    for (row, (i, choice)) in shown.into_iter().enumerate() {
+    let wide = if c.choices.iter().all(|c| c.what.is_empty()) { room.saturating_sub(2) } else { 40 };
+    let names = c.choices.iter().map(|c| width(shown(c))).max().unwrap_or(0).min(wide);
+    let from = (c.at + 1).saturating_sub(most);
+    let rows: Vec<_> = c.choices.iter().enumerate().skip(from).take(most).collect();
+    let y = bottom - rows.len() as u16;
+    for (row, (i, choice)) in rows.into_iter().enumerate() {
         let at = y + row as u16;
         let style = if i == c.at { t.selected } else { Style::new() };
-        let text = format!(" {}  {}", pad(&choice.text, names), choice.what);
+        let text = format!(" {}  {}", pad(shown(choice), names), choice.what);
         clear(buf, Rect::new(0, at, buf.area.width, 1));
         buf.set_string(0, at, pad(&ellipsis(&text, room), room), t.dim.patch(style));
-        buf.set_string(1, at, ellipsis(&choice.text, names), t.accent.patch(style));
+        buf.set_string(1, at, ellipsis(shown(choice), names), t.accent.patch(style));
     }
+}
+
+/// Of a path, its own name: the folder is what all have in common, and stands in the editor.
+fn shown(c: &Choice) -> &str {
+    let folder = c.text.trim_end_matches(['/', '"']).rfind('/').filter(|_| c.what.is_empty());
+    &c.text[folder.map_or(0, |i| i + 1)..]
 }
 
 fn pad(s: &str, cells: usize) -> String {

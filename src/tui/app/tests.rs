@@ -624,6 +624,21 @@ fn earlier_questions_are_walked_past_commands_and_files() {
 }
 
 #[test]
+fn paths_that_are_offered_can_be_told_apart() {
+    let mut a = app((40, 12));
+    a.ready();
+    let folder = "a/very/deep/folder/of/a/project/with/long/names/";
+    a.write(&format!("@{folder}"));
+    let paths = ["first.rs", "second.rs", "third/"].map(|name| format!("{folder}{name}"));
+    a.hear(Msg::Paths(folder.into(), paths.to_vec()));
+    for name in ["first.rs", "second.rs", "third/"] {
+        assert!(a.screen().contains(name), "{}", a.screen());
+    }
+    a.press(KeyCode::Down, NONE);
+    assert_eq!(a.press(KeyCode::Tab, NONE), [Effect::Read(paths[1].clone())]);
+}
+
+#[test]
 fn files_come_in_before_they_are_sent() {
     let mut a = app((80, 24));
     a.ready();
