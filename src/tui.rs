@@ -30,7 +30,7 @@ pub use worker::Opening;
 pub use wrap::clean;
 
 use crate::catalog::{self, catalog};
-use crate::disk::{home_path, write_private};
+use crate::disk::{Partial, home_path, remove_unfinished, write_private};
 use crate::engine::Engine;
 use crate::sample::SampleParams;
 use crate::signals::{INTERRUPT, on_end};
@@ -38,13 +38,15 @@ use app::{App, Beginning, Effect};
 use crossterm::clipboard::CopyToClipboard;
 use crossterm::event;
 use panel::ModelItem;
+use std::fs::DirBuilder;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use store::Store;
 use term::Screen;
 pub use term::give_back as give_back_terminal;
@@ -135,6 +137,7 @@ pub fn run(c: Chat) -> io::Result<()> {
             }
             let again = asked.get_or_init(Instant::now).elapsed() > Duration::from_secs(1);
             if again || tell.send(Msg::Quit).is_err() {
+                remove_unfinished();
                 term::give_back();
                 std::process::exit(143);
             }
@@ -471,17 +474,26 @@ fn write_elsewhere(text: &str) -> Result<String, String> {
     let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
     let editor = set("VISUAL").or_else(|| set("EDITOR")).unwrap_or_else(|| "vi".into());
     let error = |e: io::Error| format!("{editor}: {e}");
-    let path = std::env::temp_dir()
-        .join(format!("oxcart-{}-{:?}.md", std::process::id(), Instant::now()).replace([' ', '{', '}', ':'], ""));
-    write_private(&path, text.as_bytes()).map_err(error)?;
+    // In a folder of its own, which nobody else may look into: some editors leave copies beside the file.
+    let dir = std::env::temp_dir().join(format!("oxcart-{}-{}", std::process::id(), UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos()));
+    DirBuilder::new().mode(0o700).create(&dir).map_err(error)?;
+    let file = Partial::new(dir.join("question.md"));
+    let written = write_private(file.path(), text.as_bytes()).map_err(error).and_then(|()| edited(&editor, file.path()));
+    drop(file);
+    let _ = std::fs::remove_dir_all(&dir);
+    written
+}
+
+/// What a file says after an editor had it.
+fn edited(editor: &str, path: &Path) -> Result<String, String> {
+    let error = |e: io::Error| format!("{editor}: {e}");
     // The value may hold flags; the shell divides it as every program has it.
-    let status = Command::new("sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(&path).status();
-    let written = match status {
-        Ok(s) if s.success() => std::fs::read_to_string(&path).map_err(error),
+    let status = Command::new("sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(path).status();
+    match status {
+        // What is no UTF-8 there was written all the same.
+        Ok(s) if s.success() => Ok(String::from_utf8_lossy(&std::fs::read(path).map_err(error)?).into_owned()),
         Ok(s) if s.code() == Some(127) => Err(format!("{editor}: not found; $VISUAL or $EDITOR names an editor")),
         Ok(s) => Err(format!("{editor}: {s}; the question is as before")),
         Err(e) => Err(error(e)),
-    };
-    let _ = std::fs::remove_file(&path);
-    written
+    }
 }

@@ -329,17 +329,28 @@ fn a_signal_leaves_the_terminal_as_it_was() {
 fn another_editor_another_model_and_a_terminal_that_is_closed() {
     let home = home();
     let (script, fails) = (home.path().join("edit.sh"), home.path().join("fails"));
-    std::fs::write(&script, "test -e \"$FAILS\" && exit 3\nprintf ' by hand\\n' >> \"$1\"\n").unwrap();
+    // It leaves a copy, as some do.
+    let does = "test -e \"$FAILS\" && exit 3\ncp \"$1\" \"$1~\"\nprintf ' by hand \\344\\n' >> \"$1\"\n";
+    std::fs::write(&script, does).unwrap();
     let editor = format!("sh '{}'", script.display());
-    let environment = [("VISUAL", &*editor), ("EDITOR", "false"), ("FAILS", fails.to_str().unwrap())];
+    let temporary = home.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let environment = [
+        ("VISUAL", &*editor),
+        ("EDITOR", "false"),
+        ("FAILS", fails.to_str().unwrap()),
+        ("TMPDIR", temporary.to_str().unwrap()),
+    ];
     let mut s = Seat::with(home.path(), 80, 24, &[], &environment);
     s.press("Write a long story");
     s.shows("a long story");
     s.press("\x07"); // Ctrl-G
-    s.shows("› Write a long story by hand");
+    // A byte that is no UTF-8 does not cost the rest.
+    s.shows("› Write a long story by hand \u{fffd}");
     std::fs::write(&fails, "").unwrap();
     s.press("\x07");
     s.shows("exit status: 3; the question is as before");
+    assert_eq!(walk(&temporary), [] as [std::path::PathBuf; 0], "nothing that was written stays there");
     s.press(CTRL_U);
     s.until("an empty line", |t| !t.contains("by hand"));
     // A model that is not there leaves the one that is.

@@ -337,7 +337,7 @@ impl App {
             Msg::Paths(word, paths) => self.paths(&word, paths),
             Msg::Models(_) if self.asks() => {}
             Msg::Models(models) => self.panel = Some(Panel::List(List::new(Items::Models(models)))),
-            Msg::Written(Ok(text)) => self.editor.set(text.trim_end_matches('\n')),
+            Msg::Written(Ok(text)) => self.put(text.trim_end_matches('\n')),
             Msg::Written(Err(e)) => self.say(Weight::Problem, e),
             Msg::Chosen(None, name) => self.load(Some(name)),
             Msg::Chosen(Some(bytes), name) => self.ask_to_fetch(name, bytes),

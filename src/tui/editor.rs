@@ -215,6 +215,7 @@ impl Editor {
         self.save(false);
         let s = plain(s);
         self.replace(0..self.text.len(), &s);
+        self.browsing = None;
     }
 
     /// Empties it, and gives what was in it: unfolded. It can be gone back to.

@@ -157,12 +157,12 @@ impl App {
         }
     }
 
-    /// Puts a question into the editor to be changed: as text, but for one that would make the editor slow.
+    /// Puts a question in the place of what is written, to be changed: as text, but for one that would make the editor
+    /// slow.
     pub(super) fn put(&mut self, question: &str) {
-        if question.len() <= MOST_UNFOLDED {
-            let at = self.editor.cursor();
-            self.editor.complete(at..at, question);
-        } else if let Some(i) = self.editor.paste(question) {
+        let short = question.len() <= MOST_UNFOLDED;
+        self.editor.set(if short { question } else { "" });
+        if !short && let Some(i) = self.editor.paste(question) {
             self.count(i, question.to_string());
         }
     }

@@ -442,6 +442,17 @@ fn a_paste_into_a_panel_is_one_change() {
     assert!(a.screen().contains("▸ second"), "{}", a.screen());
 }
 
+/// What was folded went to the other editor as text, and comes back as much.
+#[test]
+fn a_long_text_from_another_editor_is_folded() {
+    let mut a = app((80, 24));
+    a.ready();
+    let text = "a line\n".repeat(20_000);
+    let effects = a.hear(Msg::Written(Ok(text.clone())));
+    assert_eq!((a.editor.text().chars().count(), a.editor.expanded()), (1, text.trim_end().to_string()));
+    assert!(matches!(effects[..], [Effect::Count(0, _)]));
+}
+
 #[test]
 fn what_a_key_in_a_list_leads_to_is_seen() {
     for size in [(120, 40), (80, 24), (40, 12), (40, 8)] {

@@ -60,7 +60,6 @@ impl App {
         }
         self.editing = Some(i);
         let content = self.tree.nodes[i].content.clone();
-        self.editor.clear();
         self.put(&content);
     }
 
