@@ -120,6 +120,7 @@ impl App {
         } else if self.answer.is_some() {
             self.stop();
         } else if self.editing.take().is_some() {
+            self.editor.remember();
             self.editor.clear();
         } else if self.selected.take().is_none() {
             self.notice = None;

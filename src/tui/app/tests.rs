@@ -442,6 +442,29 @@ fn a_paste_into_a_panel_is_one_change() {
     assert!(a.screen().contains("▸ second"), "{}", a.screen());
 }
 
+#[test]
+fn what_is_being_written_is_not_lost_to_an_edited_question() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.ask_for("q");
+    a.answer("a", Some(End::Eog));
+    a.write("a long draft");
+    a.press(KeyCode::Char('e'), ALT);
+    assert_eq!(a.editor.text(), "q");
+    a.write("uestion");
+    a.press(KeyCode::Esc, NONE);
+    assert!(a.editor.is_empty());
+    for want in ["question", "a long draft", "q"] {
+        a.press(KeyCode::Up, NONE);
+        assert_eq!(a.editor.text(), want);
+    }
+    // What comes from another editor is what is being written.
+    a.hear(Msg::Written(Ok("elsewhere\n".into())));
+    a.press(KeyCode::Up, NONE);
+    a.press(KeyCode::Down, NONE);
+    assert_eq!(a.editor.text(), "elsewhere");
+}
+
 /// What was folded went to the other editor as text, and comes back as much.
 #[test]
 fn a_long_text_from_another_editor_is_folded() {

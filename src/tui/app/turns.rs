@@ -60,6 +60,8 @@ impl App {
         }
         self.editing = Some(i);
         let content = self.tree.nodes[i].content.clone();
+        // What was being written comes back with the up arrow.
+        self.editor.remember();
         self.put(&content);
     }
 
