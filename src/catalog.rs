@@ -269,6 +269,13 @@ pub fn path(word: &str) -> Option<PathBuf> {
     (path.is_file() || path.exists() && find(Some(word)).is_err()).then_some(path)
 }
 
+/// A model as a conversation remembers it: what finds it again from any folder. None is the default one.
+pub fn lasting(word: Option<&str>) -> String {
+    let word = word.unwrap_or(&catalog().default);
+    let file = path(word).and_then(|p| p.canonicalize().ok());
+    file.map_or_else(|| word.to_string(), |p| p.display().to_string())
+}
+
 /// The file on this machine that a path or a name means. A [`path`] wins; a model of the catalogue that is not here is
 /// fetched, which is announced on stderr; none means the default model.
 pub fn resolve(name_or_path: Option<&str>) -> Result<Resolved> {

@@ -250,8 +250,8 @@ impl Outside {
             Effect::Load(name) => self.worker.send(Request::Load(name)),
             Effect::Choose(name) => return Ok(Some(Msg::Chosen(to_fetch(&name), name))),
             Effect::Fetch(name) => return self.fetch(name).map(Some),
-            Effect::Store(store::Op::New(model)) => self.store.send(store::Op::New(lasting(model))),
-            Effect::Store(store::Op::Model(model)) => self.store.send(store::Op::Model(lasting(model))),
+            Effect::Store(store::Op::New(model)) => self.store.send(store::Op::New(catalog::lasting(Some(&model)))),
+            Effect::Store(store::Op::Model(model)) => self.store.send(store::Op::Model(catalog::lasting(Some(&model)))),
             Effect::Store(op) => self.store.send(op),
             Effect::File(path) => self.worker.set_file(path),
             Effect::Count(i, text) => {
@@ -372,11 +372,6 @@ impl Keys {
         drop(self.reading.lock());
         Rest(self.resting.clone())
     }
-}
-
-/// A model's name as a file keeps it: what finds it again from any folder.
-fn lasting(model: String) -> String {
-    std::fs::canonicalize(&model).map_or(model, |p| p.display().to_string())
 }
 
 /// The bytes of a model that is not here, or not whole, where they are known.

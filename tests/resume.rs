@@ -186,3 +186,19 @@ fn pipes_leave_no_trace_and_what_is_kept_is_managed() {
     assert_eq!(sessions(&["delete", "A title", "second"]).status.code(), Some(0));
     assert_eq!((list(&kept).len(), caches()), (1, 1), "a cache goes with its conversation");
 }
+
+/// As where a model was made from its checkpoint.
+#[test]
+fn a_folder_that_is_called_as_the_model_is_not_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::create_dir(dir.join("SmolLM2-135M-Instruct")).unwrap();
+    let ask = |args: &[&str]| {
+        let mut c = oxcart(dir, args);
+        let o = c.current_dir(dir).stdin(Stdio::null()).output().unwrap();
+        assert!(o.status.success(), "{}", err(&o));
+    };
+    ask(&["chat", "--save", "-n", "2", "-m", "SmolLM2-135M-Instruct", "-p", "Hello"]);
+    assert_eq!(list(&dir.join("kept"))[0].model, "SmolLM2-135M-Instruct");
+    ask(&["chat", "--continue", "-n", "2", "-p", "Go on"]);
+}

@@ -3,7 +3,6 @@
 //! On a terminal a conversation is kept unless it is asked not to be. In a pipe it is not, unless it is asked to be: who
 //! calls a program from a script does not expect it to leave files.
 
-use crate::catalog::catalog;
 use crate::chat::history::{self, Conversation, TurnId, TurnState, find, list};
 use crate::chat::{Message, messages};
 use crate::config::Config;
@@ -47,14 +46,6 @@ impl KeepArgs {
     /// Whether a conversation is kept.
     pub fn keeps(&self, terminal: bool) -> bool {
         !self.no_save && (terminal || self.save || self.latest || self.resume.is_some())
-    }
-}
-
-/// The model as a conversation remembers it: what finds it again from any folder.
-pub fn lasting_name(model: Option<&str>) -> String {
-    match model {
-        None => catalog().default.clone(),
-        Some(m) => std::fs::canonicalize(m).map_or_else(|_| m.to_string(), |p| p.display().to_string()),
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::super::engine::{session, tell_facts};
 use super::super::interrupt::{ended, interruptible};
-use super::super::kept::{Dialogue, lasting_name};
+use super::super::kept::Dialogue;
 use super::super::text::Lines;
 use super::Args;
+use crate::catalog;
 use crate::chat::history::{Conversation, TurnState};
 use crate::chat::{self, Message, Template};
 use crate::config::Config;
@@ -76,7 +77,7 @@ pub(super) fn run(a: Args, config: &Config, file: Option<PathBuf>, terminal: boo
     }
     let opening: Vec<Message> = a.system_prompt.iter().map(|t| Message::new("system", t)).collect();
     let keep = a.keep.keeps(terminal);
-    let mut talk = Dialogue::new(opening, file, keep, config, lasting_name(a.engine.model.as_deref()))?;
+    let mut talk = Dialogue::new(opening, file, keep, config, catalog::lasting(a.engine.model.as_deref()))?;
     let timings = a.show_timings;
     let mut answers =
         Answers { engine, session, drafter, template, sampler, context, limit, terminal, timings, left_out: 0 };
