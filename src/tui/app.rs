@@ -8,7 +8,7 @@ mod keys;
 mod turns;
 
 use super::editor::Editor;
-use super::panel::{Items, List, Panel, Settings};
+use super::panel::{Items, List, Panel, Place, Settings};
 use super::store::Op;
 use super::theme::{Scheme, Theme};
 use super::transcript::Transcript;
@@ -236,7 +236,7 @@ pub struct App {
     given: Option<String>, // a file that is to be attached, and that the text does not name
     unfit: Option<String>,
     quit_asked: Option<Instant>,
-    listing: bool,
+    listing: Option<Place>, // whether the list of conversations is to be shown, and from where on
     opening: bool,
     recorded: Option<String>, // the model that the conversation's file names, as far as it is known
     interrupted: Option<Instant>, // when a question of ours came unasked
@@ -314,7 +314,7 @@ impl App {
             given: None,
             unfit: None,
             quit_asked: None,
-            listing: false,
+            listing: None,
             opening: false,
             recorded: Some(model_name.clone()),
             interrupted: None,

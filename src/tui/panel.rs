@@ -30,8 +30,8 @@ pub enum Confirmed {
         /// Whether it is gone on with.
         go_on: bool,
     },
-    /// Delete a conversation.
-    Delete(PathBuf),
+    /// Delete a conversation, and go back to the list.
+    Delete(PathBuf, Place),
     /// Fetch a model over the network.
     Fetch(String),
     /// Begin a new conversation, what is not saved of this one being lost.
@@ -177,6 +177,14 @@ pub enum Items {
     Models(Vec<ModelItem>),
 }
 
+/// Where a list was left.
+#[derive(Clone, Default, PartialEq, Debug)]
+pub struct Place {
+    filter: String,
+    at: usize,
+    path: Option<PathBuf>, // of the conversation under the cursor
+}
+
 /// A list to choose from.
 pub struct List {
     /// Of what.
@@ -193,6 +201,21 @@ impl List {
     /// A list from its beginning.
     pub fn new(items: Items) -> List {
         List { items, filter: String::new(), at: 0, naming: None }
+    }
+
+    /// A list of conversations, from where it was left: from the one that was under the cursor, or what took its place.
+    pub fn conversations(found: Vec<Summary>, from: Place) -> List {
+        let place = found.iter().position(|c| Some(&c.path) == from.path.as_ref());
+        let mut l = List { filter: from.filter, ..List::new(Items::Conversations(found)) };
+        let shown = l.shown();
+        let same = shown.iter().position(|&i| Some(i) == place);
+        l.at = same.unwrap_or(from.at.min(shown.len().saturating_sub(1)));
+        l
+    }
+
+    /// Where it is left.
+    pub fn place(&self) -> Place {
+        Place { filter: self.filter.clone(), at: self.at, path: self.conversation().map(|c| c.path.clone()) }
     }
 
     /// The places in the list of those that are shown.

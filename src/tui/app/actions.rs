@@ -2,7 +2,7 @@
 
 use super::{App, Before, Effect, Scroll, State, Weight};
 use crate::tui::command::{self, Action};
-use crate::tui::panel::{self, Confirmed, Items, List, Panel, Settings};
+use crate::tui::panel::{self, Confirmed, List, Panel, Place, Settings};
 use crate::tui::store::{self, Op};
 use crate::tui::theme::{Scheme, Theme};
 use crate::tui::tree::Tree;
@@ -23,7 +23,7 @@ impl App {
             Action::Help => self.panel = Some(Panel::Help(0)),
             Action::New if self.is_busy() => {}
             Action::New => self.ask_to_leave(Confirmed::New),
-            Action::Conversations => self.list(),
+            Action::Conversations => self.list(Place::default()),
             Action::Rename if self.opening => _ = self.is_busy(),
             Action::Rename if argument.is_empty() => self.note("/rename TITLE"),
             Action::Rename => {
@@ -207,13 +207,11 @@ impl App {
             }
             store::Event::Listed(found) => {
                 self.recent = found.clone();
-                if std::mem::take(&mut self.listing) && !self.asks() {
-                    let (filter, at) = match self.panel.take() {
-                        Some(Panel::List(l)) => (l.filter, l.at),
-                        _ => (String::new(), 0),
-                    };
-                    let at = at.min(found.len().saturating_sub(1));
-                    self.panel = Some(Panel::List(List { filter, at, ..List::new(Items::Conversations(found)) }));
+                if let Some(place) = self.listing.take()
+                    && !self.asks()
+                {
+                    let place = if let Some(Panel::List(l)) = &self.panel { l.place() } else { place };
+                    self.panel = Some(Panel::List(List::conversations(found, place)));
                 }
             }
             store::Event::Done(text) => self.note(text),
@@ -242,9 +240,9 @@ impl App {
         matches!(self.panel, Some(Panel::Confirm(..)))
     }
 
-    /// Asks for the list of conversations, to be shown.
-    pub(super) fn list(&mut self) {
-        self.listing = true;
+    /// Asks for the list of conversations, to be shown from there on.
+    pub(super) fn list(&mut self, from: Place) {
+        self.listing = Some(from);
         self.effects.push(Effect::Store(Op::List));
     }
 }

@@ -328,8 +328,8 @@ impl App {
         match k.code {
             KeyCode::Enter | KeyCode::Char('y') => self.confirmed(then),
             KeyCode::Esc | KeyCode::Char('n' | 'q') => {
-                if let Confirmed::Delete(_) = then {
-                    self.list();
+                if let Confirmed::Delete(_, place) = then {
+                    self.list(place);
                 }
             }
             _ => self.panel = Some(Panel::Confirm(text, then)),
@@ -361,7 +361,7 @@ impl App {
                 self.may_leave_out = true;
                 self.ask(leaf, go_on);
             }
-            Confirmed::Delete(path) => {
+            Confirmed::Delete(path, place) => {
                 let here = self.path.as_ref() == Some(&path);
                 if !(here && self.is_busy()) {
                     if here {
@@ -369,7 +369,7 @@ impl App {
                     }
                     self.effects.push(Effect::Store(Op::Delete(path)));
                 }
-                self.list();
+                self.list(place);
             }
             Confirmed::Fetch(name) => self.load(Some(name)),
             Confirmed::New => self.begin_anew(),
@@ -395,7 +395,7 @@ impl App {
                     };
                     self.effects.push(Effect::Store(op));
                     l.naming = None;
-                    self.list();
+                    self.list(l.place());
                 }
                 _ => _ = edit(e, k),
             }
@@ -433,7 +433,7 @@ impl App {
             KeyCode::Delete | KeyCode::Char('d') if ctrl || k.code == KeyCode::Delete => {
                 if let Some(c) = l.conversation() {
                     let text = format!("Delete \u{201c}{}\u{201d} and its {} turns for good?", c.title, c.turns);
-                    self.panel = Some(Panel::Confirm(text, Confirmed::Delete(c.path.clone())));
+                    self.panel = Some(Panel::Confirm(text, Confirmed::Delete(c.path.clone(), l.place())));
                     return;
                 }
             }

@@ -241,7 +241,7 @@ fn however_a_full_context_is_answered_another_question_can_be_asked() {
         // What was asked for before comes late, and does not push the question away.
         a.press(KeyCode::Char('x'), NONE);
         a.hear(Msg::Models(Vec::new()));
-        a.listing = true;
+        a.listing = Some(Place::default());
         a.hear(Msg::Store(store::Event::Listed(Vec::new())));
         assert!(a.screen().contains("no longer fits"));
         a.press(key, modifiers);
@@ -259,7 +259,7 @@ fn the_conversation_that_is_being_answered_is_not_deleted() {
     a.answer("part", None);
     let delete = Effect::Store(Op::Delete("q.txt".into()));
     let agree = |a: &mut App| {
-        a.panel = Some(Panel::Confirm("Delete?".into(), Confirmed::Delete("q.txt".into())));
+        a.panel = Some(Panel::Confirm("Delete?".into(), Confirmed::Delete("q.txt".into(), Place::default())));
         a.press(KeyCode::Enter, NONE)
     };
     assert!(!agree(&mut a).contains(&delete) && a.screen().contains("an answer is still coming"));
@@ -474,6 +474,38 @@ fn a_long_text_from_another_editor_is_folded() {
     let effects = a.hear(Msg::Written(Ok(text.clone())));
     assert_eq!((a.editor.text().chars().count(), a.editor.expanded()), (1, text.trim_end().to_string()));
     assert!(matches!(effects[..], [Effect::Count(0, _)]));
+}
+
+/// The one that is renamed is the latest then, and comes first; of those that are deleted one after the other, the next one
+/// is under the cursor.
+#[test]
+fn a_list_is_gone_on_with_where_it_was() {
+    let listed = |titles: &[&str]| Msg::Store(store::Event::Listed(titles.iter().map(|t| summary(t)).collect()));
+    let mut a = app((80, 24));
+    a.ready();
+    a.press(KeyCode::Char('o'), CTRL);
+    a.hear(listed(&["cart 1", "ox", "cart 2", "cart 3"]));
+    a.write("cart");
+    a.press(KeyCode::Down, NONE);
+    a.press(KeyCode::F(2), NONE);
+    a.press(KeyCode::Enter, NONE);
+    a.hear(listed(&["cart 2", "cart 1", "ox", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 2") && !a.screen().contains("ox"), "{}", a.screen());
+    // Thought better of.
+    a.press(KeyCode::Delete, NONE);
+    a.press(KeyCode::Esc, NONE);
+    a.hear(listed(&["cart 2", "cart 1", "ox", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 2") && !a.screen().contains("ox"), "{}", a.screen());
+    a.press(KeyCode::Delete, NONE);
+    a.press(KeyCode::Enter, NONE);
+    a.hear(listed(&["cart 1", "ox", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 1") && !a.screen().contains("ox"), "{}", a.screen());
+    // Begun anew, it is whole.
+    a.press(KeyCode::Esc, NONE);
+    a.press(KeyCode::Esc, NONE);
+    a.press(KeyCode::Char('o'), CTRL);
+    a.hear(listed(&["cart 1", "ox", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 1") && a.screen().contains("ox"), "{}", a.screen());
 }
 
 #[test]
