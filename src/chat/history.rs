@@ -13,7 +13,7 @@ mod folder;
 mod text;
 
 pub use export::{export_json, export_markdown};
-pub use folder::{Summary, delete, find, list, stem};
+pub use folder::{Summary, delete, find, list, questions, stem};
 
 use jiff::ZonedDateTime;
 use std::collections::HashMap;

@@ -16,7 +16,7 @@ const MOST: usize = 4096;
 const FOLD_BYTES: usize = 2000;
 const FOLD_LINES: usize = 12;
 /// Bytes of a text that can be gone back to.
-const MOST_PAST: usize = 16 << 10;
+pub const MOST_PAST: usize = 16 << 10;
 /// Bytes of texts that undo remembers.
 const UNDO_BYTES: usize = 4 << 20;
 
@@ -95,6 +95,7 @@ pub struct Editor {
     goal: Option<usize>, // the column that up and down try to keep
     killed: String,
     past: Vec<String>,
+    older: usize,                      // how many of `past` are of earlier runs
     browsing: Option<(usize, String)>, // place in `past`, and what was being written
     rows: Vec<Range<usize>>,
     cells: usize,
@@ -246,9 +247,27 @@ impl Editor {
 
     /// Adds a text to go back to.
     pub fn add_past(&mut self, text: &str) {
-        if text.len() <= MOST_PAST && !text.trim().is_empty() && self.past.last().is_none_or(|p| p != text) {
-            self.past.push(plain(text));
+        if text.len() > MOST_PAST || text.trim().is_empty() || self.past.last().is_some_and(|p| p == text) {
+            return;
         }
+        // An earlier run's question that is asked again, or whose conversation is opened, is of this run.
+        if let Some(i) = self.past[..self.older].iter().position(|p| p == text) {
+            self.past.remove(i);
+            self.older -= 1;
+            self.browsing.iter_mut().filter(|b| b.0 > i).for_each(|b| b.0 -= 1);
+        }
+        self.past.push(plain(text));
+    }
+
+    /// Has texts of earlier runs to go back to, beyond those of this one, instead of those that it had before; the latest
+    /// last.
+    pub fn set_older(&mut self, texts: &[String]) {
+        let (before, own) = (self.older, self.past.split_off(self.older));
+        self.past = texts.iter().map(|t| plain(t)).filter(|t| !t.trim().is_empty() && !own.contains(t)).collect();
+        self.older = self.past.len();
+        self.past.extend(own);
+        // Whoever walks through them stays as far from the end of them.
+        self.browsing.iter_mut().for_each(|b| b.0 = (b.0 + self.older).saturating_sub(before));
     }
 
     fn target(&self, m: Motion) -> usize {
@@ -547,5 +566,36 @@ mod tests {
         assert_eq!(e.text(), "long line here\nxy\nanother line");
         e.down();
         assert_eq!(e.text(), "long line here\nxy\nanother line");
+    }
+
+    #[test]
+    fn questions_of_earlier_runs_come_before_those_of_this_one() {
+        let mut e = Editor::default();
+        let older = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect::<Vec<_>>();
+        let walk = |e: &mut Editor, n: usize| {
+            let up = |_| {
+                e.up();
+                e.text().to_string()
+            };
+            (0..n).map(up).collect::<Vec<_>>()
+        };
+        ["own", "both"].into_iter().for_each(|q| e.add_past(q));
+        e.set_older(&older(&["old", "both", "older\r\nline"]));
+        e.set("draft");
+        e.layout(20);
+        assert_eq!(walk(&mut e, 3), ["both", "own", "older\nline"]);
+        // They are others now, and whoever walks through them does not notice.
+        e.set_older(&older(&["oldest", "old", "older\nline"]));
+        e.go(Motion::Start);
+        assert_eq!(walk(&mut e, 3), ["old", "oldest", "oldest"]);
+        (0..9).for_each(|_| e.down());
+        assert_eq!(e.text(), "draft");
+        // One that is asked again is the last one.
+        e.add_past("old");
+        assert_eq!(walk(&mut e, 4), ["old", "both", "own", "older\nline"]);
+        // Those of a conversation that was deleted are gone.
+        e.set_older(&[]);
+        (0..9).for_each(|_| e.down());
+        assert_eq!(walk(&mut e, 4), ["old", "both", "own", "own"]);
     }
 }

@@ -5,6 +5,7 @@
 //! until everything is written that can be.
 
 use super::Msg;
+use super::editor::MOST_PAST;
 use crate::chat::history::{self, Conversation, HistoryError, Summary, TurnId, TurnState};
 use crate::disk::{home_path, write_private};
 use std::collections::VecDeque;
@@ -14,6 +15,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Questions of earlier conversations that the editor can go back to.
+const QUESTIONS: usize = 200;
 /// How long until what could not be written is tried again.
 const AGAIN: Duration = Duration::from_secs(3);
 
@@ -80,6 +83,8 @@ pub enum Event {
     Created(PathBuf),
     /// The conversations, the latest first.
     Listed(Vec<Summary>),
+    /// The last questions of those that are not open, the latest last.
+    Questions(Vec<String>),
     /// Something was done that the person should hear of.
     Done(String),
     /// Something was not.
@@ -199,7 +204,9 @@ impl Shelf {
                     let same = |s: &&mut Summary| s.path.canonicalize().is_ok_and(|p| p == there);
                     found.iter_mut().filter(same).for_each(|s| s.path = c.path().to_path_buf());
                 }
-                self.say(Event::Listed(found));
+                self.say(Event::Listed(found.clone()));
+                found.retain(|s| !self.has_open(&s.path));
+                self.say(Event::Questions(history::questions(&found, QUESTIONS, MOST_PAST)));
             }
             Op::Delete(path) => {
                 // Its lock is ours as long as it is open.
@@ -372,6 +379,38 @@ mod tests {
         std::fs::remove_file(&dir).unwrap();
         drop(store);
         assert_eq!(history::list(&dir)[0].title, "question");
+    }
+
+    #[test]
+    fn the_questions_of_other_conversations_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = |questions: &[&str]| {
+            let mut c = Conversation::create(dir.path(), "m").unwrap();
+            let mut parent = None;
+            for q in questions {
+                let q = c.add(parent, "user", q).unwrap();
+                parent = Some(c.add(Some(q), "assistant", "answer").unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(20)); // times of files have their grain
+            c.path().to_path_buf()
+        };
+        kept(&["one", "two", "three"]);
+        kept(&["two", &"long ".repeat(MOST_PAST)]);
+        let last = kept(&["four"]);
+        let (tell, told) = channel();
+        let questions =
+            || told.iter().find_map(|m| if let Msg::Store(Event::Questions(q)) = m { Some(q) } else { None }).unwrap();
+        let store = Store::start(Some(dir.path().to_path_buf()), tell.clone()).unwrap();
+        store.send(Op::List);
+        assert_eq!(questions(), ["one", "three", "two", "four"]);
+        store.send(Op::Open(last));
+        store.send(Op::List);
+        assert_eq!(questions(), ["one", "three", "two"]);
+        // Where nothing is kept, nothing is read either.
+        drop(store);
+        let store = Store::start(None, tell).unwrap();
+        store.send(Op::List);
+        assert_eq!(questions(), [""; 0]);
     }
 
     #[test]

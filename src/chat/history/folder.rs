@@ -44,6 +44,26 @@ pub fn list(dir: &Path) -> Vec<Summary> {
     found
 }
 
+/// The last questions of conversations that were listed, of all branches, each once, the latest last: at most `most`, of no
+/// more than `bytes` each.
+pub fn questions(listed: &[Summary], most: usize, bytes: usize) -> Vec<String> {
+    let mut found = Vec::new();
+    for s in listed {
+        // What cannot be read is told of by whoever opens it.
+        let turns = Conversation::read(&s.path).map_or(Vec::new(), |c| c.turns);
+        for t in turns.into_iter().rev().filter(|t| t.role == "user" && t.content.len() <= bytes) {
+            if found.len() < most && !found.contains(&t.content) {
+                found.push(t.content);
+            }
+        }
+        if found.len() == most {
+            break;
+        }
+    }
+    found.reverse();
+    found
+}
+
 /// Deletes a conversation and the KV cache beside it. Refused for a file that is none, and while another program has it
 /// open.
 pub fn delete(path: &Path) -> Result<()> {

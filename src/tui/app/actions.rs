@@ -214,6 +214,7 @@ impl App {
                     self.panel = Some(Panel::List(List::conversations(found, place)));
                 }
             }
+            store::Event::Questions(found) => self.editor.set_older(&found),
             store::Event::Done(text) => self.note(text),
             store::Event::Failed(text) => {
                 self.say(Weight::Problem, text);

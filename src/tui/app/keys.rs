@@ -372,7 +372,11 @@ impl App {
                 self.list(place);
             }
             Confirmed::Fetch(name) => self.load(Some(name)),
-            Confirmed::New => self.begin_anew(),
+            Confirmed::New => {
+                self.begin_anew();
+                // What was left is one of the last ones by now.
+                self.effects.push(Effect::Store(Op::List));
+            }
             Confirmed::Open(path) => self.open(path),
             Confirmed::Quit => self.quit(),
         }

@@ -705,6 +705,26 @@ fn paths_that_are_offered_can_be_told_apart() {
 }
 
 #[test]
+fn the_up_arrow_reaches_questions_of_earlier_conversations() {
+    let mut a = app((80, 24));
+    a.ready();
+    a.hear(Msg::Store(store::Event::Questions(vec!["last week".into(), "yesterday".into()])));
+    a.ask_for("now");
+    a.answer("a", Some(End::Eog));
+    for want in ["now", "yesterday", "last week", "last week"] {
+        a.press(KeyCode::Up, NONE);
+        assert_eq!(a.editor.text(), want);
+    }
+    // One that is gone on with has its own before all others.
+    a.press(KeyCode::Char('u'), CTRL);
+    a.hear(opened("week.txt", &[("user", "last week"), ("assistant", "answer")]));
+    for want in ["last week", "now", "yesterday", "yesterday"] {
+        a.press(KeyCode::Up, NONE);
+        assert_eq!(a.editor.text(), want);
+    }
+}
+
+#[test]
 fn files_come_in_before_they_are_sent() {
     let mut a = app((80, 24));
     a.ready();
