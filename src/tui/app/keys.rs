@@ -17,6 +17,17 @@ const UNREAD: Duration = Duration::from_millis(800);
 /// How long a second Ctrl-C means the first.
 const TWICE: Duration = Duration::from_secs(2);
 
+/// Letters of other layouts than the Latin one, and those that stand on the same keys there: Russian and Ukrainian, Greek,
+/// Hebrew, Arabic, and what Persian has elsewhere.
+const LAYOUTS: [(&str, &str); 6] = [
+    ("йцукенгшщзфывапролдячсмить", "qwertyuiopasdfghjklzxcvbnm"),
+    ("іς", "sw"),
+    ("ερτυθιοπασδφγηξκλζχψωβνμ", "ertyuiopasdfghjklzxcvbnm"),
+    ("קראטוןםפשדגכעיחלךזסבהנמצ", "ertyuiopasdfghjklzxcvbnm"),
+    ("ضصثقفغعهخحشسيبلاتنمئءؤرﻻىة", "qwertyuiopasdfghjklzxcvbnm"),
+    ("یکظطزذدپ", "dkzxcbnm"),
+];
+
 impl App {
     pub(super) fn terminal(&mut self, e: Event) {
         match e {
@@ -75,6 +86,7 @@ impl App {
     }
 
     fn key(&mut self, k: KeyEvent) {
+        let k = KeyEvent { code: latin(k), ..k };
         let ctrl = k.modifiers.contains(KeyModifiers::CONTROL);
         if ctrl && k.code == KeyCode::Char('c') {
             return self.interrupt();
@@ -459,6 +471,18 @@ impl App {
         }
         self.panel = Some(Panel::List(l));
     }
+}
+
+/// The key that is meant together with Ctrl or Alt: terminals tell it by its letter in the layout at hand, with Alt all of
+/// them, with Ctrl those that know the keyboard protocol.
+pub(super) fn latin(k: KeyEvent) -> KeyCode {
+    let (ctrl, alt) = (k.modifiers.contains(KeyModifiers::CONTROL), k.modifiers.contains(KeyModifiers::ALT));
+    let KeyCode::Char(c) = k.code else { return k.code };
+    if ctrl == alt || c.is_ascii() {
+        return k.code;
+    }
+    let there = |(letters, keys): &(&str, &str)| keys.chars().nth(letters.chars().position(|l| l == c)?);
+    KeyCode::Char(LAYOUTS.iter().find_map(there).unwrap_or(c))
 }
 
 /// The conversation under the cursor, and its name to be changed.

@@ -875,6 +875,31 @@ fn what_is_not_saved_is_not_left_without_a_question() {
     assert_eq!(choose(&mut a), [open]);
 }
 
+/// What the key of `c` gives on a Russian, Ukrainian, Greek, Hebrew, Arabic and Persian keyboard, and so on.
+#[test]
+fn keys_are_where_they_are_on_any_keyboard() {
+    let same: [(&str, char); 5] =
+        [("сψבؤز", 'c'), ("уεקث", 'e'), ("кρרق", 'r'), ("вδגيی", 'd'), ("ьμצةپ", 'm')];
+    for (letters, key) in same {
+        for c in letters.chars() {
+            for with in [CTRL, ALT] {
+                let k = keys::latin(KeyEvent::new(KeyCode::Char(c), with));
+                assert_eq!(k, KeyCode::Char(key), "{c}");
+            }
+        }
+    }
+    // As letters they are themselves.
+    let mut a = app((80, 24));
+    a.ready();
+    a.write("سؤال");
+    assert_eq!(a.editor.text(), "سؤال");
+    a.press(KeyCode::Char('ع'), CTRL); // U
+    assert!(a.editor.is_empty());
+    a.press(KeyCode::Char('ؤ'), CTRL);
+    a.press(KeyCode::Char('ؤ'), CTRL);
+    assert!(a.quit);
+}
+
 #[test]
 fn lines_go_on_after_a_backslash() {
     let mut a = app((80, 24));
