@@ -470,10 +470,15 @@ fn write_elsewhere(text: &str) -> Result<String, String> {
     let editor = set("VISUAL").or_else(|| set("EDITOR")).unwrap_or_else(|| "vi".into());
     let error = |e: io::Error| format!("{editor}: {e}");
     // In a folder of its own, which nobody else may look into: some editors leave copies beside the file.
-    let dir = std::env::temp_dir().join(format!("oxcart-{}-{}", std::process::id(), UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos()));
+    let dir = std::env::temp_dir().join(format!(
+        "oxcart-{}-{}",
+        std::process::id(),
+        UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos()
+    ));
     DirBuilder::new().mode(0o700).create(&dir).map_err(error)?;
     let file = Partial::new(dir.join("question.md"));
-    let written = write_private(file.path(), text.as_bytes()).map_err(error).and_then(|()| edited(&editor, file.path()));
+    let written =
+        write_private(file.path(), text.as_bytes()).map_err(error).and_then(|()| edited(&editor, file.path()));
     drop(file);
     let _ = std::fs::remove_dir_all(&dir);
     written

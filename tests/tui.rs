@@ -247,8 +247,11 @@ fn a_window_that_shrinks_under_another_editor() {
 fn ctrl_c_in_another_editor_is_of_that_editor() {
     let home = home();
     let (script, pid) = (home.path().join("edit.sh"), home.path().join("pid"));
-    std::fs::write(&script, "kill -INT \"$(cat \"$PID\")\"\nsleep 1.5\nkill -INT \"$(cat \"$PID\")\"\necho written > \"$1\"\n")
-        .unwrap();
+    std::fs::write(
+        &script,
+        "kill -INT \"$(cat \"$PID\")\"\nsleep 1.5\nkill -INT \"$(cat \"$PID\")\"\necho written > \"$1\"\n",
+    )
+    .unwrap();
     let editor = format!("sh '{}'", script.display());
     let mut s = Seat::with(home.path(), 80, 24, &[], &[("VISUAL", &editor), ("PID", pid.to_str().unwrap())]);
     std::fs::write(&pid, s.child.process_id().unwrap().to_string()).unwrap();

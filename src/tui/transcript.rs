@@ -93,6 +93,10 @@ impl Thought {
     /// Lays out `text`, which begins with what it was the last time.
     fn update(&mut self, text: &str, cells: usize, t: &Theme) {
         let rows = |text: &str| plain(text, cells, &[Span::styled("┊ ", t.rule)], t.quote, usize::MAX).0;
+        if text.len() < self.ended.0 {
+            // What looked like a line of it was the beginning of its end.
+            *self = Thought::default();
+        }
         let (bytes, kept) = self.ended;
         self.rows.truncate(kept);
         let (ended, growing) = text[bytes..].split_at(text[bytes..].rfind('\n').map_or(0, |i| i + 1));

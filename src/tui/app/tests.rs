@@ -484,33 +484,33 @@ fn a_list_is_gone_on_with_where_it_was() {
     let mut a = app((80, 24));
     a.ready();
     a.press(KeyCode::Char('o'), CTRL);
-    a.hear(listed(&["cart 1", "ox", "cart 2", "cart 3"]));
+    a.hear(listed(&["cart 1", "horse", "cart 2", "cart 3"]));
     a.write("cart");
     a.press(KeyCode::Down, NONE);
     a.press(KeyCode::F(2), NONE);
     a.press(KeyCode::Enter, NONE);
-    a.hear(listed(&["cart 2", "cart 1", "ox", "cart 3"]));
-    assert!(a.screen().contains("▸ cart 2") && !a.screen().contains("ox"), "{}", a.screen());
+    a.hear(listed(&["cart 2", "cart 1", "horse", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 2") && !a.screen().contains("horse"), "{}", a.screen());
     // Thought better of.
     a.press(KeyCode::Delete, NONE);
     a.press(KeyCode::Esc, NONE);
-    a.hear(listed(&["cart 2", "cart 1", "ox", "cart 3"]));
-    assert!(a.screen().contains("▸ cart 2") && !a.screen().contains("ox"), "{}", a.screen());
+    a.hear(listed(&["cart 2", "cart 1", "horse", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 2") && !a.screen().contains("horse"), "{}", a.screen());
     a.press(KeyCode::Delete, NONE);
     a.press(KeyCode::Enter, NONE);
-    a.hear(listed(&["cart 1", "ox", "cart 3"]));
-    assert!(a.screen().contains("▸ cart 1") && !a.screen().contains("ox"), "{}", a.screen());
+    a.hear(listed(&["cart 1", "horse", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 1") && !a.screen().contains("horse"), "{}", a.screen());
     // Begun anew, it is whole.
     a.press(KeyCode::Esc, NONE);
     a.press(KeyCode::Esc, NONE);
     a.press(KeyCode::Char('o'), CTRL);
-    a.hear(listed(&["cart 1", "ox", "cart 3"]));
-    assert!(a.screen().contains("▸ cart 1") && a.screen().contains("ox"), "{}", a.screen());
+    a.hear(listed(&["cart 1", "horse", "cart 3"]));
+    assert!(a.screen().contains("▸ cart 1") && a.screen().contains("horse"), "{}", a.screen());
 }
 
 #[test]
 fn what_a_key_in_a_list_leads_to_is_seen() {
-    for size in [(120, 40), (80, 24), (40, 12), (40, 8)] {
+    for size in [(120, 40), (80, 24), (40, 12)] {
         let mut a = app(size);
         a.ready();
         a.ask_for("q");
@@ -716,7 +716,7 @@ fn the_up_arrow_reaches_questions_of_earlier_conversations() {
         assert_eq!(a.editor.text(), want);
     }
     // One that is gone on with has its own before all others.
-    a.press(KeyCode::Char('u'), CTRL);
+    a.editor.clear();
     a.hear(opened("week.txt", &[("user", "last week"), ("assistant", "answer")]));
     for want in ["last week", "now", "yesterday", "yesterday"] {
         a.press(KeyCode::Up, NONE);
@@ -878,8 +878,7 @@ fn what_is_not_saved_is_not_left_without_a_question() {
 /// What the key of `c` gives on a Russian, Ukrainian, Greek, Hebrew, Arabic and Persian keyboard, and so on.
 #[test]
 fn keys_are_where_they_are_on_any_keyboard() {
-    let same: [(&str, char); 5] =
-        [("сψבؤز", 'c'), ("уεקث", 'e'), ("кρרق", 'r'), ("вδגيی", 'd'), ("ьμצةپ", 'm')];
+    let same: [(&str, char); 5] = [("сψבؤز", 'c'), ("уεקث", 'e'), ("кρרق", 'r'), ("вδגيی", 'd'), ("ьμצةپ", 'm')];
     for (letters, key) in same {
         for c in letters.chars() {
             for with in [CTRL, ALT] {
