@@ -866,7 +866,7 @@ fn what_is_not_saved_is_not_left_without_a_question() {
     };
     let open = Effect::Store(Op::Open("other.txt".into()));
     assert_eq!(choose(&mut a), []);
-    assert_eq!(a.press(KeyCode::Enter, NONE), [open.clone()]);
+    assert_eq!(a.press(KeyCode::Enter, NONE), std::slice::from_ref(&open));
     // Its loss is not called a rescue.
     a.hear(Msg::Store(store::Event::Unsaved(None)));
     assert!(!a.screen().contains("saved again"), "{}", a.screen());
