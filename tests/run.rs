@@ -50,8 +50,8 @@ fn a_file_says_how_to_sample_and_flags_say_otherwise() {
         assert!(code == Some(0) && err.contains(says), "{sampling} {more:?}: {err}");
     }
     for (sampling, says) in [
-        ("temp=float:nan", "temp: found NaN, expected 0 to 100"),
-        ("temp=float:-1", "temp: found -1, expected 0 to 100"),
+        ("temp=float:nan", "temp: found NaN, expected -100 to 100"),
+        ("temp=float:-101", "temp: found -101, expected -100 to 100"),
         ("temp=float:inf", "temp: found inf, expected"),
         ("temp=str:hot", "temp: found string hot, expected a number"),
         ("top_k=float:1.5", "top_k: found f64 1.5, expected an integer"),

@@ -187,7 +187,7 @@ impl Overrides {
             n => Ok(n),
         };
         let set = Overrides {
-            temp: real("temp", 0.0, 100.0)?,
+            temp: real("temp", -100.0, 100.0)?,
             top_k: whole("top_k")?.map(|k| usize::try_from(k).unwrap_or(0)),
             top_p: real("top_p", 0.0, 1.0)?,
             min_p: real("min_p", 0.0, 1.0)?,
