@@ -1,8 +1,8 @@
 //! Text to tokens and back, from a GGUF's own metadata.
 //!
 //! The crate tokenizers splits and merges byte-level vocabularies, [`scores`] merges SentencePiece's; this module builds them
-//! from `tokenizer.ggml.*` and does what llama.cpp does around them: special tokens are cut out of the text first, pieces between them are encoded, invalid UTF-8 is let through
-//! byte by byte, BOS and EOS are added where the file says so.
+//! from `tokenizer.ggml.*` and does what llama.cpp does around them: special tokens are cut out of the text first, pieces
+//! between them are encoded, invalid UTF-8 is let through byte by byte, BOS and EOS are added where the file says so.
 
 mod build;
 mod cut;
