@@ -13,7 +13,7 @@ mod folder;
 mod text;
 
 pub use export::{export_json, export_markdown};
-pub use folder::{Summary, delete, find, list, questions, stem};
+pub use folder::{Summary, delete, find, list, list_with, stem};
 
 use jiff::ZonedDateTime;
 use std::collections::HashMap;

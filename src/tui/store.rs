@@ -8,7 +8,7 @@ use super::Msg;
 use super::editor::MOST_PAST;
 use crate::chat::history::{self, Conversation, HistoryError, Summary, TurnId, TurnState};
 use crate::disk::{home_path, write_private};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -196,17 +196,18 @@ impl Shelf {
                 opened?;
             }
             Op::List => {
-                let mut found = self.dir.as_deref().map(history::list).unwrap_or_default();
+                let mut found = self.dir.as_deref().map(|d| history::list_with(d, questions)).unwrap_or_default();
                 // The one that is open goes by the path that it was opened by, so that it is known again.
                 if let Some((c, _)) = &self.open
                     && let Ok(there) = c.path().canonicalize()
                 {
-                    let same = |s: &&mut Summary| s.path.canonicalize().is_ok_and(|p| p == there);
-                    found.iter_mut().filter(same).for_each(|s| s.path = c.path().to_path_buf());
+                    let same = |s: &&mut (Summary, _)| s.0.path.canonicalize().is_ok_and(|p| p == there);
+                    found.iter_mut().filter(same).for_each(|s| s.0.path = c.path().to_path_buf());
                 }
-                self.say(Event::Listed(found.clone()));
-                found.retain(|s| !self.has_open(&s.path));
-                self.say(Event::Questions(history::questions(&found, QUESTIONS, MOST_PAST)));
+                let others = found.iter().filter(|(s, _)| !self.has_open(&s.path));
+                let asked = latest(others.flat_map(|(_, questions)| questions));
+                self.say(Event::Listed(found.into_iter().map(|(s, _)| s).collect()));
+                self.say(Event::Questions(asked));
             }
             Op::Delete(path) => {
                 // Its lock is ours as long as it is open.
@@ -333,6 +334,20 @@ impl Shelf {
         self.say(Event::Done(format!("written to {}", to.display())));
         Ok(())
     }
+}
+
+/// The questions of a conversation that the editor can go back to, of all branches, the latest first.
+fn questions(c: &Conversation) -> Vec<String> {
+    let asked = c.turns().iter().rev().filter(|t| t.role == "user" && t.content.len() <= MOST_PAST);
+    asked.take(QUESTIONS).map(|t| t.content.clone()).collect()
+}
+
+/// Of questions, the latest first, as many as can be gone back to, each once, the latest last.
+fn latest<'a>(asked: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let mut found: Vec<String> = asked.filter(|q| seen.insert(*q)).take(QUESTIONS).cloned().collect();
+    found.reverse();
+    found
 }
 
 #[cfg(test)]

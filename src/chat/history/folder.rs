@@ -24,43 +24,31 @@ pub struct Summary {
 
 /// The conversations in a folder, the latest first. Files that are none are passed over.
 pub fn list(dir: &Path) -> Vec<Summary> {
+    list_with(dir, |_| ()).into_iter().map(|(summary, ())| summary).collect()
+}
+
+/// The same, each with what is taken out of it as it is read anyway; nothing of one that cannot be read.
+pub fn list_with<T: Default>(dir: &Path, of: impl Fn(&Conversation) -> T) -> Vec<(Summary, T)> {
     let files = fs::read_dir(dir).into_iter().flatten().filter_map(|f| Some(f.ok()?.path()));
-    let mut found: Vec<Summary> = files
+    let mut found: Vec<(Summary, T)> = files
         .filter(|path| path.extension().is_some_and(|e| e == EXTENSION))
         .filter_map(|path| {
             let modified = fs::metadata(&path).and_then(|m| m.modified()).ok()?;
             match Conversation::read(&path) {
-                Ok(c) => Some(Summary { title: c.title(), turns: c.turns.len(), model: c.model, modified, path }),
+                Ok(c) => {
+                    let of = of(&c);
+                    Some((Summary { title: c.title(), turns: c.turns.len(), model: c.model, modified, path }, of))
+                }
                 // What an editor broke is still there, and whoever opens it is told where.
                 Err(e) if begins_as_one(&path) => {
                     let title = format!("cannot be read: {e}");
-                    Some(Summary { title, turns: 0, model: String::new(), modified, path })
+                    Some((Summary { title, turns: 0, model: String::new(), modified, path }, T::default()))
                 }
                 Err(_) => None,
             }
         })
         .collect();
-    found.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| b.path.cmp(&a.path)));
-    found
-}
-
-/// The last questions of conversations that were listed, of all branches, each once, the latest last: at most `most`, of no
-/// more than `bytes` each.
-pub fn questions(listed: &[Summary], most: usize, bytes: usize) -> Vec<String> {
-    let mut found = Vec::new();
-    for s in listed {
-        // What cannot be read is told of by whoever opens it.
-        let turns = Conversation::read(&s.path).map_or(Vec::new(), |c| c.turns);
-        for t in turns.into_iter().rev().filter(|t| t.role == "user" && t.content.len() <= bytes) {
-            if found.len() < most && !found.contains(&t.content) {
-                found.push(t.content);
-            }
-        }
-        if found.len() == most {
-            break;
-        }
-    }
-    found.reverse();
+    found.sort_by(|(a, _), (b, _)| b.modified.cmp(&a.modified).then_with(|| b.path.cmp(&a.path)));
     found
 }
 
