@@ -64,20 +64,31 @@ fn weights_from_the_disk_give_the_same_bits() {
     assert!(session(&model(), Some(1 << 30)).engine().stream().is_none());
 }
 
+/// What the plan says that the model needs, in a session of which size.
+fn planned(g: &Gguf) -> (SessionOptions, Needs) {
+    let o = SessionOptions { context: 512, ..SessionOptions::default() };
+    let weights = g.tensors().iter().map(|t| t.n_bytes()).sum();
+    let n = Needs::of(&Geometry::of(g).unwrap().unwrap(), weights, o.context as u64, &o).unwrap();
+    (o, n)
+}
+
+/// The engine of a session on this machine.
+fn engine_on(m: &Machine, o: &SessionOptions) -> Arc<Engine> {
+    let e = Arc::new(Engine::open(&model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap());
+    e.session_on(m, o).unwrap();
+    e
+}
+
 /// Up to what the plan leaves out: norms, and what buffers are more than about.
 #[test]
 fn a_plan_and_a_session_agree_on_what_fits() {
     let g = Gguf::open(&model()).unwrap();
-    let o = SessionOptions { context: 512, ..SessionOptions::default() };
-    let weights = g.tensors().iter().map(|t| t.n_bytes()).sum();
-    let n = Needs::of(&Geometry::of(&g).unwrap().unwrap(), weights, 512, &o).unwrap();
+    let (o, n) = planned(&g);
     let edge = n.total / 15 * 16;
     for (available, fit) in [(edge - edge / 20, Fit::Disk), (edge + edge / 20, Fit::Memory)] {
         let m = Machine { available: Some(available), ..Machine::default() };
         assert_eq!(Fit::of(&n, &m), fit, "{available}");
-        let e = Arc::new(Engine::open(&model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap());
-        e.session_on(&m, &o).unwrap();
-        assert_eq!(e.stream().is_some(), fit == Fit::Disk, "{available}");
+        assert_eq!(engine_on(&m, &o).stream().is_some(), fit == Fit::Disk, "{available}");
     }
 }
 
@@ -85,15 +96,12 @@ fn a_plan_and_a_session_agree_on_what_fits() {
 #[test]
 fn a_plan_and_a_session_agree_on_what_comes_from_the_disk() {
     let g = Gguf::open(&model()).unwrap();
-    let o = SessionOptions { context: 512, ..SessionOptions::default() };
-    let weights = g.tensors().iter().map(|t| t.n_bytes()).sum();
-    let n = Needs::of(&Geometry::of(&g).unwrap().unwrap(), weights, 512, &o).unwrap();
+    let (o, n) = planned(&g);
     // A thirtieth of the weights is more than a layer: the output is a third of this model.
-    for lacks in [weights / 30, weights / 8, weights / 3, weights / 2] {
+    for lacks in [30, 8, 3, 2].map(|part| n.weights / part) {
         let available = (n.total - lacks) / 15 * 16;
         let told = Active::of(&g).from_disk(n.beyond(available)) as f64;
-        let e = Arc::new(Engine::open(&model(), &EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap());
-        e.session_on(&Machine { available: Some(available), ..Machine::default() }, &o).unwrap();
+        let e = engine_on(&Machine { available: Some(available), ..Machine::default() }, &o);
         let (_, read) = e.stream().expect("more than there is room for").bytes();
         assert!((0.75..1.6).contains(&(told / read as f64)), "{told} bytes, {read} are read; {lacks} lack");
     }

@@ -30,6 +30,13 @@ fn app(size: (u16, u16)) -> App {
     a
 }
 
+/// With the model loaded.
+fn ready(size: (u16, u16)) -> App {
+    let mut a = app(size);
+    a.ready();
+    a
+}
+
 fn loaded() -> Loaded {
     Loaded {
         name: "Model".into(),
@@ -123,8 +130,7 @@ fn a_question_waits_for_the_model_but_is_written_at_once() {
 
 #[test]
 fn what_is_heard_is_written_before_it_is_over() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     let effects = a.answer("part", None);
     let begin = Op::Begin { parent: Some(0), role: "assistant".into() };
@@ -143,8 +149,7 @@ fn what_is_heard_is_written_before_it_is_over() {
 
 #[test]
 fn branches_are_made_and_walked() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.answer("first", Some(End::Eog));
     assert_eq!(said(asked(&a.press(KeyCode::Char('r'), CTRL)).unwrap()), ["q"]);
@@ -165,8 +170,7 @@ fn branches_are_made_and_walked() {
 
 #[test]
 fn what_is_sent_meanwhile_waits() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("one");
     a.answer("1", None);
     assert!(asked(&a.ask_for("two")).is_none());
@@ -199,8 +203,7 @@ fn what_waits_for_an_answer_that_does_not_come_is_given_back() {
         assert!(!a.screen().contains("next:"));
     }
     // A long one is folded, also beside a draft.
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("one");
     a.hear(Msg::Terminal(Event::Paste("word ".repeat(1000))));
     a.press(KeyCode::Enter, NONE);
@@ -212,8 +215,7 @@ fn what_waits_for_an_answer_that_does_not_come_is_given_back() {
 
 #[test]
 fn the_oldest_turns_are_left_out_only_when_that_is_agreed_to() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("one");
     a.answer("1", Some(End::Eog));
     a.ask_for("two");
@@ -234,8 +236,7 @@ fn the_oldest_turns_are_left_out_only_when_that_is_agreed_to() {
 #[test]
 fn however_a_full_context_is_answered_another_question_can_be_asked() {
     for (key, modifiers) in [(KeyCode::Esc, NONE), (KeyCode::Char('c'), CTRL)] {
-        let mut a = app((80, 24));
-        a.ready();
+        let mut a = ready((80, 24));
         a.ask_for("one");
         a.hear(Msg::Worker(W::Full(2)));
         // What was asked for before comes late, and does not push the question away.
@@ -252,8 +253,7 @@ fn however_a_full_context_is_answered_another_question_can_be_asked() {
 
 #[test]
 fn the_conversation_that_is_being_answered_is_not_deleted() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.hear(Msg::Store(store::Event::Created("q.txt".into())));
     a.answer("part", None);
@@ -284,8 +284,7 @@ fn a_question_meant_for_another_conversation_is_not_asked_in_this_one() {
         notes: Vec::new(),
     };
     for found in [true, false] {
-        let mut a = app((80, 24));
-        a.ready();
+        let mut a = ready((80, 24));
         a.ask_for("here");
         a.answer("now", Some(End::Eog));
         a.open("other.txt".into());
@@ -311,6 +310,10 @@ fn summary(title: &str) -> Summary {
     }
 }
 
+fn listed(titles: &[&str]) -> Msg {
+    Msg::Store(store::Event::Listed(titles.iter().map(|t| summary(t)).collect()))
+}
+
 fn opened(path: &str, turns: &[(&str, &str)]) -> Msg {
     let turn = |i: usize| (i.checked_sub(1), turns[i].0.to_string(), turns[i].1.to_string(), TurnState::Whole);
     Msg::Store(store::Event::Opened {
@@ -325,8 +328,7 @@ fn opened(path: &str, turns: &[(&str, &str)]) -> Msg {
 /// While another conversation is on its way, the store has it already, and the screen has not: nothing is done to either.
 #[test]
 fn nothing_is_done_to_a_conversation_that_is_being_left() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("here");
     a.answer("now", Some(End::Eog));
     a.open("other.txt".into());
@@ -356,8 +358,7 @@ fn nothing_is_done_to_a_conversation_that_is_being_left() {
 
 #[test]
 fn a_system_prompt_stays_in_its_conversation() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.write("/system Be brief.");
     a.press(KeyCode::Enter, NONE);
     a.open("french.txt".into());
@@ -375,10 +376,9 @@ fn a_system_prompt_stays_in_its_conversation() {
 
 #[test]
 fn a_name_is_given_to_the_conversation_that_was_chosen() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.press(KeyCode::Char('o'), CTRL);
-    a.hear(Msg::Store(store::Event::Listed(vec![summary("hello"), summary("second")])));
+    a.hear(listed(&["hello", "second"]));
     a.press(KeyCode::Down, NONE);
     a.press(KeyCode::F(2), NONE);
     a.press(KeyCode::Char('u'), CTRL);
@@ -392,8 +392,7 @@ fn a_name_is_given_to_the_conversation_that_was_chosen() {
 #[test]
 fn what_is_written_in_a_panel_is_seen() {
     for columns in [40, 80, 120, 200] {
-        let mut a = app((columns, 24));
-        a.ready();
+        let mut a = ready((columns, 24));
         a.press(KeyCode::Char('p'), CTRL);
         a.press(KeyCode::Enter, NONE);
         a.write(&"word ".repeat(30));
@@ -404,7 +403,7 @@ fn what_is_written_in_a_panel_is_seen() {
         assert!(a.screen().contains("end"), "{}", a.screen());
         let mut a = app((columns, 24));
         a.press(KeyCode::Char('o'), CTRL);
-        a.hear(Msg::Store(store::Event::Listed(vec![summary("old name")])));
+        a.hear(listed(&["old name"]));
         a.press(KeyCode::F(2), NONE);
         a.press(KeyCode::Char('u'), CTRL);
         a.write(&"letter ".repeat(20));
@@ -416,8 +415,7 @@ fn what_is_written_in_a_panel_is_seen() {
 /// Whole, in one step, with line ends as everywhere.
 #[test]
 fn a_paste_into_a_panel_is_one_change() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.press(KeyCode::Char('p'), CTRL);
     a.press(KeyCode::Enter, NONE);
     a.write("x");
@@ -427,8 +425,7 @@ fn a_paste_into_a_panel_is_one_change() {
     e.undo();
     assert_eq!(e.text(), "x");
     // A search goes to what it was given.
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.answer(&(0..60).map(|i| format!("line {i}\n\n")).collect::<String>(), Some(End::Eog));
     a.press(KeyCode::Char('f'), CTRL);
@@ -437,15 +434,14 @@ fn a_paste_into_a_panel_is_one_change() {
     // Of several lines a list takes the first.
     let mut a = app((80, 24));
     a.press(KeyCode::Char('o'), CTRL);
-    a.hear(Msg::Store(store::Event::Listed(vec![summary("hello"), summary("second")])));
+    a.hear(listed(&["hello", "second"]));
     a.hear(Msg::Terminal(Event::Paste("sec\r".into())));
     assert!(a.screen().contains("▸ second"), "{}", a.screen());
 }
 
 #[test]
 fn what_is_being_written_is_not_lost_to_an_edited_question() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.answer("a", Some(End::Eog));
     a.write("a long draft");
@@ -468,8 +464,7 @@ fn what_is_being_written_is_not_lost_to_an_edited_question() {
 /// What was folded went to the other editor as text, and comes back as much.
 #[test]
 fn a_long_text_from_another_editor_is_folded() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     let text = "a line\n".repeat(20_000);
     let effects = a.hear(Msg::Written(Ok(text.clone())));
     assert_eq!((a.editor.text().chars().count(), a.editor.expanded()), (1, text.trim_end().to_string()));
@@ -480,9 +475,7 @@ fn a_long_text_from_another_editor_is_folded() {
 /// is under the cursor.
 #[test]
 fn a_list_is_gone_on_with_where_it_was() {
-    let listed = |titles: &[&str]| Msg::Store(store::Event::Listed(titles.iter().map(|t| summary(t)).collect()));
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.press(KeyCode::Char('o'), CTRL);
     a.hear(listed(&["cart 1", "horse", "cart 2", "cart 3"]));
     a.write("cart");
@@ -527,8 +520,7 @@ fn what_a_key_in_a_list_leads_to_is_seen() {
 
 #[test]
 fn a_long_question_is_changed_as_text() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     let question = (0..30).map(|i| format!("line {i}")).collect::<Vec<_>>().join("\n");
     a.hear(Msg::Terminal(Event::Paste(question.clone())));
     assert_eq!(a.editor.attachments().len(), 1);
@@ -544,8 +536,7 @@ fn a_long_question_is_changed_as_text() {
 /// Several tokens of one pass read the weights once.
 #[test]
 fn bandwidth_counts_passes() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     let text = |passes| W::Text { text: "a".into(), tokens: 41, passes, time: Duration::from_secs(4), used: 0 };
     a.hear(Msg::Worker(text(40)));
@@ -557,8 +548,7 @@ fn bandwidth_counts_passes() {
 /// A control token is one, but no word.
 #[test]
 fn tokens_without_text_are_counted_and_begin_no_answer() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     let stored = |effects: &[Effect]| effects.iter().any(|e| matches!(e, Effect::Store(_)));
     let text = |text: &str, tokens| W::Text {
@@ -577,8 +567,7 @@ fn tokens_without_text_are_counted_and_begin_no_answer() {
 
 #[test]
 fn nearly_full_is_said_before_it_is_full() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     let (tokens, time) = (10, Duration::from_secs(1));
     a.hear(Msg::Worker(W::Text { text: "a".into(), tokens, passes: 9, time, used: 840 }));
@@ -590,8 +579,7 @@ fn nearly_full_is_said_before_it_is_full() {
 
 #[test]
 fn the_end_is_followed_unless_somebody_looks_up() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.answer(&(0..60).map(|i| format!("line {i}\n\n")).collect::<String>(), None);
     assert!(a.screen().contains("line 59"));
@@ -615,8 +603,7 @@ fn the_end_is_followed_unless_somebody_looks_up() {
 
 #[test]
 fn commands_are_completed_and_done() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.write("/ex");
     assert!(a.screen().contains("/export") && a.screen().contains("/quit"));
     a.press(KeyCode::Esc, NONE);
@@ -644,8 +631,7 @@ fn commands_are_completed_and_done() {
 
 #[test]
 fn completions_go_with_the_text_that_they_are_of() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     let offered = |a: &mut App| {
         a.write("hello @s");
         a.hear(Msg::Paths("s".into(), vec!["src/".into()]));
@@ -671,8 +657,7 @@ fn completions_go_with_the_text_that_they_are_of() {
 
 #[test]
 fn earlier_questions_are_walked_past_commands_and_files() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("first");
     a.answer("1", Some(End::Eog));
     a.write("/help");
@@ -691,8 +676,7 @@ fn earlier_questions_are_walked_past_commands_and_files() {
 
 #[test]
 fn paths_that_are_offered_can_be_told_apart() {
-    let mut a = app((40, 12));
-    a.ready();
+    let mut a = ready((40, 12));
     let folder = "a/very/deep/folder/of/a/project/with/long/names/";
     a.write(&format!("@{folder}"));
     let paths = ["first.rs", "second.rs", "third/"].map(|name| format!("{folder}{name}"));
@@ -706,8 +690,7 @@ fn paths_that_are_offered_can_be_told_apart() {
 
 #[test]
 fn the_up_arrow_reaches_questions_of_earlier_conversations() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.hear(Msg::Store(store::Event::Questions(vec!["last week".into(), "yesterday".into()])));
     a.ask_for("now");
     a.answer("a", Some(End::Eog));
@@ -726,8 +709,7 @@ fn the_up_arrow_reaches_questions_of_earlier_conversations() {
 
 #[test]
 fn files_come_in_before_they_are_sent() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.write("what says @notes.txt ?");
     let effects = a.press(KeyCode::Enter, NONE);
     assert_eq!(effects, [Effect::Read("notes.txt".into())]);
@@ -748,8 +730,7 @@ fn files_come_in_before_they_are_sent() {
 /// Over a slow line, keys that were pressed one after the other come together.
 #[test]
 fn a_file_comes_in_once_and_only_where_it_is_named() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.write("what says @notes.txt ?");
     let read = [Effect::Read("notes.txt".into())];
     let comes = || Msg::File("notes.txt".into(), Ok("some notes".into()));
@@ -788,8 +769,7 @@ fn a_file_that_is_no_text_is_not_sent_unseen() {
         ("gone.txt", NoText::Missing("gone.txt: no such file".into()), "gone.txt: no such file"),
     ];
     for (word, error, said) in cases {
-        let mut a = app((80, 24));
-        a.ready();
+        let mut a = ready((80, 24));
         a.write(&format!("read @{word}"));
         assert_eq!(a.press(KeyCode::Enter, NONE), [Effect::Read(word.into())]);
         assert!(asked(&a.hear(Msg::File(word.into(), Err(error)))).is_none(), "{word}");
@@ -798,8 +778,7 @@ fn a_file_that_is_no_text_is_not_sent_unseen() {
         assert_eq!(asked(&effects).unwrap().turns[0].content, format!("read @{word}"));
     }
     // What the context cannot hold is known before it is sent.
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.hear(Msg::Terminal(Event::Paste("word ".repeat(1000))));
     a.hear(Msg::Counted(0, 1000));
     assert!(a.press(KeyCode::Enter, NONE).is_empty());
@@ -808,8 +787,7 @@ fn a_file_that_is_no_text_is_not_sent_unseen() {
 
 #[test]
 fn a_model_that_cannot_be_had_leaves_the_one_before() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.answer("a", Some(End::Eog));
     a.write("/model gone.gguf");
@@ -830,8 +808,7 @@ fn a_model_that_cannot_be_had_leaves_the_one_before() {
 
 #[test]
 fn what_is_not_saved_is_shown_until_it_is() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.hear(Msg::Store(store::Event::Unsaved(Some("c.txt: No space left on device".into()))));
     assert!(a.screen().contains("No space left on device; it is tried again"));
     a.now += Duration::from_secs(60);
@@ -848,8 +825,7 @@ fn what_is_not_saved_is_shown_until_it_is() {
 
 #[test]
 fn what_is_not_saved_is_not_left_without_a_question() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.answer("a", Some(End::Eog));
     a.hear(Msg::Store(store::Event::Unsaved(Some("c.txt: No space left on device".into()))));
@@ -861,7 +837,7 @@ fn what_is_not_saved_is_not_left_without_a_question() {
     // Another one.
     let choose = |a: &mut App| {
         a.press(KeyCode::Char('o'), CTRL);
-        a.hear(Msg::Store(store::Event::Listed(vec![summary("other")])));
+        a.hear(listed(&["other"]));
         a.press(KeyCode::Enter, NONE)
     };
     let open = Effect::Store(Op::Open("other.txt".into()));
@@ -888,8 +864,7 @@ fn keys_are_where_they_are_on_any_keyboard() {
         }
     }
     // As letters they are themselves.
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.write("سؤال");
     assert_eq!(a.editor.text(), "سؤال");
     a.press(KeyCode::Char('ع'), CTRL); // U
@@ -901,8 +876,7 @@ fn keys_are_where_they_are_on_any_keyboard() {
 
 #[test]
 fn lines_go_on_after_a_backslash() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     for (line, sent) in [("one\\", false), ("two\\\\", true)] {
         a.write(line);
         assert_eq!(asked(&a.press(KeyCode::Enter, NONE)).is_some(), sent, "{line}");
@@ -912,8 +886,7 @@ fn lines_go_on_after_a_backslash() {
 
 #[test]
 fn a_system_prompt_goes_with_the_next_question() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.press(KeyCode::Char('p'), CTRL);
     a.press(KeyCode::Enter, NONE);
     a.write("Be brief.");
@@ -928,8 +901,7 @@ fn a_system_prompt_goes_with_the_next_question() {
 
 #[test]
 fn ctrl_c_stops_then_clears_then_ends() {
-    let mut a = app((80, 24));
-    a.ready();
+    let mut a = ready((80, 24));
     a.ask_for("q");
     a.write("draft");
     assert_eq!(a.press(KeyCode::Char('c'), CTRL), [Effect::Stop(1)]);
@@ -1016,8 +988,7 @@ fn the_main_screens_look_as_they_did() {
 
 #[test]
 fn a_small_screen_still_says_what_is_wrong() {
-    let mut a = app((20, 5));
-    a.ready();
+    let mut a = ready((20, 5));
     a.say(Weight::Problem, "no such file");
     assert!(a.screen().contains("no such file"), "{}", a.screen());
 }
