@@ -281,8 +281,7 @@ impl Outside {
                 self.elsewhere.store(true, Ordering::SeqCst);
                 let written = self.away(|| write_elsewhere(&text));
                 self.elsewhere.store(false, Ordering::SeqCst);
-                let written = written?;
-                return Ok(Some(Msg::Written(written)));
+                return Ok(Some(Msg::Written(written?)));
             }
             Effect::Suspend => self.away(|| {
                 // The whole job, as the terminal does it: a shell waits for the first program of it.

@@ -104,9 +104,10 @@ pub fn read(cli: &Command, line: impl Iterator<Item = OsString>) -> Result<Line,
                 ("-lm" | "--load-mode", Some("mmap+mlock")) => &["--mlock"],
                 _ => &[],
             };
-            match meant.iter().all(|flag| find(verb, flag).is_some()) {
-                true if !meant.is_empty() => words.extend(meant.iter().map(OsString::from)),
-                _ => idle.push(name.to_string()),
+            if !meant.is_empty() && meant.iter().all(|flag| find(verb, flag).is_some()) {
+                words.extend(meant.iter().map(OsString::from));
+            } else {
+                idle.push(name.to_string());
             }
             continue;
         };
