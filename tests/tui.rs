@@ -242,7 +242,7 @@ fn a_window_that_shrinks_under_another_editor() {
     assert_eq!(s.ended(), 0);
 }
 
-/// In vim and others it is a key like any other; the terminal sends it to this program, too.
+/// An editor that leaves the key to the terminal, as ed does, has the signal sent to this program, too.
 #[test]
 fn ctrl_c_in_another_editor_is_of_that_editor() {
     let home = home();
